@@ -1,0 +1,3 @@
+//! The `dsfs` command.
+
+fn main() {}
