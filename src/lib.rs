@@ -9,4 +9,6 @@ pub mod name;
 pub mod block;
 pub mod clock;
 pub mod durable;
+pub mod config;
+pub mod observe;
 pub mod store;
