@@ -76,18 +76,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemoteSettings {
     /// A bucket.
-    S3 {
-        /// The bucket.
-        bucket: Setting<String>,
-        /// The server; `None` for AWS itself.
-        endpoint: Setting<Option<String>>,
-        /// The region to sign for.
-        region: Setting<String>,
-        /// What all keys begin with.
-        prefix: Setting<RemotePrefix>,
-        /// How requests are signed.
-        credentials: Setting<Credentials>,
-    },
+    S3(Box<S3Settings>),
     /// A directory.
     Directory {
         /// The directory.
@@ -97,18 +86,33 @@ pub enum RemoteSettings {
     },
 }
 
+/// The settings of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct S3Settings {
+    /// The bucket.
+    pub bucket: Setting<String>,
+    /// The server; `None` for AWS itself.
+    pub endpoint: Setting<Option<String>>,
+    /// The region to sign for.
+    pub region: Setting<String>,
+    /// What all keys begin with.
+    pub prefix: Setting<RemotePrefix>,
+    /// How requests are signed.
+    pub credentials: Setting<Credentials>,
+}
+
 impl RemoteSettings {
     /// The remote without the origins.
     #[must_use]
     pub fn remote(&self) -> Remote {
         match self {
-            Self::S3 { bucket, endpoint, region, prefix, .. } => Remote {
+            Self::S3(s3) => Remote {
                 place: Place::S3 {
-                    endpoint: endpoint.value.clone(),
-                    region: region.value.clone(),
-                    bucket: bucket.value.clone(),
+                    endpoint: s3.endpoint.value.clone(),
+                    region: s3.region.value.clone(),
+                    bucket: s3.bucket.value.clone(),
                 },
-                prefix: prefix.value.clone(),
+                prefix: s3.prefix.value.clone(),
             },
             Self::Directory { path, prefix } => {
                 Remote { place: Place::Directory(path.value.clone()), prefix: prefix.value.clone() }

@@ -9,6 +9,7 @@ use crate::config::Credentials;
 use crate::config::Directories;
 use crate::config::Layer;
 use crate::config::RemoteSettings;
+use crate::config::S3Settings;
 use crate::config::Setting;
 use crate::config::layer::Source;
 use crate::config::layer::SourceKind;
@@ -244,7 +245,13 @@ fn s3_settings(
         remote::DEFAULT_REGION.to_owned(),
         |text| Ok(text.to_owned()),
     )?;
-    Ok(RemoteSettings::S3 { bucket, endpoint, region, prefix, credentials: credentials(sources)? })
+    Ok(RemoteSettings::S3(Box::new(S3Settings {
+        bucket,
+        endpoint,
+        region,
+        prefix,
+        credentials: credentials(sources)?,
+    })))
 }
 
 /// The key pair of the highest layer that has one, or AWS's own chain. A profile of AWS's files that is
@@ -322,7 +329,7 @@ mod tests {
     #[test]
     fn precedence_is_flag_environment_file_default() {
         let region = |given: &Given<'_>| match resolved(given).unwrap().remote {
-            RemoteSettings::S3 { region, .. } => (region.value, region.origin.to_string()),
+            RemoteSettings::S3(s3) => (s3.region.value, s3.region.origin.to_string()),
             RemoteSettings::Directory { .. } => panic!("is a bucket"),
         };
         let pair = |value: &str, origin: &str| (value.to_owned(), origin.to_owned());
@@ -343,7 +350,7 @@ mod tests {
     #[test]
     fn endpoints_of_the_environment_are_taken_in_order() {
         let endpoint = |env: &[(&str, &str)]| match resolved(&Given { env, ..NOTHING }).unwrap().remote {
-            RemoteSettings::S3 { endpoint, .. } => endpoint.value.unwrap_or_default(),
+            RemoteSettings::S3(s3) => s3.endpoint.value.unwrap_or_default(),
             RemoteSettings::Directory { .. } => panic!("is a bucket"),
         };
         let env =
@@ -440,7 +447,7 @@ mod tests {
     #[test]
     fn keys_come_from_the_highest_layer_that_has_some_and_are_never_printed() {
         let credentials = |given: &Given<'_>| match resolved(given).unwrap().remote {
-            RemoteSettings::S3 { credentials, .. } => credentials,
+            RemoteSettings::S3(s3) => s3.credentials,
             RemoteSettings::Directory { .. } => panic!("is a bucket"),
         };
         let file = "access-key-id = 'f'\nsecret-access-key = 'hush'";
