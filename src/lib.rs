@@ -12,3 +12,4 @@ pub mod durable;
 pub mod config;
 pub mod observe;
 pub mod store;
+pub mod control;
