@@ -13,3 +13,4 @@ pub mod config;
 pub mod observe;
 pub mod store;
 pub mod control;
+pub mod daemon;
