@@ -14,3 +14,4 @@ pub mod observe;
 pub mod store;
 pub mod control;
 pub mod daemon;
+pub mod cli;
