@@ -14,6 +14,9 @@
 //! other implementation must pass the same `contract` suite.
 
 pub mod memory;
+pub mod s3;
+pub mod retry;
+pub mod fault;
 
 use std::collections::BTreeMap;
 use std::fmt;

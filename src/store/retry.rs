@@ -1,0 +1,369 @@
+//! Asking again: attempts, pauses, deadlines, and what a lost answer means.
+//!
+//! A wrapper like any other store, so that nothing above it knows that a request was made twice.
+//!
+//! # Promises
+//!
+//! 1. Bounded: at most [`RetryOptions::attempts_max`] attempts, none begun after
+//!    [`RetryOptions::deadline`], at most [`RetryOptions::requests_max`] at the same time. The
+//!    pause before attempt *n* is drawn from `0..min(base · 2ⁿ, max)` (full jitter).
+//! 2. **A lost answer never becomes a wrong answer.** A write that failed ambiguously may have
+//!    been carried out; then its repetition finds our own object in the way and is told
+//!    "already exists". So after an ambiguous failure a conflict is believed only after a
+//!    HEAD: an object of our size that carries all our metadata, the transaction's id included,
+//!    is ours, and the write has succeeded. Anything else is the conflict that it claims to be.
+//! 3. Nothing is guessed. A write without a transaction id, or the completion of an upload
+//!    that another process began, cannot be told from somebody else's; after an ambiguous
+//!    failure its conflict is reported as [`StoreError::Unavailable`], "may have been written".
+//!
+//! Retries of a `get` end where its body begins; who reads the body asks for the rest.
+//!
+//! # What this module does not know
+//!
+//! HTTP. What is worth asking again is [`StoreError::is_transient`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use lru::LruCache;
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio::time::sleep;
+use tokio::time::timeout_at;
+
+use crate::name::ETag;
+use crate::name::ObjectKey;
+use crate::store::ByteStream;
+use crate::store::Expect;
+use crate::store::ListPage;
+use crate::store::ListRequest;
+use crate::store::META_TXID;
+use crate::store::ObjectMeta;
+use crate::store::ObjectStore;
+use crate::store::PartReceipt;
+use crate::store::PutAttributes;
+use crate::store::StoreError;
+use crate::store::UploadId;
+
+/// The slowest line that an upload is waited for, in bytes per second.
+const UPLOAD_RATE_MIN: u64 = 64 * 1024;
+/// Uploads whose attributes are remembered; one that is forgotten is not resolved, only reported.
+const UPLOADS_REMEMBERED_MAX: usize = 4096;
+
+/// How often, how long and how many at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryOptions {
+    /// Attempts in all, the first included.
+    pub attempts_max: u32,
+    /// Bound of the first pause; it doubles from there.
+    pub backoff_base: Duration,
+    /// Bound of every pause.
+    pub backoff_max: Duration,
+    /// How long one attempt may take; the time a body takes on a very slow line comes on top.
+    pub attempt_timeout: Duration,
+    /// How long all attempts together may take, pauses included; likewise.
+    pub deadline: Duration,
+    /// Requests under way at once. A `get` counts until its body is read or dropped.
+    pub requests_max: usize,
+}
+
+impl Default for RetryOptions {
+    fn default() -> Self {
+        Self {
+            attempts_max: 6,
+            backoff_base: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(5),
+            attempt_timeout: Duration::from_secs(30),
+            deadline: Duration::from_secs(60),
+            requests_max: 64,
+        }
+    }
+}
+
+/// What a lost answer of an upload is resolved with.
+#[derive(Clone, Debug)]
+struct OpenUpload {
+    attributes: PutAttributes,
+    /// Bytes of each part sent, by its number.
+    parts: BTreeMap<u32, u64>,
+}
+
+/// Any store, asked again where that helps.
+pub struct RetryingStore {
+    inner: Arc<dyn ObjectStore>,
+    options: RetryOptions,
+    requests: Arc<Semaphore>,
+    uploads: Mutex<LruCache<UploadId, OpenUpload>>,
+}
+
+impl fmt::Debug for RetryingStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryingStore").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+/// How a request with retries ended.
+struct Outcome<T> {
+    result: Result<T, StoreError>,
+    /// Whether an attempt before the last failed in a way that may have had its effect.
+    ambiguous: bool,
+}
+
+/// What a write put there, for recognising it again.
+struct OurWrite<'a> {
+    attributes: Option<&'a PutAttributes>,
+    size_bytes: Option<u64>,
+}
+
+impl OurWrite<'_> {
+    fn is(&self, found: &ObjectMeta) -> bool {
+        let (Some(attributes), Some(size_bytes)) = (self.attributes, self.size_bytes) else { return false };
+        let same = |(name, value)| found.metadata.get(name) == Some(value);
+        found.size_bytes == size_bytes && attributes.metadata.iter().all(same)
+    }
+
+    /// Whether there is anything that only our write has.
+    fn can_be_told(&self) -> bool {
+        self.size_bytes.is_some()
+            && self.attributes.is_some_and(|attributes| attributes.metadata.contains_key(META_TXID))
+    }
+}
+
+impl RetryingStore {
+    /// Wraps a store.
+    #[must_use]
+    pub fn new(inner: Arc<dyn ObjectStore>, options: RetryOptions) -> Self {
+        let requests = Arc::new(Semaphore::new(options.requests_max.max(1)));
+        let remembered = std::num::NonZeroUsize::new(UPLOADS_REMEMBERED_MAX).expect("not zero");
+        Self { inner, options, requests, uploads: Mutex::new(LruCache::new(remembered)) }
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        let requests = Arc::clone(&self.requests);
+        requests.acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// The pause after `failures` failed attempts.
+    fn pause(&self, failures: u32) -> Duration {
+        let doubled = self.options.backoff_base.saturating_mul(1 << failures.saturating_sub(1).min(20));
+        let bound = doubled.min(self.options.backoff_max);
+        rand::rng().random_range(Duration::ZERO..=bound)
+    }
+
+    /// Runs attempts until one succeeds, fails for good, or there is no time left.
+    ///
+    /// The permit goes along with the result, for those who go on using the connection.
+    async fn attempts<T, F>(
+        &self,
+        subject: &str,
+        body_bytes: usize,
+        again: fn(&StoreError) -> bool,
+        mut attempt: impl FnMut() -> F,
+    ) -> Outcome<(T, OwnedSemaphorePermit)>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let allowance = Duration::from_secs(body_bytes as u64 / UPLOAD_RATE_MIN);
+        let deadline = Instant::now() + self.options.deadline + allowance;
+        let mut ambiguous = false;
+        let mut failures = 0;
+        loop {
+            let Ok(permit) = timeout_at(deadline, self.permit()).await else {
+                let result = Err(StoreError::unavailable(subject, "too many requests are waiting"));
+                return Outcome { result, ambiguous };
+            };
+            let until = deadline.min(Instant::now() + self.options.attempt_timeout + allowance);
+            let err = match timeout_at(until, attempt()).await {
+                Ok(Ok(value)) => return Outcome { result: Ok((value, permit)), ambiguous },
+                Ok(Err(err)) => err,
+                Err(_) => StoreError::unavailable(subject, "no answer in time"),
+            };
+            drop(permit); // nobody waits for a request that is itself only waiting
+            if !again(&err) {
+                return Outcome { result: Err(err), ambiguous };
+            }
+            ambiguous |= matches!(err, StoreError::Unavailable { .. });
+            failures += 1;
+            let pause = self.pause(failures);
+            if failures >= self.options.attempts_max || Instant::now() + pause >= deadline {
+                return Outcome { result: Err(err), ambiguous };
+            }
+            tracing::debug!(subject, failures, ?pause, "asking again: {err}");
+            sleep(pause).await;
+        }
+    }
+
+    /// For requests whose repetition cannot be taken for a conflict.
+    async fn plain<T, F>(
+        &self,
+        subject: &str,
+        body_bytes: usize,
+        attempt: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let outcome = self.attempts(subject, body_bytes, StoreError::is_transient, attempt).await;
+        outcome.result.map(|(value, _permit)| value)
+    }
+
+    /// Decides what a conflict after an ambiguous failure was: promises 2 and 3.
+    async fn resolve(
+        &self,
+        key: &ObjectKey,
+        conflict: StoreError,
+        ours: &OurWrite<'_>,
+    ) -> Result<ETag, StoreError> {
+        let found = match self.head(key).await {
+            Ok(found) => found,
+            Err(StoreError::NotFound { .. }) => return Err(conflict),
+            Err(err) => {
+                let reason = format!("an answer was lost, and asking what is there failed: {err}");
+                return Err(StoreError::Unavailable {
+                    key: key.to_string(),
+                    reason,
+                    source: Some(Arc::new(err)),
+                });
+            }
+        };
+        if !ours.can_be_told() {
+            let reason = "an answer was lost, and nothing tells whether the object there is ours";
+            return Err(StoreError::unavailable(key, reason));
+        }
+        if ours.is(&found) {
+            tracing::debug!(%key, "an answer was lost; the object there is ours");
+            return Ok(found.etag);
+        }
+        Err(conflict)
+    }
+
+    async fn finish_write(
+        &self,
+        key: &ObjectKey,
+        outcome: Outcome<(ETag, OwnedSemaphorePermit)>,
+        ours: &OurWrite<'_>,
+    ) -> Result<ETag, StoreError> {
+        match outcome.result {
+            Ok((etag, _permit)) => Ok(etag),
+            Err(
+                err @ (StoreError::AlreadyExists { .. }
+                | StoreError::Changed { .. }
+                | StoreError::Contended { .. }
+                | StoreError::NoSuchUpload { .. }),
+            ) if outcome.ambiguous => self.resolve(key, err, ours).await,
+            Err(err) => Err(err),
+        }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl ObjectStore for RetryingStore {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    async fn check_access(&self) -> Result<(), StoreError> {
+        self.plain("bucket", 0, || self.inner.check_access()).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        self.plain(request.prefix.as_str(), 0, || self.inner.list(request)).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        self.plain(key.as_str(), 0, || self.inner.head(key)).await
+    }
+
+    async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        let attempt = || self.inner.get(key, etag, range.clone());
+        let (body, permit) = self.attempts(key.as_str(), 0, StoreError::is_transient, attempt).await.result?;
+        // The request is under way until its body is read or dropped.
+        let body = body.map(move |piece| {
+            let _held = &permit;
+            piece
+        });
+        Ok(Box::pin(body))
+    }
+
+    async fn put(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        expect: &Expect,
+        attributes: &PutAttributes,
+    ) -> Result<ETag, StoreError> {
+        let attempt = || self.inner.put(key, body.clone(), expect, attributes);
+        let outcome = self.attempts(key.as_str(), body.len(), StoreError::is_transient, attempt).await;
+        let ours = OurWrite { attributes: Some(attributes), size_bytes: Some(body.len() as u64) };
+        self.finish_write(key, outcome, &ours).await
+    }
+
+    async fn create_multipart(
+        &self,
+        key: &ObjectKey,
+        attributes: &PutAttributes,
+    ) -> Result<UploadId, StoreError> {
+        let upload = self.plain(key.as_str(), 0, || self.inner.create_multipart(key, attributes)).await?;
+        let open = OpenUpload { attributes: attributes.clone(), parts: BTreeMap::new() };
+        self.uploads.lock().put(upload.clone(), open);
+        Ok(upload)
+    }
+
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartReceipt, StoreError> {
+        let attempt = || self.inner.put_part(key, upload, number, body.clone());
+        let receipt = self.plain(key.as_str(), body.len(), attempt).await?;
+        if let Some(open) = self.uploads.lock().get_mut(upload) {
+            open.parts.insert(number, body.len() as u64);
+        }
+        Ok(receipt)
+    }
+
+    async fn complete_multipart(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[PartReceipt],
+        expect: &Expect,
+    ) -> Result<ETag, StoreError> {
+        let attempt = || self.inner.complete_multipart(key, upload, parts, expect);
+        // Two writers met: S3 has given the upload up, so asking for it again is of no use.
+        let again = |err: &StoreError| matches!(err, StoreError::Unavailable { .. });
+        let outcome = self.attempts(key.as_str(), 0, again, attempt).await;
+        let open = self.uploads.lock().get(upload).cloned();
+        let size_of = |open: &OpenUpload| parts.iter().map(|part| open.parts.get(&part.number)).sum();
+        let ours = OurWrite {
+            attributes: open.as_ref().map(|open| &open.attributes),
+            size_bytes: open.as_ref().and_then(size_of),
+        };
+        let etag = self.finish_write(key, outcome, &ours).await?;
+        self.uploads.lock().pop(upload);
+        Ok(etag)
+    }
+
+    async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
+        self.plain(key.as_str(), 0, || self.inner.abort_multipart(key, upload)).await?;
+        self.uploads.lock().pop(upload);
+        Ok(())
+    }
+
+    async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.plain(key.as_str(), 0, || self.inner.delete(key, etag)).await
+    }
+}
