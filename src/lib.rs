@@ -10,3 +10,4 @@ pub mod block;
 pub mod clock;
 pub mod durable;
 pub mod store;
+pub mod staging;
