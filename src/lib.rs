@@ -12,6 +12,7 @@ pub mod durable;
 pub mod config;
 pub mod observe;
 pub mod store;
+pub mod staging;
 pub mod control;
 pub mod daemon;
 pub mod cli;
