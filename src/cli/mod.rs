@@ -19,11 +19,10 @@ use clap::Subcommand;
 use crate::cli::args::GlobalArgs;
 use crate::cli::output::Output;
 use crate::config::Config;
-use crate::config::ConfigError;
 use crate::config::Environment;
 use crate::config::Layer;
 use crate::control::message::Failure;
-use crate::control::message::FailureKind;
+use crate::daemon::failure;
 use crate::observe;
 use crate::observe::Verbosity;
 
@@ -84,7 +83,7 @@ impl Context {
     /// # Errors
     /// What the user got wrong.
     pub fn config(&self, flags: Layer) -> Result<Config, Failure> {
-        Config::load(flags, self.global.selection(), &self.env).map_err(|err| config_failure(&err))
+        Config::load(flags, self.global.selection(), &self.env).map_err(|err| failure::of_config(&err))
     }
 
     /// How much is to be said.
@@ -96,15 +95,6 @@ impl Context {
     /// Starts logging to stderr; `usual` is the level without `-v`.
     pub fn log_to_stderr(&self, usual: &str) {
         observe::log_to_stderr(self.verbosity(), usual, self.env.get("DSFS_LOG"), self.out.color());
-    }
-}
-
-/// A wrong setting, as a failure.
-pub fn config_failure(err: &ConfigError) -> Failure {
-    let failure = Failure::new(FailureKind::Usage, err.to_string());
-    match err.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
     }
 }
 

@@ -23,7 +23,10 @@ pub struct Frame<T> {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// What is mounted, cached and staged.
-    Status,
+    Status {
+        /// With the staged files of this dataset.
+        files_of: Option<DatasetName>,
+    },
     /// Publish a dataset's staged changes.
     Commit(CommitRequest),
     /// Throw staged changes away.
@@ -168,8 +171,12 @@ pub struct StagedDataset {
     pub files: u64,
     /// Their size in bytes.
     pub bytes: u64,
-    /// Of these, files of a commit that has not ended.
+    /// Staged directories with nothing in them.
+    pub empty_directories: u64,
+    /// Files of a commit that has not ended; not among the others.
     pub sealed_files: u64,
+    /// Their size in bytes.
+    pub sealed_bytes: u64,
     /// Published files that are staged to be deleted.
     pub deletions: u64,
     /// Things found in the staging area that dsfs did not put there.
