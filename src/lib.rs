@@ -11,3 +11,5 @@ pub mod clock;
 pub mod durable;
 pub mod store;
 pub mod staging;
+pub mod catalog;
+pub mod tree;

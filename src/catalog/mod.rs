@@ -242,9 +242,9 @@ impl Catalog {
         }
         if *level == Level::Datasets {
             // Only directories with a dataset's name are datasets; our own state is not.
-            listing.entries.retain(|name, entry| {
-                *entry == RemoteEntry::Directory && DatasetName::parse(name).is_ok()
-            });
+            listing
+                .entries
+                .retain(|name, entry| *entry == RemoteEntry::Directory && DatasetName::parse(name).is_ok());
         }
         Ok(listing)
     }

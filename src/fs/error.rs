@@ -114,7 +114,7 @@ impl FsError {
             Self::Name(err) => name_errno(err),
             Self::Store(err) => store_errno(err),
             Self::Read(err) => read_errno(err),
-            Self::Staging(err) => staging_errno(err),
+            Self::Staging(err) => err.errno(),
             Self::Local(err) => io_errno(err),
         }
     }

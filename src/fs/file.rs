@@ -185,14 +185,8 @@ impl DatasetFs {
     /// The staging disk's.
     pub fn fsync(&self, fh: u64, data_only: bool) -> Result<(), FsError> {
         let handle = self.open.get(fh)?;
-        let Handle::Staged(ino, file) = &*handle else { return Ok(()) };
-        if data_only { file.sync_data()? } else { file.sync_all()? }
-        if let Some(Node::Staged(dataset, path)) = self.inodes.get(*ino)
-            && let Some(staged) = self.tree.staging().dataset(&dataset)
-        {
-            staged.sync_dir(&path.parent())?;
-        }
-        Ok(())
+        let Handle::Staged(_, file) = &*handle else { return Ok(()) };
+        Ok(if data_only { file.sync_data()? } else { file.sync_all()? })
     }
 
     /// Makes the staged entries of a directory durable.
@@ -264,13 +258,11 @@ impl DatasetFs {
 }
 
 fn gone_is_stale(err: StagingError, path: &RelPath) -> FsError {
-    match err {
-        StagingError::NotFound { .. } => {
-            tracing::debug!("{path} is staged no more: the kernel looks it up again");
-            FsError::Stale
-        }
-        other => FsError::Staging(other),
+    if err.errno() == libc::ENOENT {
+        tracing::debug!("{path} is staged no more: the kernel looks it up again");
+        return FsError::Stale;
     }
+    FsError::Staging(err)
 }
 
 /// Reads from a local file without clearing the buffer first; fewer bytes only at its end.
