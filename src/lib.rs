@@ -13,3 +13,6 @@ pub mod store;
 pub mod staging;
 pub mod catalog;
 pub mod tree;
+pub mod read;
+pub mod fs;
+pub mod fuse;

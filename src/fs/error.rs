@@ -175,3 +175,11 @@ fn store_errno(err: &StoreError) -> i32 {
 fn io_errno(err: &std::io::Error) -> i32 {
     err.raw_os_error().unwrap_or(libc::EIO)
 }
+
+fn read_errno(err: &ReadError) -> i32 {
+    match err {
+        ReadError::Changed => libc::ESTALE,
+        ReadError::Timeout => libc::ETIMEDOUT,
+        ReadError::Store(err) => store_errno(err),
+    }
+}

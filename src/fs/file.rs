@@ -52,7 +52,8 @@ impl DatasetFs {
                 }
                 let staged = self.tree.staging().dataset(&dataset).ok_or(FsError::Stale)?;
                 let access = if writable { Access::ReadWrite } else { Access::Read };
-                let file = staged.open_file(&path, access, truncate).map_err(|err| gone_is_stale(err, &path))?;
+                let file =
+                    staged.open_file(&path, access, truncate).map_err(|err| gone_is_stale(err, &path))?;
                 self.opened_staged(ino, file, writable)
             }
             Node::Published(dataset, path, _) if writable || truncate => {
@@ -97,7 +98,12 @@ impl DatasetFs {
         Ok((entry, opened))
     }
 
-    fn open_existing(&self, dataset: &DatasetName, path: &RelPath, flags: i32) -> Result<(Entry, Opened), FsError> {
+    fn open_existing(
+        &self,
+        dataset: &DatasetName,
+        path: &RelPath,
+        flags: i32,
+    ) -> Result<(Entry, Opened), FsError> {
         let staged = self.staged_dataset(dataset)?;
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let access = if writable { Access::ReadWrite } else { Access::Read };
@@ -123,7 +129,8 @@ impl DatasetFs {
 
     fn opened_staged(&self, ino: Ino, file: StagedFile, writable: bool) -> Result<Opened, FsError> {
         let local = Arc::new(file.try_clone()?);
-        let mode = if self.can_pass_through() { IoMode::Passthrough(Arc::clone(&local)) } else { IoMode::Cached };
+        let mode =
+            if self.can_pass_through() { IoMode::Passthrough(Arc::clone(&local)) } else { IoMode::Cached };
         let (fh, mode) = self.open.insert(Handle::Staged(ino, file), mode, Some(local));
         Ok(Opened { fh, mode, writable })
     }
@@ -232,11 +239,18 @@ impl DatasetFs {
 
     /// Stages a copy of a published file, which takes its place in the tree: a whole copy, or an empty
     /// file if it is about to be truncated anyway.
-    pub(super) async fn copy_up(&self, dataset: &DatasetName, path: &RelPath, empty: bool) -> Result<(), FsError> {
+    pub(super) async fn copy_up(
+        &self,
+        dataset: &DatasetName,
+        path: &RelPath,
+        empty: bool,
+    ) -> Result<(), FsError> {
         if !self.options.allow_replace {
             return Err(FsError::Published(format!("{dataset}/{path}")));
         }
-        let Some(Found::Published(file)) = self.tree.lookup(dataset, path).await?.value else { return Ok(()) };
+        let Some(Found::Published(file)) = self.tree.lookup(dataset, path).await?.value else {
+            return Ok(());
+        };
         let file = self.tree.catalog().resolve_version(&file).await?;
         let etag = file.etag.clone().ok_or(FsError::Stale)?;
         let base = Base { etag: etag.clone(), size_bytes: file.size_bytes, kind: BaseKind::Replace };
