@@ -22,6 +22,7 @@ pub mod dir;
 pub mod error;
 pub mod file;
 pub mod open;
+pub mod walk;
 pub mod xattr;
 
 use std::collections::BTreeSet;
