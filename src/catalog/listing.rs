@@ -86,9 +86,9 @@ impl Listing {
         } else if matches!(self.entries.get(name), Some(RemoteEntry::Directory)) {
             self.hide(object.key.as_str(), "a directory of the same name is shown instead".into());
         } else {
+            let name = name.into();
             let ListedObject { key, size_bytes, etag, modified } = object;
-            let file = RemoteFile { key, size_bytes, etag, modified };
-            self.entries.insert(name.into(), RemoteEntry::File(file));
+            self.entries.insert(name, RemoteEntry::File(RemoteFile { key, size_bytes, etag, modified }));
         }
     }
 

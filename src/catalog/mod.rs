@@ -98,9 +98,7 @@ impl Catalog {
     /// The level as last seen, if that is recent enough: never waits.
     #[must_use]
     pub fn fresh(&self, level: &Level) -> Option<Known> {
-        let slot = self.slots.lock().get(level).cloned()?;
-        let known = slot.known.lock().clone()?;
-        known.is_fresh().then_some(known)
+        self.last_known(level).filter(Known::is_fresh)
     }
 
     /// The level, listed if it has to be.
@@ -150,7 +148,19 @@ impl Catalog {
             return Ok(known.listing.entries.contains_key(name.as_str()));
         }
         let level = Level::Directory(name.clone(), DirPath::root());
-        Ok(self.level(&level).await?.listing.exists())
+        match self.level(&level).await {
+            Ok(known) => Ok(known.listing.exists()),
+            // The datasets were listed once: what was known then is better than nothing.
+            Err(err) => match self.last_known(&Level::Datasets) {
+                Some(known) => Ok(known.listing.entries.contains_key(name.as_str())),
+                None => Err(err),
+            },
+        }
+    }
+
+    fn last_known(&self, level: &Level) -> Option<Known> {
+        let slot = self.slots.lock().get(level).cloned()?;
+        slot.known.lock().clone()
     }
 
     /// The file with its version: as listed, or by HEAD where listings do not say.
@@ -182,6 +192,15 @@ impl Catalog {
         if !files.is_empty() {
             self.amend(&Level::Datasets, |listing| {
                 listing.entries.insert(name.as_str().into(), RemoteEntry::Directory);
+            });
+        }
+    }
+
+    /// Takes in what this machine has deleted, without asking the remote.
+    pub fn withdraw(&self, name: &DatasetName, paths: &[RelPath]) {
+        for path in paths {
+            self.amend(&Level::Directory(name.clone(), path.parent()), |listing| {
+                listing.entries.remove(path.file_name());
             });
         }
     }
@@ -242,9 +261,9 @@ impl Catalog {
         }
         if *level == Level::Datasets {
             // Only directories with a dataset's name are datasets; our own state is not.
-            listing.entries.retain(|name, entry| {
-                *entry == RemoteEntry::Directory && DatasetName::parse(name).is_ok()
-            });
+            listing
+                .entries
+                .retain(|name, entry| *entry == RemoteEntry::Directory && DatasetName::parse(name).is_ok());
         }
         Ok(listing)
     }

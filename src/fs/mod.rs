@@ -22,8 +22,10 @@ pub mod dir;
 pub mod error;
 pub mod file;
 pub mod open;
+pub mod walk;
 pub mod xattr;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
@@ -34,6 +36,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::catalog::Catalog;
+use crate::catalog::listing::RemoteFile;
 use crate::clock::Clock;
 use crate::fs::attr::Attr;
 use crate::fs::attr::AttrRules;
@@ -53,6 +56,7 @@ use crate::tree::Tree;
 use crate::tree::inode::Ino;
 use crate::tree::inode::InodeTable;
 use crate::tree::inode::Node;
+use crate::tree::inode::ROOT;
 
 /// How long the kernel may keep a published file's attributes: they belong to a version, and a
 /// version does not change.
@@ -67,6 +71,8 @@ pub struct FsOptions {
     pub read_only: bool,
     /// Published files may be replaced and deleted, in staging.
     pub allow_replace: bool,
+    /// Whole local files may be handed to the kernel, where it permits that.
+    pub passthrough: bool,
     /// The owner of everything shown.
     pub uid: u32,
     /// The group of everything shown.
@@ -179,7 +185,7 @@ impl DatasetFs {
 
     /// Called once by whoever has mounted it: what the kernel can do, and how to reach it.
     pub fn attach(&self, kernel: Arc<dyn KernelCache>, passthrough: bool) {
-        self.passthrough.store(passthrough, Ordering::Relaxed);
+        self.passthrough.store(passthrough && self.options.passthrough, Ordering::Relaxed);
         // A second mount of the same file system does not happen; the first one stays attached.
         let _already_attached = self.kernel.set(kernel);
     }
@@ -244,6 +250,32 @@ impl DatasetFs {
             }
         };
         Ok((attr, ATTR_TTL))
+    }
+
+    /// Takes in a commit: what was staged is published now. The tree moves from one state to the
+    /// other without asking the remote, and the kernel is told which names it has to ask about again.
+    pub fn committed(&self, dataset: &DatasetName, published: &[(RelPath, RemoteFile)], deleted: &[RelPath]) {
+        self.tree.catalog().publish(dataset, published);
+        self.tree.catalog().withdraw(dataset, deleted);
+        let paths = published.iter().map(|(path, _)| path).chain(deleted);
+        self.unstaged(dataset, paths);
+    }
+
+    /// Takes in that these paths are no longer staged: committed, or discarded.
+    pub fn unstaged<'p>(&self, dataset: &DatasetName, paths: impl Iterator<Item = &'p RelPath>) {
+        let mut above = BTreeSet::new();
+        for path in paths {
+            self.inodes.unlink(dataset, path); // the inode belongs to the staged file, not to the name
+            self.invalidate(dataset, path);
+            above.extend(path.ancestors().filter_map(|dir| dir.as_path()));
+        }
+        // A directory that was only staged may be gone, or be only published now.
+        for dir in above.iter().rev() {
+            self.invalidate(dataset, dir);
+        }
+        if let Some(kernel) = self.kernel.get() {
+            kernel.entry_changed(ROOT, dataset.as_str());
+        }
     }
 
     /// Tells the kernel that a path of a dataset is no longer what it was.
