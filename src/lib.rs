@@ -10,3 +10,5 @@ pub mod block;
 pub mod clock;
 pub mod durable;
 pub mod store;
+pub mod cache;
+pub mod read;
