@@ -3,7 +3,7 @@
 use std::io;
 use std::io::BufRead;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::Args;
 
@@ -12,7 +12,6 @@ use crate::cli::target;
 use crate::cli::target::Target;
 use crate::cli::target::TargetArgs;
 use crate::config::units;
-use crate::control::client::Client;
 use crate::control::message::DiscardOutcome;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
@@ -59,7 +58,8 @@ pub fn run(args: &DiscardArgs, cx: &mut Context) -> Result<(), Failure> {
         Target::Direct(config) => {
             let dir = config.remote_state_dir();
             let holder = Holder { pid: std::process::id(), ..Holder::default() };
-            let nothing = || Failure::new(FailureKind::NotFound, format!("nothing is staged for {}", args.name));
+            let nothing =
+                || Failure::new(FailureKind::NotFound, format!("nothing is staged for {}", args.name));
             if !dir.is_dir() {
                 return Err(nothing());
             }
@@ -78,16 +78,9 @@ pub fn run(args: &DiscardArgs, cx: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn through_daemon(args: &DiscardArgs, socket: &PathBuf) -> Result<DiscardOutcome, Failure> {
-    let call = |request: &Request| {
-        let client = Client::connect(socket)
-            .map_err(|err| Failure::new(FailureKind::Failed, format!("the daemon does not answer: {err}")))?;
-        client.call(request, &mut |_| {})
-    };
-    let unexpected = || Failure::new(FailureKind::Failed, "the daemon gave an answer to another question");
-    let Reply::Status(status) = call(&Request::Status { files_of: Some(args.name.clone()) })? else {
-        return Err(unexpected());
-    };
+fn through_daemon(args: &DiscardArgs, socket: &Path) -> Result<DiscardOutcome, Failure> {
+    let reply = target::ask(socket, &Request::Status { files_of: Some(args.name.clone()) })?;
+    let Reply::Status(status) = reply else { return Err(target::unexpected(&reply)) };
     if let Some(dataset) = status.staged.iter().find(|dataset| dataset.name == args.name) {
         let chosen = dataset.entries.iter().filter(|file| {
             let below = |path: &RelPath| crate::name::DirPath::from(path.clone()).contains(&file.path);
@@ -96,10 +89,10 @@ fn through_daemon(args: &DiscardArgs, socket: &PathBuf) -> Result<DiscardOutcome
         let (files, bytes) = chosen.fold((0, 0), |(files, bytes), file| (files + 1, bytes + file.bytes));
         confirm(args, files, bytes)?;
     }
-    match call(&Request::Discard { dataset: args.name.clone(), paths: args.paths.clone() })? {
-        Reply::Discarded(outcome) => Ok(outcome),
-        Reply::Status(_) | Reply::Committed(_) | Reply::Unmounted => Err(unexpected()),
-    }
+    let reply =
+        target::ask(socket, &Request::Discard { dataset: args.name.clone(), paths: args.paths.clone() })?;
+    let Reply::Discarded(outcome) = reply else { return Err(target::unexpected(&reply)) };
+    Ok(outcome)
 }
 
 fn confirm(args: &DiscardArgs, files: u64, bytes: u64) -> Result<(), Failure> {
@@ -108,8 +101,11 @@ fn confirm(args: &DiscardArgs, files: u64, bytes: u64) -> Result<(), Failure> {
     }
     let what = format!("{files} staged files of {} ({})", args.name, units::show_size(bytes));
     if !io::stdin().is_terminal() {
-        return Err(Failure::new(FailureKind::Usage, format!("nobody can be asked whether to discard {what}"))
-            .hint("--yes, if that is what you want"));
+        return Err(Failure::new(
+            FailureKind::Usage,
+            format!("nobody can be asked whether to discard {what}"),
+        )
+        .hint("--yes, if that is what you want"));
     }
     ask(&format!("discard {what}? They exist nowhere else. [y/N] "))
 }
@@ -118,7 +114,8 @@ fn ask(question: &str) -> Result<(), Failure> {
     use std::io::Write;
     let mut stderr = io::stderr().lock();
     let mut answer = String::new();
-    let asked = stderr.write_all(question.as_bytes()).and_then(|()| io::stdin().lock().read_line(&mut answer));
+    let asked =
+        stderr.write_all(question.as_bytes()).and_then(|()| io::stdin().lock().read_line(&mut answer));
     match (asked, answer.trim()) {
         (Ok(_), "y" | "Y" | "yes") => Ok(()),
         _ => Err(Failure::new(FailureKind::Failed, "nothing was discarded")),

@@ -6,9 +6,16 @@
 mod args;
 mod completions;
 mod config;
+mod discard;
+mod doctor;
 pub mod exit;
+mod list;
+mod mount;
 pub mod output;
 mod progress;
+mod status;
+mod target;
+mod umount;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -61,6 +68,12 @@ Exit codes:
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
+    Mount(mount::MountArgs),
+    Umount(umount::UmountArgs),
+    Status(status::StatusArgs),
+    List(list::ListArgs),
+    Discard(discard::DiscardArgs),
+    Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -131,6 +144,12 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
     match command {
+        Command::Mount(args) => mount::run(args, cx),
+        Command::Umount(args) => umount::run(args, cx),
+        Command::Status(args) => status::run(args, cx),
+        Command::List(args) => list::run(args, cx),
+        Command::Discard(args) => discard::run(args, cx),
+        Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),
         Command::Completions(args) => {
             completions::run(args, cx);

@@ -112,7 +112,12 @@ fn show(status: &Status, files: bool, cx: &mut Context) {
     }
     for mount in &status.mounts {
         let read_only = if mount.read_only { ", read-only" } else { "" };
-        cx.out.line(format!("{} (pid {}, since {}{read_only})", mount.mountpoint.display(), mount.pid, mount.mounted));
+        cx.out.line(format!(
+            "{} (pid {}, since {}{read_only})",
+            mount.mountpoint.display(),
+            mount.pid,
+            mount.mounted
+        ));
         let mut rows = vec![
             row("remote", mount.remote.clone()),
             row("guarantee", mount.guarantee.clone().unwrap_or_else(|| "not known yet".to_owned())),
@@ -136,7 +141,13 @@ fn cache(cache: &CacheStatus) -> String {
     let used = format!("{} of {}", units::show_size(cache.used_bytes), units::show_size(cache.limit_bytes));
     match &cache.bypassed {
         Some(reason) => format!("not used: {reason} ({})", cache.dir.display()),
-        None => format!("{used} in {} files, {} hits, {} misses ({})", cache.files, cache.hits, cache.misses, cache.dir.display()),
+        None => format!(
+            "{used} in {} files, {} hits, {} misses ({})",
+            cache.files,
+            cache.hits,
+            cache.misses,
+            cache.dir.display()
+        ),
     }
 }
 
@@ -147,14 +158,18 @@ fn show_staged(staged: &[StagedDataset], files: bool, cx: &mut Context) {
     }
     let rows: Vec<Vec<String>> = staged
         .iter()
-        .map(|dataset| vec![format!("  staged  {}", dataset.name), counted(dataset.files, "file"), described(dataset)])
+        .map(|dataset| {
+            vec![format!("  staged  {}", dataset.name), counted(dataset.files, "file"), described(dataset)]
+        })
         .collect();
     cx.out.table(&rows);
     for dataset in staged {
         if files {
             let shown = dataset.entries.iter().take(PATHS_SHOWN_MAX);
             let rows: Vec<Vec<String>> = shown
-                .map(|file| vec![format!("    {}", file.path.as_str().escape_debug()), units::show_size(file.bytes)])
+                .map(|file| {
+                    vec![format!("    {}", file.path.as_str().escape_debug()), units::show_size(file.bytes)]
+                })
                 .collect();
             cx.out.table(&rows);
             if let Some(more) = dataset.entries.len().checked_sub(PATHS_SHOWN_MAX).filter(|more| *more > 0) {
@@ -162,7 +177,10 @@ fn show_staged(staged: &[StagedDataset], files: bool, cx: &mut Context) {
             }
         }
         for foreign in &dataset.foreign {
-            cx.out.warn(format!("{}: {foreign} cannot be published: it is no plain file or directory", dataset.name));
+            cx.out.warn(format!(
+                "{}: {foreign} cannot be published: it is no plain file or directory",
+                dataset.name
+            ));
         }
     }
 }

@@ -55,7 +55,9 @@ pub fn find(args: &TargetArgs, cx: &Context) -> Result<Target, Failure> {
     }
     if let Some(at) = &args.at {
         let mountpoint = mountpoint::resolve(at);
-        return socket_of(&config.directories, &mountpoint).map(Target::Daemon).ok_or_else(|| no_mount_at(&mountpoint));
+        return socket_of(&config.directories, &mountpoint)
+            .map(Target::Daemon)
+            .ok_or_else(|| no_mount_at(&mountpoint));
     }
     if let Some(socket) = surrounding(&config.directories) {
         return Ok(Target::Daemon(socket));
@@ -71,7 +73,11 @@ pub fn find(args: &TargetArgs, cx: &Context) -> Result<Target, Failure> {
         }
         1 => Ok(Target::Daemon(mounts.remove(0).0)),
         _ => Err(Failure::new(FailureKind::Usage, "there are several mounts")
-            .details(mounts.iter().map(|(_, status)| format!("{}  {}", status.mountpoint.display(), status.remote)))
+            .details(
+                mounts
+                    .iter()
+                    .map(|(_, status)| format!("{}  {}", status.mountpoint.display(), status.remote)),
+            )
             .hint("--at MOUNTPOINT says which")),
     }
 }
@@ -79,8 +85,11 @@ pub fn find(args: &TargetArgs, cx: &Context) -> Result<Target, Failure> {
 /// The failure of naming a mount point where there is no mount of this user.
 #[must_use]
 pub fn no_mount_at(mountpoint: &Path) -> Failure {
-    Failure::new(FailureKind::NotFound, format!("there is no dsfs mount of this user at {}", mountpoint.display()))
-        .hint("`dsfs status` lists the mounts")
+    Failure::new(
+        FailureKind::NotFound,
+        format!("there is no dsfs mount of this user at {}", mountpoint.display()),
+    )
+    .hint("`dsfs status` lists the mounts")
 }
 
 /// The socket of the daemon of a mount point, if one listens.
@@ -95,7 +104,8 @@ pub fn socket_of(directories: &Directories, mountpoint: &Path) -> Option<PathBuf
 pub fn live_mounts(directories: &Directories, files_of: Option<&DatasetName>) -> Vec<(PathBuf, MountStatus)> {
     let request = Request::Status { files_of: files_of.cloned() };
     let files = directories.runtime.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
-    let sockets = files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|ext| ext == "sock"));
+    let sockets =
+        files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|ext| ext == "sock"));
     let mut mounts: Vec<(PathBuf, MountStatus)> = sockets
         .filter_map(|socket| match Client::connect(&socket).ok()?.call(&request, &mut |_| {}) {
             Ok(Reply::Status(status)) => Some((socket, *status)),
@@ -105,6 +115,22 @@ pub fn live_mounts(directories: &Directories, files_of: Option<&DatasetName>) ->
     mounts.sort_by(|a, b| a.1.mountpoint.cmp(&b.1.mountpoint));
     mounts.dedup_by(|a, b| a.1.pid == b.1.pid);
     mounts
+}
+
+/// Asks a daemon.
+///
+/// # Errors
+/// It does not answer, or it failed.
+pub fn ask(socket: &Path, request: &Request) -> Result<Reply, Failure> {
+    let client = Client::connect(socket)
+        .map_err(|err| Failure::new(FailureKind::Failed, format!("the daemon does not answer: {err}")))?;
+    client.call(request, &mut |_| {})
+}
+
+/// The failure of a daemon that answers another question.
+#[must_use]
+pub fn unexpected(reply: &Reply) -> Failure {
+    Failure::new(FailureKind::Failed, format!("the daemon gave an answer to another question: {reply:?}"))
 }
 
 /// Whoever holds the staging area of this remote does the work; nobody: this process.
@@ -133,6 +159,8 @@ fn surrounding(directories: &Directories) -> Option<PathBuf> {
 fn is_named(remote: &RemoteSettings) -> bool {
     match remote {
         RemoteSettings::Directory { .. } => true,
-        RemoteSettings::S3(s3) => s3.bucket.origin != Origin::Default || s3.endpoint.origin != Origin::Default,
+        RemoteSettings::S3(s3) => {
+            s3.bucket.origin != Origin::Default || s3.endpoint.origin != Origin::Default
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::control::message::Request;
 use crate::daemon::holders;
 use crate::daemon::mountinfo;
 use crate::daemon::mountpoint;
-use crate::daemon::unmount;
+use crate::fuse::Unmounter;
 
 /// How long the daemon may take to end after its mount is gone.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,10 +29,13 @@ const EXIT_POLL: Duration = Duration::from_millis(20);
 ///
 /// Staged files stay where they are, and are there again at the next mount.
 #[derive(Clone, Debug, Args)]
-#[command(visible_alias = "unmount", after_help = "\
+#[command(
+    visible_alias = "unmount",
+    after_help = "\
 Examples:
   dsfs umount ~/datasets
-  dsfs umount --lazy ~/datasets      also while something is using it")]
+  dsfs umount --lazy ~/datasets      also while something is using it"
+)]
 pub struct UmountArgs {
     /// Where it is mounted
     #[arg(value_name = "MOUNTPOINT")]
@@ -56,15 +59,20 @@ pub fn run(args: &UmountArgs, cx: &mut Context) -> Result<(), Failure> {
         wait_for_end(&socket);
         return Ok(());
     }
-    let mount = mountinfo::mount_at(&path)
-        .map_err(|err| Failure::new(FailureKind::Failed, format!("the table of mounts cannot be read: {err}")))?;
+    let mount = mountinfo::mount_at(&path).map_err(|err| {
+        Failure::new(FailureKind::Failed, format!("the table of mounts cannot be read: {err}"))
+    })?;
     let Some(mount) = mount.filter(mountinfo::Mount::is_dsfs) else { return Err(target::no_mount_at(&path)) };
     if mountpoint::is_stale(&path) {
-        unmount::detach(&path).map_err(|err| refused(&path, &err))?;
-        cx.out.note(format!("the daemon of {} was dead already; the mount is cleared", mount.mountpoint.display()));
+        Unmounter::new(&path).unmount(true).map_err(|err| refused(&path, &err))?;
+        cx.out.note(format!(
+            "the daemon of {} was dead already; the mount is cleared",
+            mount.mountpoint.display()
+        ));
         return Ok(());
     }
-    let result = if args.lazy { unmount::detach(&path) } else { unmount::unmount(&path) };
+    let result =
+        if args.lazy { Unmounter::new(&path).unmount(true) } else { Unmounter::new(&path).unmount(false) };
     result.map_err(|err| refused(&path, &err))
 }
 

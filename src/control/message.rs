@@ -27,6 +27,8 @@ pub enum Request {
         /// With the staged files of this dataset.
         files_of: Option<DatasetName>,
     },
+    /// The datasets, published and staged.
+    List,
     /// Publish a dataset's staged changes.
     Commit(CommitRequest),
     /// Throw staged changes away.
@@ -108,6 +110,8 @@ pub enum Answer {
 pub enum Reply {
     /// Of [`Request::Status`].
     Status(Box<MountStatus>),
+    /// Of [`Request::List`].
+    Datasets(Vec<DatasetRow>),
     /// Of [`Request::Commit`].
     Committed(CommitOutcome),
     /// Of [`Request::Discard`].
@@ -192,6 +196,17 @@ pub struct StagedFile {
     pub path: RelPath,
     /// Its size in bytes.
     pub bytes: u64,
+}
+
+/// A dataset, as `dsfs list` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetRow {
+    /// Its name.
+    pub name: DatasetName,
+    /// The remote has it.
+    pub published: bool,
+    /// Files staged for it.
+    pub staged_files: u64,
 }
 
 /// What a commit did, or with `dry_run` would do.

@@ -37,7 +37,10 @@ pub fn of_access(err: &StoreError, config: &Config) -> Failure {
         },
         RemoteSettings::Directory { path, .. } if matches!(err, StoreError::NoBucket { .. }) => {
             let path_shown = path.value.display();
-            failure.hint(format!("`mkdir -p {path_shown}`, or mount the file system that has it ({})", path.origin))
+            failure.hint(format!(
+                "`mkdir -p {path_shown}`, or mount the file system that has it ({})",
+                path.origin
+            ))
         }
         RemoteSettings::Directory { .. } => failure,
     }

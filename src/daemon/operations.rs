@@ -1,5 +1,6 @@
 //! What commands do to a staging area: the same work in a daemon and without one.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::control::message::DatasetRow;
 use crate::control::message::DiscardOutcome;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
@@ -17,10 +19,14 @@ use crate::durable;
 use crate::name::DatasetName;
 use crate::name::DirPath;
 use crate::name::RelPath;
+use crate::name::RemotePrefix;
 use crate::staging::Contents;
 use crate::staging::DatasetSummary;
 use crate::staging::StagedEntry;
 use crate::staging::Staging;
+use crate::store::ListRequest;
+use crate::store::ObjectStore;
+use crate::store::list_all;
 
 /// Names the remote, in its state directory, to people who find that.
 const REMOTE_FILE: &str = "remote.json";
@@ -78,6 +84,35 @@ fn shown(summary: DatasetSummary) -> StagedDataset {
     }
 }
 
+/// The datasets of a remote, and those that are staged.
+///
+/// # Errors
+/// The remote cannot be listed.
+pub async fn list(
+    store: &dyn ObjectStore,
+    prefix: &RemotePrefix,
+    staged: &[StagedDataset],
+) -> Result<Vec<DatasetRow>, Failure> {
+    let datasets = prefix.datasets();
+    let listed = list_all(store, ListRequest::one_level(datasets.clone())).await;
+    let listed = listed.map_err(|err| failure::of_store(&err))?;
+    let mut rows: BTreeMap<DatasetName, DatasetRow> = BTreeMap::new();
+    // A key that is no dataset's (a file beside them, a name that starts with a dot) is not shown.
+    let names = listed.prefixes.iter().filter_map(|prefix| {
+        let name = prefix.as_str().strip_prefix(datasets.as_str())?.strip_suffix('/')?;
+        DatasetName::parse(name).ok()
+    });
+    for name in names {
+        rows.insert(name.clone(), DatasetRow { name, published: true, staged_files: 0 });
+    }
+    for dataset in staged {
+        let row = DatasetRow { name: dataset.name.clone(), published: false, staged_files: 0 };
+        let row = rows.entry(dataset.name.clone()).or_insert(row);
+        row.staged_files = dataset.files + dataset.sealed_files;
+    }
+    Ok(rows.into_values().collect())
+}
+
 /// A dataset's staged files, those of an unfinished commit among them.
 ///
 /// # Errors
@@ -101,7 +136,8 @@ pub fn staged_files(staging: &Staging, name: &DatasetName) -> Result<Vec<StagedF
 /// # Errors
 /// Nothing is staged for the dataset, or not at one of the paths.
 pub fn select(staging: &Staging, name: &DatasetName, paths: &[RelPath]) -> Result<Vec<StagedFile>, Failure> {
-    let not_found = |what: String| Failure::new(FailureKind::NotFound, what).hint("`dsfs status` shows what is staged");
+    let not_found =
+        |what: String| Failure::new(FailureKind::NotFound, what).hint("`dsfs status` shows what is staged");
     let Some(dataset) = staging.dataset(name) else {
         return Err(not_found(format!("nothing is staged for {name}")));
     };
@@ -129,7 +165,11 @@ pub fn select(staging: &Staging, name: &DatasetName, paths: &[RelPath]) -> Resul
 pub fn discard(staging: &Staging, name: &DatasetName, paths: &[RelPath]) -> Result<DiscardOutcome, Failure> {
     let chosen = select(staging, name, paths)?;
     let dataset = staging.dataset(name);
-    let dirs = if paths.is_empty() { vec![DirPath::root()] } else { paths.iter().cloned().map(DirPath::from).collect() };
+    let dirs = if paths.is_empty() {
+        vec![DirPath::root()]
+    } else {
+        paths.iter().cloned().map(DirPath::from).collect()
+    };
     for dir in dirs {
         if let Some(dataset) = &dataset {
             dataset.discard(&dir).map_err(|err| failure::of_staging(&err))?;
@@ -157,7 +197,8 @@ mod tests {
         let staging = Staging::open(dir, &Holder::default()).unwrap();
         let dataset = staging.create_dataset(&name()).unwrap();
         for text in paths {
-            dataset.create_file(&path(text), 0o644).unwrap().write_all(b"12345").unwrap();
+            let file = dataset.create_file(&path(text), 0o644).unwrap();
+            (&*file).write_all(b"12345").unwrap();
         }
         staging
     }

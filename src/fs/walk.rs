@@ -91,8 +91,7 @@ impl WalkDetector {
             Some(ahead) => ahead,
             None => self.scattered_open(position),
         };
-        let fresh: Vec<usize> =
-            wanted.filter(|&at| !self.seen[at] && !self.fetched[at]).collect();
+        let fresh: Vec<usize> = wanted.filter(|&at| !self.seen[at] && !self.fetched[at]).collect();
         for &at in &fresh {
             self.fetched[at] = true;
         }
@@ -125,7 +124,13 @@ impl WalkDetector {
                 self.streams.swap_remove(at);
             }
         }
-        self.streams.push(Stream { next: position + 1, run: 0, window: WINDOW_MIN, ahead_to: 0, used: clock });
+        self.streams.push(Stream {
+            next: position + 1,
+            run: 0,
+            window: WINDOW_MIN,
+            ahead_to: 0,
+            used: clock,
+        });
         None
     }
 
