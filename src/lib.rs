@@ -10,4 +10,5 @@ pub mod block;
 pub mod clock;
 pub mod durable;
 pub mod store;
+pub mod record;
 pub mod staging;
