@@ -15,8 +15,10 @@
 
 pub mod memory;
 pub mod s3;
+pub mod directory;
 pub mod retry;
 pub mod fault;
+pub mod guarantee;
 
 use std::collections::BTreeMap;
 use std::fmt;
