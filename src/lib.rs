@@ -12,3 +12,4 @@ pub mod durable;
 pub mod store;
 pub mod record;
 pub mod staging;
+pub mod commit;

@@ -104,6 +104,12 @@ pub struct ContentId([u8; 32]);
 const CID_PREFIX: [u8; 4] = [0x01, 0x55, 0x12, 0x20];
 
 impl ContentId {
+    /// That of no bytes at all.
+    pub const OF_NOTHING: Self = Self([
+        0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27,
+        0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+    ]);
+
     /// The content id of bytes with this SHA-256.
     #[must_use]
     pub fn from_sha256(digest: [u8; 32]) -> Self {
@@ -628,6 +634,7 @@ mod tests {
         // Computed with another base32: of an empty file and of "hello world".
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let cid = ContentId::from_sha256_hex(empty).unwrap();
+        assert_eq!(cid, ContentId::OF_NOTHING);
         assert_eq!(cid.to_string(), "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku");
         let hello = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
         let cid = ContentId::from_sha256_hex(hello).unwrap();
