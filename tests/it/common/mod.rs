@@ -1,0 +1,4 @@
+//! What tests of several kinds need: servers.
+
+pub mod double;
+pub mod servers;
