@@ -12,6 +12,7 @@ pub mod durable;
 pub mod config;
 pub mod observe;
 pub mod store;
+pub mod cache;
 pub mod read;
 pub mod staging;
 pub mod catalog;

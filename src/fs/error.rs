@@ -178,8 +178,8 @@ fn io_errno(err: &std::io::Error) -> i32 {
 
 fn read_errno(err: &ReadError) -> i32 {
     match err {
-        ReadError::Changed => libc::ESTALE,
-        ReadError::Timeout => libc::ETIMEDOUT,
+        ReadError::Changed { .. } => libc::ESTALE,
+        ReadError::Timeout { .. } => libc::ETIMEDOUT,
         ReadError::Store(err) => store_errno(err),
     }
 }
