@@ -130,7 +130,13 @@ impl WalkDetector {
                 self.streams.swap_remove(at);
             }
         }
-        self.streams.push(Stream { next: position + 1, run: 0, window: WINDOW_MIN, ahead_to: 0, used: clock });
+        self.streams.push(Stream {
+            next: position + 1,
+            run: 0,
+            window: WINDOW_MIN,
+            ahead_to: 0,
+            used: clock,
+        });
         None
     }
 
