@@ -67,7 +67,8 @@ pub trait ObjectStore: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError::NoBucket`], [`StoreError::Denied`], [`StoreError::Unavailable`].
     async fn check_access(&self) -> Result<(), StoreError>;
 
-    /// One page of a listing, in the byte order of the keys.
+    /// One page of a listing, in the byte order of the keys; but some servers (SeaweedFS) list
+    /// directory by directory, `b/1` before `b.d/1`, so rely on it only within one directory.
     ///
     /// # Errors
     /// As [`Self::check_access`]. A prefix without keys is an empty page, not an error.

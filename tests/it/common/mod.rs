@@ -1,3 +1,5 @@
-//! What several tests need.
+//! What tests of several kinds need: servers and mounts.
 
+pub mod double;
 pub mod mount;
+pub mod servers;
