@@ -1,4 +1,4 @@
-//! All integration tests in one binary, since each binary links the SDK again.
+//! All integration tests in one binary: each one more would link the S3 client once more.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -7,4 +7,5 @@ mod common;
 mod architecture;
 mod contract;
 mod s3;
+mod semantics;
 mod stores;

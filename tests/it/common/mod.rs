@@ -1,4 +1,5 @@
-//! What tests of several kinds need: servers.
+//! What tests of several kinds need: servers and mounts.
 
 pub mod double;
+pub mod mount;
 pub mod servers;
