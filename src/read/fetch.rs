@@ -13,7 +13,7 @@ use tokio::time;
 
 use crate::read::OpenObject;
 use crate::read::ReadError;
-use crate::read::Reader;
+use crate::read::Shared;
 use crate::read::memory::Buffer;
 use crate::read::memory::Lease;
 use crate::read::object::Outcome;
@@ -50,7 +50,7 @@ impl Job {
 
 /// Starts the parts of one read. Their memory is taken at once: a read that held the memory of
 /// one part while it waits for that of another could wait for ever.
-pub(crate) fn start(reader: &Arc<Reader>, mut jobs: Vec<Job>) {
+pub(super) fn start(reader: &Arc<Shared>, mut jobs: Vec<Job>) {
     if jobs.len() > 1 {
         let starter = Arc::clone(reader);
         reader.runtime.spawn(async move {
@@ -150,7 +150,7 @@ struct Body {
 
 /// Asks for the rest of a part and takes what comes.
 async fn transfer(
-    reader: &Arc<Reader>,
+    reader: &Arc<Shared>,
     job: &mut Job,
     body: &mut Body,
     lease: &mut Lease,
@@ -192,7 +192,7 @@ async fn transfer(
 
 /// Moves bytes into the run that comes next; returns its buffer when it is full.
 fn fill(
-    reader: &Arc<Reader>,
+    reader: &Arc<Shared>,
     job: &Job,
     body: &mut Body,
     lease: &mut Lease,
@@ -216,7 +216,7 @@ fn fill(
 }
 
 /// Hands a full run to those who wait, and to the cache.
-async fn complete(reader: &Arc<Reader>, job: &mut Job, buffer: Buffer) {
+async fn complete(reader: &Arc<Shared>, job: &mut Job, buffer: Buffer) {
     let Some((blocks, sender)) = job.runs.pop_front() else { return };
     let from_reserve = buffer.is_from_reserve();
     let content = buffer.freeze();

@@ -134,6 +134,20 @@ pub enum ReadError {
 /// Reads the objects of one store through one cache.
 #[derive(Debug)]
 pub struct Reader {
+    shared: Arc<Shared>,
+    recent: Arc<Recent>,
+}
+
+/// Closed a moment ago, and likely to be opened again. Their memory can be taken at any time.
+#[derive(Debug)]
+struct Recent {
+    small: Mutex<LruCache<VersionId, Arc<OpenObject>>>,
+    large: Mutex<LruCache<VersionId, Arc<OpenObject>>>,
+}
+
+/// What all objects of a reader share; objects keep it alive, and it keeps no object.
+#[derive(Debug)]
+struct Shared {
     store: Arc<dyn ObjectStore>,
     identity: String,
     cache: Arc<BlockCache>,
@@ -146,9 +160,6 @@ pub struct Reader {
     ahead: Arc<Semaphore>,
     warming: Arc<Semaphore>,
     open: Mutex<HashMap<VersionId, Weak<OpenObject>>>,
-    /// Closed a moment ago, and likely to be opened again; their memory can be taken at any time.
-    recent_small: Mutex<LruCache<VersionId, Arc<OpenObject>>>,
-    recent_large: Mutex<LruCache<VersionId, Arc<OpenObject>>>,
     /// Handles with something being fetched ahead.
     streaming: AtomicUsize,
     counters: Counters,
@@ -166,7 +177,7 @@ impl Reader {
         runtime: Handle,
     ) -> Arc<Self> {
         let requests = options.requests_max.max(REQUESTS_MIN);
-        Arc::new(Self {
+        let shared = Shared {
             store,
             identity: store_identity,
             cache,
@@ -177,24 +188,28 @@ impl Reader {
             ahead: Arc::new(Semaphore::new(requests * AHEAD_QUARTERS / 4)),
             warming: Arc::new(Semaphore::new(WARMING_MAX)),
             open: Mutex::default(),
-            recent_small: Mutex::new(LruCache::new(RECENT_SMALL_MAX)),
-            recent_large: Mutex::new(LruCache::new(RECENT_LARGE_MAX)),
             streaming: AtomicUsize::new(0),
             counters: Counters::default(),
-        })
+        };
+        let recent = Recent {
+            small: Mutex::new(LruCache::new(RECENT_SMALL_MAX)),
+            large: Mutex::new(LruCache::new(RECENT_LARGE_MAX)),
+        };
+        Arc::new(Self { shared: Arc::new(shared), recent: Arc::new(recent) })
     }
 
     /// Opens a version, without asking anybody whether it exists. All openers share one object
     /// for as long as one of them holds it.
     #[must_use]
-    pub fn open(self: &Arc<Self>, version: ObjectVersion) -> Arc<OpenObject> {
-        let id = VersionId::new(&self.identity, &version.key, &version.etag);
-        let mut open = self.open.lock();
+    pub fn open(&self, version: ObjectVersion) -> Arc<OpenObject> {
+        let id = self.version_id(&version);
+        let mut open = self.shared.open.lock();
         if let Some(object) = open.get(&id).and_then(Weak::upgrade) {
             return object;
         }
-        let entry = self.cache.entry(&id, version.size_bytes);
-        let object = OpenObject::new(Arc::clone(self), version, id, entry);
+        let entry = self.shared.cache.entry(&id, version.size_bytes);
+        let recent = Arc::downgrade(&self.recent);
+        let object = OpenObject::new(Arc::clone(&self.shared), recent, version, id, entry);
         open.insert(id, Arc::downgrade(&object));
         object
     }
@@ -202,35 +217,40 @@ impl Reader {
     /// The id under which the cache knows a version.
     #[must_use]
     pub fn version_id(&self, version: &ObjectVersion) -> VersionId {
-        VersionId::new(&self.identity, &version.key, &version.etag)
+        VersionId::new(&self.shared.identity, &version.key, &version.etag)
     }
 
     /// The cache.
     #[must_use]
     pub fn cache(&self) -> &Arc<BlockCache> {
-        &self.cache
+        &self.shared.cache
     }
 
     /// What was read and fetched so far, and what is under way.
     #[must_use]
     pub fn stats(&self) -> ReadStats {
-        let in_flight = self.options.requests_max.max(REQUESTS_MIN) - self.requests.available_permits();
-        self.counters.read(in_flight as u64, self.memory.used_bytes(), self.memory.total_bytes())
+        let shared = &*self.shared;
+        let in_flight = shared.options.requests_max.max(REQUESTS_MIN) - shared.requests.available_permits();
+        shared.counters.read(in_flight as u64, shared.memory.used_bytes(), shared.memory.total_bytes())
     }
+}
 
+impl Recent {
+    /// A handle was closed: the object is remembered for a while.
+    fn remember(&self, object: &Arc<OpenObject>) {
+        let small = object.version.size_bytes <= BLOCK_BYTES;
+        let recent = if small { &self.small } else { &self.large };
+        let forgotten = recent.lock().push(*object.id(), Arc::clone(object));
+        drop(forgotten); // outside the lock: it may be the last holder
+    }
+}
+
+impl Shared {
     /// What one handle may have ahead of it now.
     fn limits(&self, refused: bool) -> Limits {
         let handles = self.streaming.load(Ordering::Relaxed).max(1) as u64;
         let window_max = (self.memory.total_bytes() / 2 / handles).clamp(RUN_BYTES, prefetch::WINDOW_MAX);
         Limits { window_max, pressure: refused || self.memory.is_short() }
-    }
-
-    /// A handle was closed: the object is remembered for a while.
-    fn remember(&self, object: &Arc<OpenObject>) {
-        let small = object.version.size_bytes <= BLOCK_BYTES;
-        let recent = if small { &self.recent_small } else { &self.recent_large };
-        let forgotten = recent.lock().push(*object.id(), Arc::clone(object));
-        drop(forgotten); // outside the lock: it may be the last holder
     }
 
     /// An object's last holder is gone.

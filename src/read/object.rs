@@ -28,7 +28,8 @@ use crate::read::ObjectVersion;
 use crate::read::RUN_BLOCKS;
 use crate::read::ReadError;
 use crate::read::ReadHandle;
-use crate::read::Reader;
+use crate::read::Recent;
+use crate::read::Shared;
 use crate::read::fetch;
 use crate::read::fetch::Job;
 use crate::read::memory::Keeper;
@@ -42,7 +43,8 @@ pub(crate) type Outcome = Option<Result<Bytes, ReadError>>;
 #[derive(Debug)]
 pub struct OpenObject {
     me: Weak<Self>,
-    pub(crate) reader: Arc<Reader>,
+    pub(super) reader: Arc<Shared>,
+    pub(super) recent: Weak<Recent>,
     pub(crate) version: ObjectVersion,
     id: VersionId,
     pub(crate) entry: Arc<Entry>,
@@ -132,13 +134,22 @@ enum Slot {
 }
 
 impl OpenObject {
-    pub(crate) fn new(
-        reader: Arc<Reader>,
+    pub(super) fn new(
+        reader: Arc<Shared>,
+        recent: Weak<Recent>,
         version: ObjectVersion,
         id: VersionId,
         entry: Arc<Entry>,
     ) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self { me: Weak::clone(me), reader, version, id, entry, runs: Mutex::default() })
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            reader,
+            recent,
+            version,
+            id,
+            entry,
+            runs: Mutex::default(),
+        })
     }
 
     /// A new handle, with an access pattern of its own.

@@ -179,7 +179,7 @@ impl World {
 
     /// The same store and directory after a restart of the daemon.
     fn restart(self) -> Self {
-        let options = self.reader.options.clone();
+        let options = self.reader.shared.options.clone();
         let Self { store, cache, reader, dir } = self;
         drop((cache, reader));
         let cache = BlockCache::open(CacheOptions {

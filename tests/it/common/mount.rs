@@ -86,7 +86,8 @@ impl TestMount {
     /// Mounts `store`, which stands before `memory`.
     pub fn over(memory: Arc<MemoryStore>, store: Arc<dyn ObjectStore>, setup: &Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let prefix = RemotePrefix::parse("datasets/").unwrap();
         let holder = Holder { pid: std::process::id(), socket: None, mountpoint: None };
         let staging = Arc::new(Staging::open(&dir.path().join("state"), &holder).unwrap());
@@ -107,7 +108,13 @@ impl TestMount {
             gid: rustix::process::getgid().as_raw(),
             state_dir: dir.path().join("state"),
         };
-        let fs = DatasetFs::new(Arc::clone(&catalog), Arc::clone(&staging), reader, Arc::new(SystemClock), options);
+        let fs = DatasetFs::new(
+            Arc::clone(&catalog),
+            Arc::clone(&staging),
+            reader,
+            Arc::new(SystemClock),
+            options,
+        );
         let mountpoint = dir.path().join("mnt");
         std::fs::create_dir(&mountpoint).unwrap();
         let options =

@@ -46,6 +46,8 @@ fn names_are_kept_to_the_letter() {
     fs::create_dir(mount.path("run")).unwrap();
     for name in odd {
         mount.publish(&format!("pub/{name}"), name.to_owned());
+    }
+    for name in odd {
         fs::write(mount.path("run").join(name), name).unwrap();
         assert_eq!(fs::read_to_string(mount.path("run").join(name)).unwrap(), name);
         assert_eq!(fs::read_to_string(mount.path("pub").join(name)).unwrap(), name);
