@@ -4,6 +4,7 @@
 //! ([`exit`]). Data goes to stdout, everything else to stderr ([`output`]).
 
 mod args;
+mod commit;
 mod completions;
 mod config;
 mod discard;
@@ -72,6 +73,7 @@ enum Command {
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
     List(list::ListArgs),
+    Commit(commit::CommitArgs),
     Discard(discard::DiscardArgs),
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
@@ -148,6 +150,7 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Umount(args) => umount::run(args, cx),
         Command::Status(args) => status::run(args, cx),
         Command::List(args) => list::run(args, cx),
+        Command::Commit(args) => commit::run(args, cx),
         Command::Discard(args) => discard::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),

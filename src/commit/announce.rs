@@ -101,7 +101,8 @@ impl Intents {
         let mut conflicts = Vec::new();
         for round in 0..TRIES {
             if round > 0 {
-                tokio::time::sleep(rand::rng().random_range(PAUSE_MIN..PAUSE_MAX) * round).await;
+                let pause = rand::rng().random_range(PAUSE_MIN..PAUSE_MAX) * round;
+                tokio::time::sleep(pause).await;
             }
             match self.store.put(&key, own.encode(), &Expect::Absent, &PutAttributes::default()).await {
                 // Nobody else writes this key: it is ours from before, or the answer was lost.
