@@ -22,10 +22,16 @@ use crate::cache::Entry;
 use crate::cache::Lookup;
 use crate::cache::VersionId;
 use crate::cache::format::FORMAT_VERSION;
+use crate::cache::paths::Suffix;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 
 const MIB: u64 = 1024 * 1024;
+
+/// A kind of damage: what it is called, and what does it.
+type Damage<'a> = (&'a str, &'a dyn Fn());
+/// A kind of damage to one file.
+type FileDamage<'a> = (&'a str, &'a dyn Fn(&Path));
 
 fn id(name: &str) -> VersionId {
     VersionId::new("test", &ObjectKey::from_listing(name), &ETag::from_server("1"))
@@ -191,8 +197,9 @@ fn every_flipped_bit_is_found() {
 fn a_small_object_is_sound_or_not_there() {
     let dir = TempDir::new().unwrap();
     for size in [1, 1000, BLOCK_BYTES] {
-        let whole = content("s", size);
-        let damage: [(&str, &dyn Fn(&Path)); 6] = [
+        let name = format!("s{size}");
+        let whole = content(&name, size);
+        let damage: [FileDamage<'_>; 6] = [
             ("content", &|path| flip(path, 64 + size / 2, 1)),
             ("header", &|path| flip(path, 20, 1)),
             ("truncated", &|path| {
@@ -204,10 +211,10 @@ fn a_small_object_is_sound_or_not_there() {
         ];
         for (what, damage) in damage {
             let cache = open(dir.path());
-            fill(&cache, "s", size);
-            let entry = cache.entry(&id("s"), size);
+            fill(&cache, &name, size);
+            let entry = cache.entry(&id(&name), size);
             assert_eq!(readable(&entry, &whole), [0]);
-            damage(&files(dir.path(), "one")[0]);
+            damage(&cache.paths.of(&id(&name), Suffix::One));
             assert_eq!(readable(&entry, &whole), [], "{what}");
             assert!(entry.whole_file().is_none());
             store(&entry, &whole, 0..1);
@@ -230,7 +237,7 @@ fn truncated_swapped_and_foreign_files_are_absent_blocks() {
         rustix::fs::rename(&found[1], &found[0]).unwrap();
         rustix::fs::rename(&aside, &found[1]).unwrap();
     };
-    let damage: [(&str, &dyn Fn()); 8] = [
+    let damage: [Damage<'_>; 8] = [
         ("data truncated", &|| set_len("data", size / 2)),
         ("data grown", &|| set_len("data", size * 2)),
         ("data empty", &|| set_len("data", 0)),
@@ -559,7 +566,7 @@ fn damage(dir: &Path, event: &Event) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn whatever_happens_to_the_disk_no_wrong_byte_is_read(events in proptest::collection::vec(events(), 1..60)) {
         let dir = TempDir::new().unwrap();

@@ -264,7 +264,7 @@ async fn a_block_is_fetched_once_for_all_who_wait() {
         let at = 20 * BLOCK_BYTES as usize + n;
         assert_eq!(read.unwrap(), body[at..at + 4096]);
     }
-    assert_eq!(*world.store.gets.lock(), [20 * BLOCK_BYTES..21 * BLOCK_BYTES]);
+    assert_eq!(*world.store.gets.lock(), vec![Range { start: 20 * BLOCK_BYTES, end: 21 * BLOCK_BYTES }]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
