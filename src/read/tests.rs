@@ -297,7 +297,8 @@ async fn what_is_asked_for_comes_before_the_window() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_version_in_the_middle_is_changed_and_never_mixed() {
-    let world = World::new(ReadOptions::default());
+    // A small budget: the window must not reach the end before the object is replaced.
+    let world = World::new(ReadOptions { memory_bytes: 16 * MIB, ..ReadOptions::default() });
     let (version, body) = world.put("k", 32 * MIB);
     let handle = world.reader.open(version.clone()).handle();
     let mut at = 0;
@@ -443,6 +444,39 @@ async fn without_a_cache_directory_everything_is_still_right() {
     assert!(world.cache.usage().bypassed.is_some());
     let (small, small_body) = world.put("small", 70_000);
     assert!(read_all(&world, &small, 1 << 20).await.unwrap() == small_body);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hinted_files_are_there_when_they_are_opened() {
+    let world = World::new(ReadOptions::default());
+    let files: Vec<_> = (0..200).map(|n| world.put(&"k".repeat(n + 1), 4000 + n as u64)).collect();
+    world.faults(Faults { delay: Duration::from_millis(5), ..Faults::default() });
+    let versions: Vec<_> = files.iter().map(|(version, _)| version.clone()).collect();
+    let mut hinted = 0;
+    for (n, (version, body)) in files.iter().enumerate() {
+        hinted = hinted.max(n);
+        hinted += world.reader.hint_next(&versions[hinted..]);
+        assert!(read_all(&world, version, 1 << 20).await.unwrap() == *body);
+    }
+    assert_eq!(world.gets(), 200, "each is fetched once");
+    let stats = world.reader.stats();
+    assert!(stats.prefetch_useful_bytes > stats.fetched_bytes / 2, "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hints_that_do_not_come_true_are_not_fetched_any_more() {
+    let world = World::new(ReadOptions::default());
+    let (version, _) = world.put("k", 100);
+    // Each hint displaces an older one that nobody has opened.
+    for n in 0..5000 {
+        let key = ObjectKey::from_listing(&format!("k{n}"));
+        until("there is room", || {
+            world.reader.hint_next(&[ObjectVersion { key: key.clone(), ..version.clone() }]) == 1
+        })
+        .await;
+    }
+    let gets = world.gets();
+    assert!(gets < 3000, "{gets} of 5000 useless hints were fetched");
 }
 
 /// All files below a directory.
