@@ -1,0 +1,296 @@
+//! Opening, reading and writing files.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::catalog::listing::RemoteFile;
+use crate::fs::DatasetFs;
+use crate::fs::Entry;
+use crate::fs::error::FsError;
+use crate::fs::open::Handle;
+use crate::fs::open::IoMode;
+use crate::fs::open::Opened;
+use crate::name::DatasetName;
+use crate::name::RelPath;
+use crate::read::ObjectVersion;
+use crate::staging::Access;
+use crate::staging::Base;
+use crate::staging::BaseKind;
+use crate::staging::StagedDataset;
+use crate::staging::StagedFile;
+use crate::staging::StagingError;
+use crate::tree::Found;
+use crate::tree::STAGED_TTL;
+use crate::tree::inode::Ino;
+use crate::tree::inode::Node;
+
+/// Smallest published file that is worth handing to the kernel whole: below, a passthrough
+/// open costs more than it saves.
+const PASSTHROUGH_BYTES_MIN: u64 = 64 * 1024;
+/// Bytes copied at a time when a published file is staged for replacement.
+const COPY_UP_BYTES: u32 = 1024 * 1024;
+
+impl DatasetFs {
+    /// Opens a file with the flags of open(2).
+    ///
+    /// # Errors
+    /// [`FsError::Published`] for writing to a published file. [`FsError::Stale`] asks the kernel to
+    /// look the name up again: after a published file was staged for replacement.
+    pub async fn open(&self, ino: Ino, flags: i32) -> Result<Opened, FsError> {
+        let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let truncate = flags & libc::O_TRUNC != 0;
+        match self.node(ino)? {
+            Node::Root | Node::Directory(..) => Err(FsError::IsDirectory),
+            Node::Unlinked(_) => Err(FsError::Stale),
+            Node::Staged(dataset, path) => {
+                if writable || truncate {
+                    self.check_writable()?;
+                }
+                let staged = self.tree.staging().dataset(&dataset).ok_or(FsError::Stale)?;
+                let access = if writable { Access::ReadWrite } else { Access::Read };
+                let file =
+                    staged.open_file(&path, access, truncate).map_err(|err| gone_is_stale(err, &path))?;
+                self.opened_staged(ino, file, writable)
+            }
+            Node::Published(dataset, path, _) if writable || truncate => {
+                self.check_writable()?;
+                self.copy_up(&dataset, &path, truncate).await?;
+                Err(FsError::Stale)
+            }
+            Node::Published(_, _, file) => {
+                let file = self.tree.catalog().resolve_version(&file).await?;
+                self.opened_published(ino, file)
+            }
+        }
+    }
+
+    /// Creates a file in a directory and opens it.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] with `O_EXCL`, [`FsError::DatasetsOnly`] at the top.
+    pub async fn create(
+        &self,
+        parent: Ino,
+        name: &std::ffi::OsStr,
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened), FsError> {
+        self.check_writable()?;
+        let (dataset, path) = self.path_place(parent, name)?;
+        match self.tree.lookup(&dataset, &path).await?.value {
+            None => {}
+            Some(Found::Directory(_)) => return Err(FsError::IsDirectory),
+            Some(_) if flags & libc::O_EXCL != 0 => return Err(FsError::Exists),
+            Some(Found::Staged(_)) => return self.open_existing(&dataset, &path, flags),
+            Some(Found::Published(_)) => {
+                self.copy_up(&dataset, &path, flags & libc::O_TRUNC != 0).await?;
+                return self.open_existing(&dataset, &path, flags);
+            }
+        }
+        let staged = self.staged_dataset(&dataset)?;
+        let file = staged.create_file(&path, mode & 0o7777)?;
+        let entry = self.staged_entry(&staged, &dataset, &path)?;
+        let opened = self.opened_staged(entry.attr.ino, file, true)?;
+        Ok((entry, opened))
+    }
+
+    fn open_existing(
+        &self,
+        dataset: &DatasetName,
+        path: &RelPath,
+        flags: i32,
+    ) -> Result<(Entry, Opened), FsError> {
+        let staged = self.staged_dataset(dataset)?;
+        let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let access = if writable { Access::ReadWrite } else { Access::Read };
+        let file = staged.open_file(path, access, flags & libc::O_TRUNC != 0)?;
+        let entry = self.staged_entry(&staged, dataset, path)?;
+        let opened = self.opened_staged(entry.attr.ino, file, writable)?;
+        Ok((entry, opened))
+    }
+
+    pub(super) fn staged_entry(
+        &self,
+        staged: &StagedDataset,
+        dataset: &DatasetName,
+        path: &RelPath,
+    ) -> Result<Entry, FsError> {
+        let attr = staged.lookup(path)?.ok_or(FsError::NotFound)?;
+        let found = match attr.kind {
+            crate::staging::StagedKind::File => Found::Staged(attr),
+            crate::staging::StagedKind::Directory => Found::Directory(Some(attr)),
+        };
+        Ok(self.entry_at(dataset, path, &found, STAGED_TTL))
+    }
+
+    fn opened_staged(&self, ino: Ino, file: StagedFile, writable: bool) -> Result<Opened, FsError> {
+        let local = Arc::new(file.try_clone()?);
+        let mode =
+            if self.can_pass_through() { IoMode::Passthrough(Arc::clone(&local)) } else { IoMode::Cached };
+        let (fh, mode) = self.open.insert(Handle::Staged(ino, file), mode, Some(local));
+        Ok(Opened { fh, mode, writable })
+    }
+
+    fn opened_published(&self, ino: Ino, file: RemoteFile) -> Result<Opened, FsError> {
+        let etag = file.etag.ok_or(FsError::Stale)?;
+        let object = self.reader.open(ObjectVersion { key: file.key, etag, size_bytes: file.size_bytes });
+        let whole = (self.can_pass_through() && file.size_bytes >= PASSTHROUGH_BYTES_MIN)
+            .then(|| object.whole_file())
+            .flatten();
+        let mode = whole.map_or(IoMode::Cached, IoMode::Passthrough);
+        let (fh, mode) = self.open.insert(Handle::Published(ino, object.handle()), mode, None);
+        Ok(Opened { fh, mode, writable: false })
+    }
+
+    fn can_pass_through(&self) -> bool {
+        self.passthrough.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Reads what is at hand; `None` if the remote has to be waited for: then [`Self::read`].
+    ///
+    /// # Errors
+    /// [`FsError::BadHandle`], or the local disk's.
+    pub fn try_read(&self, fh: u64, offset: u64, len: u32) -> Result<Option<Bytes>, FsError> {
+        match &*self.open.get(fh)? {
+            Handle::Published(_, read) => Ok(read.try_read(offset, len)),
+            Handle::Staged(_, file) => Ok(Some(read_local(file, offset, len)?)),
+            Handle::Directory(_) => Err(FsError::BadHandle(fh)),
+        }
+    }
+
+    /// Reads at most `len` bytes; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// The read's.
+    pub async fn read(&self, fh: u64, offset: u64, len: u32) -> Result<Bytes, FsError> {
+        let handle = self.open.get(fh)?;
+        match &*handle {
+            Handle::Published(_, read) => Ok(read.read(offset, len).await?),
+            Handle::Staged(_, file) => Ok(read_local(file, offset, len)?),
+            Handle::Directory(_) => Err(FsError::BadHandle(fh)),
+        }
+    }
+
+    /// Writes all of `data` to a staged file.
+    ///
+    /// # Errors
+    /// The staging disk's own: a full disk is ENOSPC to whoever wrote.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<(), FsError> {
+        match &*self.open.get(fh)? {
+            Handle::Staged(_, file) => Ok(file.write_all_at(data, offset)?),
+            Handle::Published(..) | Handle::Directory(_) => Err(FsError::BadHandle(fh)),
+        }
+    }
+
+    /// Makes a staged file durable, and with it the entries that name it.
+    ///
+    /// # Errors
+    /// The staging disk's.
+    pub fn fsync(&self, fh: u64, data_only: bool) -> Result<(), FsError> {
+        let handle = self.open.get(fh)?;
+        let Handle::Staged(_, file) = &*handle else { return Ok(()) };
+        Ok(if data_only { file.sync_data()? } else { file.sync_all()? })
+    }
+
+    /// Makes the staged entries of a directory durable.
+    ///
+    /// # Errors
+    /// The staging disk's.
+    pub fn fsyncdir(&self, ino: Ino) -> Result<(), FsError> {
+        if let Node::Directory(dataset, dir) = self.node(ino)?
+            && let Some(staged) = self.tree.staging().dataset(&dataset)
+        {
+            staged.sync_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// Reserves or gives back space of a staged file, as fallocate(2).
+    ///
+    /// # Errors
+    /// The staging disk's.
+    pub fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Result<(), FsError> {
+        match &*self.open.get(fh)? {
+            Handle::Staged(_, file) => {
+                let flags = rustix::fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
+                rustix::fs::fallocate(file.as_fd(), flags, offset, len).map_err(std::io::Error::from)?;
+                Ok(())
+            }
+            Handle::Published(..) | Handle::Directory(_) => Err(FsError::BadHandle(fh)),
+        }
+    }
+
+    /// The space of the staging disk: what can still be written here.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn statfs(&self) -> Result<rustix::fs::StatVfs, FsError> {
+        Ok(rustix::fs::statvfs(&self.options.state_dir).map_err(std::io::Error::from)?)
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, fh: u64) {
+        self.open.remove(fh);
+    }
+
+    /// Stages a copy of a published file, which takes its place in the tree: a whole copy, or an empty
+    /// file if it is about to be truncated anyway.
+    pub(super) async fn copy_up(
+        &self,
+        dataset: &DatasetName,
+        path: &RelPath,
+        empty: bool,
+    ) -> Result<(), FsError> {
+        if !self.options.allow_replace {
+            return Err(FsError::Published(format!("{dataset}/{path}")));
+        }
+        let Some(Found::Published(file)) = self.tree.lookup(dataset, path).await?.value else {
+            return Ok(());
+        };
+        let file = self.tree.catalog().resolve_version(&file).await?;
+        let etag = file.etag.clone().ok_or(FsError::Stale)?;
+        let base = Base { etag: etag.clone(), size_bytes: file.size_bytes, kind: BaseKind::Replace };
+        let import = self.staged_dataset(dataset)?.begin_import()?;
+        if !empty {
+            let object = ObjectVersion { key: file.key.clone(), etag, size_bytes: file.size_bytes };
+            let read = self.reader.open(object).handle();
+            let mut offset = 0;
+            while offset < file.size_bytes {
+                let bytes = read.read(offset, COPY_UP_BYTES).await?;
+                import.file().write_all_at(&bytes, offset)?;
+                offset += bytes.len() as u64;
+            }
+        }
+        import.finish(path, 0o644, file.modified, &base)?;
+        self.invalidate(dataset, path);
+        Ok(())
+    }
+}
+
+fn gone_is_stale(err: StagingError, path: &RelPath) -> FsError {
+    if err.errno() == libc::ENOENT {
+        tracing::debug!("{path} is staged no more: the kernel looks it up again");
+        return FsError::Stale;
+    }
+    FsError::Staging(err)
+}
+
+/// Reads from a local file without clearing the buffer first; fewer bytes only at its end.
+fn read_local(file: &File, offset: u64, len: u32) -> std::io::Result<Bytes> {
+    let len = len as usize;
+    let mut buffer = Vec::with_capacity(len);
+    while buffer.len() < len {
+        let at = offset + buffer.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), at) {
+            Ok(0) => break,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+    buffer.truncate(len); // the allocator may have given more than was asked for
+    Ok(buffer.into())
+}

@@ -1,0 +1,205 @@
+//! Mounting and unmounting.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::thread::JoinHandle;
+
+use fuser::BackingId;
+use fuser::Config;
+use fuser::INodeNo;
+use fuser::MountOption;
+use fuser::Notifier;
+use fuser::Session;
+use fuser::SessionACL;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::mount::UnmountFlags;
+
+use crate::fs::DatasetFs;
+use crate::fs::KernelCache;
+use crate::fuse::FuseAdapter;
+use crate::tree::inode::Ino;
+
+/// FUSE worker threads: two suffice, since none of them ever waits for the network.
+const THREADS_MAX: usize = 4;
+/// Notices to the kernel that may wait at a time; past that, entries expire by themselves.
+const NOTICES_MAX: usize = 65_536;
+/// The kernel's readahead on the mount in KiB, where we may set it: one large local read costs
+/// less than many small ones.
+const READ_AHEAD_KIB: u32 = 4096;
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Refuse changes in the kernel already.
+    pub read_only: bool,
+    /// Other users may use the mount.
+    pub allow_other: bool,
+    /// What `mount` and `df` show as the source.
+    pub fs_name: String,
+}
+
+/// A mounted file system.
+#[derive(Debug)]
+pub struct MountedFs {
+    mountpoint: PathBuf,
+    passthrough: bool,
+    session: JoinHandle<io::Result<()>>,
+}
+
+/// Unmounts from any thread.
+#[derive(Clone, Debug)]
+pub struct Unmounter {
+    mountpoint: PathBuf,
+}
+
+impl MountedFs {
+    /// Mounts, and serves the mount from threads of its own.
+    ///
+    /// # Errors
+    /// Those of mounting: no /dev/fuse, no permission, a mount point that cannot be.
+    pub fn mount(
+        fs: Arc<DatasetFs>,
+        runtime: tokio::runtime::Handle,
+        mountpoint: &Path,
+        options: &MountOptions,
+    ) -> io::Result<Self> {
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName(options.fs_name.clone()),
+            MountOption::Subtype("dsfs".into()),
+            MountOption::DefaultPermissions,
+            MountOption::NoAtime,
+            MountOption::NoDev,
+            MountOption::NoSuid,
+            if options.read_only { MountOption::RO } else { MountOption::RW },
+        ];
+        config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.n_threads = Some(thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS_MAX));
+        config.clone_fd = true;
+        let session = Session::new(FuseAdapter::new(Arc::clone(&fs), runtime), mountpoint, &config)?;
+        let passthrough = passthrough_permitted(&session, &fs.options().state_dir);
+        fs.attach(Arc::new(NoticeQueue::start(session.notifier())?), passthrough);
+        let session = thread::Builder::new().name("dsfs-fuse".into()).spawn(move || session.run())?;
+        Ok(Self { mountpoint: mountpoint.to_owned(), passthrough, session })
+    }
+
+    /// Whether whole local files are handed to the kernel.
+    #[must_use]
+    pub fn passthrough(&self) -> bool {
+        self.passthrough
+    }
+
+    /// Raises the kernel's readahead for this mount, where that is permitted (root). The mount must answer already.
+    ///
+    /// # Errors
+    /// Those of the file in /sys.
+    pub fn raise_read_ahead(&self) -> io::Result<()> {
+        let dev = rustix::fs::stat(&self.mountpoint)?.st_dev;
+        let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), READ_AHEAD_KIB.to_string())
+    }
+
+    /// Something that unmounts it.
+    #[must_use]
+    pub fn unmounter(&self) -> Unmounter {
+        Unmounter::new(&self.mountpoint)
+    }
+
+    /// Waits until it has been unmounted.
+    ///
+    /// # Errors
+    /// What ended the session, if it was not an unmount.
+    pub fn wait(self) -> io::Result<()> {
+        self.session.join().unwrap_or_else(|_| Err(io::Error::other("a FUSE thread panicked")))
+    }
+}
+
+impl Unmounter {
+    /// Unmounts whatever FUSE file system is mounted there.
+    #[must_use]
+    pub fn new(mountpoint: &Path) -> Self {
+        Self { mountpoint: mountpoint.to_owned() }
+    }
+
+    /// Unmounts: at once if nothing is open; with `lazy`, from now on for new users, and for
+    /// good when the last file is closed.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] if it is in use.
+    pub fn unmount(&self, lazy: bool) -> io::Result<()> {
+        let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+        match rustix::mount::unmount(&self.mountpoint, flags | UnmountFlags::NOFOLLOW) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::PERM) => self.fusermount(lazy),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// The set-uid helper, for users without the privilege.
+    fn fusermount(&self, lazy: bool) -> io::Result<()> {
+        let mut command = Command::new("fusermount3");
+        command.args(if lazy { &["-u", "-z", "--"][..] } else { &["-u", "--"] }).arg(&self.mountpoint);
+        let output = command.output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let kind = if message.contains("busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
+        Err(io::Error::new(kind, message))
+    }
+}
+
+/// Whether the kernel lets us hand files over. It grants the capability to anybody and refuses
+/// at the first file, so a file is tried.
+fn passthrough_permitted(session: &Session<FuseAdapter>, dir: &Path) -> bool {
+    let file =
+        rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    match file.map_err(io::Error::from).and_then(|file| BackingId::create_raw(session, file)) {
+        Ok(_) => true, // one id, given back when the connection ends
+        Err(err) => {
+            tracing::debug!("files are read through the daemon, since passthrough is not permitted: {err}");
+            false
+        }
+    }
+}
+
+/// Notices on their way to the kernel, from a thread that holds no lock: the kernel may have to
+/// wait for a request of ours before it takes one.
+struct NoticeQueue {
+    notices: mpsc::SyncSender<(Ino, String)>,
+}
+
+impl fmt::Debug for NoticeQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NoticeQueue")
+    }
+}
+
+impl NoticeQueue {
+    fn start(notifier: Notifier) -> io::Result<Self> {
+        let (notices, inbox) = mpsc::sync_channel::<(Ino, String)>(NOTICES_MAX);
+        thread::Builder::new().name("dsfs-notify".into()).spawn(move || {
+            for (parent, name) in inbox {
+                if let Err(err) = notifier.inval_entry(INodeNo(parent), name.as_ref()) {
+                    tracing::debug!("the kernel did not take a notice about {name}: {err}");
+                }
+            }
+        })?;
+        Ok(Self { notices })
+    }
+}
+
+impl KernelCache for NoticeQueue {
+    fn entry_changed(&self, parent: Ino, name: &str) {
+        if self.notices.try_send((parent, name.to_owned())).is_err() {
+            tracing::debug!("too many notices to the kernel: {name} expires by itself");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Who works on a staging area: one process at a time.
+//!
+//! The lock is an `flock` on the file `lock`, which the kernel drops with its holder, however
+//! that ends; what is written into the file only tells others whom to ask.
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::staging::StagingError;
+
+const LOCK_FILE: &str = "lock";
+/// [`holder`] itself holds the lock for an instant; so one refusal is not the last word.
+const TRIES: u32 = 5;
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// The process that works on a staging area, and how to reach it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Holder {
+    /// Its process id; 0 if it has not said yet.
+    pub pid: u32,
+    /// Its control socket, if it has one.
+    pub socket: Option<PathBuf>,
+    /// Where it has mounted the datasets, if it has.
+    pub mountpoint: Option<PathBuf>,
+}
+
+/// The lock, held until dropped.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+fn open_lock_file(dir: &Path, create: bool) -> io::Result<File> {
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC).bits();
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(create)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(i32::try_from(flags).expect("open flags fit into an int"))
+        .open(dir.join(LOCK_FILE))
+}
+
+/// Takes the lock, and says in the file who has it.
+pub(super) fn acquire(dir: &Path, holder: &Holder) -> Result<Lock, StagingError> {
+    let failed = |source| StagingError::io(dir, source);
+    let mut file = open_lock_file(dir, true).map_err(failed)?;
+    for attempt in 1.. {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) if attempt < TRIES => thread::sleep(TRY_AGAIN_AFTER),
+            Err(Errno::WOULDBLOCK) => return Err(StagingError::Locked { holder: read_holder(&mut file) }),
+            Err(err) => return Err(failed(err.into())),
+        }
+    }
+    let text = serde_json::to_vec(holder).map_err(|err| failed(err.into()))?;
+    file.set_len(0).and_then(|()| file.write_all(&text)).map_err(failed)?;
+    Ok(Lock { _file: file })
+}
+
+/// Who has the lock, if anybody.
+pub(super) fn holder(dir: &Path) -> io::Result<Option<Holder>> {
+    let mut file = match open_lock_file(dir, false) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        answer => answer?,
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(None),
+        Err(Errno::WOULDBLOCK) => Ok(Some(read_holder(&mut file))),
+        Err(err) => Err(err.into()),
+    }
+}
+
+fn read_holder(file: &mut File) -> Holder {
+    let mut text = Vec::new();
+    let read = file.read_to_end(&mut text);
+    read.ok().and_then(|_| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}

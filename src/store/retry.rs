@@ -1,0 +1,583 @@
+//! Asking again: attempts, pauses, deadlines, and what a lost answer means.
+//!
+//! A wrapper like any other store, so that nothing above it knows that a request was made twice.
+//!
+//! # Promises
+//!
+//! 1. Bounded: at most [`RetryOptions::attempts_max`] attempts, none begun after
+//!    [`RetryOptions::deadline`], at most [`RetryOptions::requests_max`] at the same time. The
+//!    pause before attempt *n* is drawn from `0..min(base · 2ⁿ, max)` (full jitter).
+//! 2. **A lost answer never becomes a wrong answer.** A write that failed ambiguously may have
+//!    been carried out; then its repetition finds our own object in the way and is told
+//!    "already exists". So after an ambiguous failure a conflict is believed only after a
+//!    HEAD: an object of our size that carries all our metadata, the transaction's id included,
+//!    is ours, and the write has succeeded. Anything else is the conflict that it claims to be.
+//! 3. Nothing is guessed. A write without a transaction id, or the completion of an upload
+//!    that another process began, cannot be told from somebody else's; after an ambiguous
+//!    failure its conflict is reported as [`StoreError::Unavailable`], "may have been written".
+//!
+//! An upload whose creation got no answer is left behind, empty and invisible, since nobody
+//! knows its name; servers give such uploads up after some days.
+//!
+//! Retries of a `get` end where its body begins; who reads the body asks for the rest.
+//!
+//! # What this module does not know
+//!
+//! HTTP. What is worth asking again is [`StoreError::is_transient`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use lru::LruCache;
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio::time::sleep;
+use tokio::time::timeout_at;
+
+use crate::name::ETag;
+use crate::name::ObjectKey;
+use crate::store::ByteStream;
+use crate::store::Expect;
+use crate::store::ListPage;
+use crate::store::ListRequest;
+use crate::store::META_TXID;
+use crate::store::ObjectMeta;
+use crate::store::ObjectStore;
+use crate::store::PartReceipt;
+use crate::store::PutAttributes;
+use crate::store::StoreError;
+use crate::store::UploadId;
+use crate::store::complete_allowance;
+use crate::store::upload_allowance;
+
+/// Uploads whose attributes are remembered; one that is forgotten is not resolved, only reported.
+const UPLOADS_REMEMBERED_MAX: usize = 4096;
+
+/// How often, how long and how many at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryOptions {
+    /// Attempts in all, the first included.
+    pub attempts_max: u32,
+    /// Bound of the first pause; it doubles from there.
+    pub backoff_base: Duration,
+    /// Bound of every pause.
+    pub backoff_max: Duration,
+    /// How long one attempt may take; what a body needs on a very slow line, or
+    /// an upload to be completed, comes on top.
+    pub attempt_timeout: Duration,
+    /// How long all attempts together may take, pauses included; likewise.
+    pub deadline: Duration,
+    /// Requests under way at once. A `get` counts until its body is read or dropped.
+    pub requests_max: usize,
+}
+
+impl Default for RetryOptions {
+    fn default() -> Self {
+        Self {
+            attempts_max: 6,
+            backoff_base: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(5),
+            attempt_timeout: Duration::from_secs(30),
+            deadline: Duration::from_secs(60),
+            requests_max: 64,
+        }
+    }
+}
+
+/// What a lost answer of an upload is resolved with.
+#[derive(Clone, Debug)]
+struct OpenUpload {
+    attributes: PutAttributes,
+    /// Bytes of each part sent, by its number.
+    parts: BTreeMap<u32, u64>,
+}
+
+/// Any store, asked again where that helps.
+pub struct RetryingStore {
+    inner: Arc<dyn ObjectStore>,
+    options: RetryOptions,
+    requests: Arc<Semaphore>,
+    uploads: Mutex<LruCache<UploadId, OpenUpload>>,
+}
+
+impl fmt::Debug for RetryingStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryingStore").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+/// How a request with retries ended.
+struct Outcome<T> {
+    result: Result<T, StoreError>,
+    /// Whether an attempt before the last failed in a way that may have had its effect.
+    ambiguous: bool,
+}
+
+/// What a write put there, for recognising it again.
+struct OurWrite<'a> {
+    attributes: Option<&'a PutAttributes>,
+    size_bytes: Option<u64>,
+}
+
+impl OurWrite<'_> {
+    fn is(&self, found: &ObjectMeta) -> bool {
+        let (Some(attributes), Some(size_bytes)) = (self.attributes, self.size_bytes) else { return false };
+        let same = |(name, value)| found.metadata.get(name) == Some(value);
+        found.size_bytes == size_bytes && attributes.metadata.iter().all(same)
+    }
+
+    /// Whether there is anything that only our write has.
+    fn can_be_told(&self) -> bool {
+        self.size_bytes.is_some()
+            && self.attributes.is_some_and(|attributes| attributes.metadata.contains_key(META_TXID))
+    }
+}
+
+impl RetryingStore {
+    /// Wraps a store.
+    #[must_use]
+    pub fn new(inner: Arc<dyn ObjectStore>, options: RetryOptions) -> Self {
+        let requests = Arc::new(Semaphore::new(options.requests_max.max(1)));
+        let remembered = std::num::NonZeroUsize::new(UPLOADS_REMEMBERED_MAX).expect("not zero");
+        Self { inner, options, requests, uploads: Mutex::new(LruCache::new(remembered)) }
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        let requests = Arc::clone(&self.requests);
+        requests.acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// The pause after `failures` failed attempts.
+    fn pause(&self, failures: u32) -> Duration {
+        let doubled = self.options.backoff_base.saturating_mul(1 << failures.saturating_sub(1).min(20));
+        let bound = doubled.min(self.options.backoff_max);
+        rand::rng().random_range(Duration::ZERO..=bound)
+    }
+
+    /// Runs attempts until one succeeds, fails for good, or there is no time left.
+    ///
+    /// The permit goes along with the result, for those who go on using the connection.
+    async fn attempts<T, F>(
+        &self,
+        subject: &str,
+        allowance: Duration,
+        again: fn(&StoreError) -> bool,
+        mut attempt: impl FnMut() -> F,
+    ) -> Outcome<(T, OwnedSemaphorePermit)>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let deadline = Instant::now() + self.options.deadline + allowance;
+        let mut ambiguous = false;
+        let mut failures = 0;
+        loop {
+            let Ok(permit) = timeout_at(deadline, self.permit()).await else {
+                let result = Err(StoreError::unavailable(subject, "too many requests are waiting"));
+                return Outcome { result, ambiguous };
+            };
+            let until = deadline.min(Instant::now() + self.options.attempt_timeout + allowance);
+            let err = match timeout_at(until, attempt()).await {
+                Ok(Ok(value)) => return Outcome { result: Ok((value, permit)), ambiguous },
+                Ok(Err(err)) => err,
+                Err(_) => StoreError::unavailable(subject, "no answer in time"),
+            };
+            drop(permit); // nobody waits for a request that is itself only waiting
+            if !again(&err) {
+                return Outcome { result: Err(err), ambiguous };
+            }
+            ambiguous |= matches!(err, StoreError::Unavailable { .. });
+            failures += 1;
+            let pause = self.pause(failures);
+            if failures >= self.options.attempts_max || Instant::now() + pause >= deadline {
+                return Outcome { result: Err(err), ambiguous };
+            }
+            tracing::debug!(subject, failures, ?pause, "asking again: {err}");
+            sleep(pause).await;
+        }
+    }
+
+    /// For requests whose repetition cannot be taken for a conflict.
+    async fn plain<T, F>(
+        &self,
+        subject: &str,
+        allowance: Duration,
+        attempt: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let outcome = self.attempts(subject, allowance, StoreError::is_transient, attempt).await;
+        outcome.result.map(|(value, _permit)| value)
+    }
+
+    /// Decides what a conflict after an ambiguous failure was: promises 2 and 3.
+    async fn resolve(
+        &self,
+        key: &ObjectKey,
+        conflict: StoreError,
+        ours: &OurWrite<'_>,
+    ) -> Result<ETag, StoreError> {
+        let found = match self.head(key).await {
+            Ok(found) => found,
+            Err(StoreError::NotFound { .. }) => return Err(conflict),
+            Err(err) => {
+                let reason = format!("an answer was lost, and asking what is there failed: {err}");
+                return Err(StoreError::Unavailable {
+                    key: key.to_string(),
+                    reason,
+                    source: Some(Arc::new(err)),
+                });
+            }
+        };
+        if !ours.can_be_told() {
+            let reason = "an answer was lost, and nothing tells whether the object there is ours";
+            return Err(StoreError::unavailable(key, reason));
+        }
+        if ours.is(&found) {
+            tracing::debug!(%key, "an answer was lost; the object there is ours");
+            return Ok(found.etag);
+        }
+        Err(conflict)
+    }
+
+    async fn finish_write(
+        &self,
+        key: &ObjectKey,
+        outcome: Outcome<(ETag, OwnedSemaphorePermit)>,
+        ours: &OurWrite<'_>,
+    ) -> Result<ETag, StoreError> {
+        match outcome.result {
+            Ok((etag, _permit)) => Ok(etag),
+            Err(
+                err @ (StoreError::AlreadyExists { .. }
+                | StoreError::Changed { .. }
+                | StoreError::Contended { .. }
+                | StoreError::NoSuchUpload { .. }),
+            ) if outcome.ambiguous => self.resolve(key, err, ours).await,
+            Err(err) => Err(err),
+        }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl ObjectStore for RetryingStore {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    async fn check_access(&self) -> Result<(), StoreError> {
+        self.plain("bucket", Duration::ZERO, || self.inner.check_access()).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        self.plain(request.prefix.as_str(), Duration::ZERO, || self.inner.list(request)).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        self.plain(key.as_str(), Duration::ZERO, || self.inner.head(key)).await
+    }
+
+    async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        let attempt = || self.inner.get(key, etag, range.clone());
+        let (body, permit) =
+            self.attempts(key.as_str(), Duration::ZERO, StoreError::is_transient, attempt).await.result?;
+        // The request is under way until its body is read or dropped.
+        let body = body.map(move |piece| {
+            let _held = &permit;
+            piece
+        });
+        Ok(Box::pin(body))
+    }
+
+    async fn put(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        expect: &Expect,
+        attributes: &PutAttributes,
+    ) -> Result<ETag, StoreError> {
+        let attempt = || self.inner.put(key, body.clone(), expect, attributes);
+        let outcome = self
+            .attempts(key.as_str(), upload_allowance(body.len()), StoreError::is_transient, attempt)
+            .await;
+        let ours = OurWrite { attributes: Some(attributes), size_bytes: Some(body.len() as u64) };
+        self.finish_write(key, outcome, &ours).await
+    }
+
+    async fn create_multipart(
+        &self,
+        key: &ObjectKey,
+        attributes: &PutAttributes,
+    ) -> Result<UploadId, StoreError> {
+        let upload =
+            self.plain(key.as_str(), Duration::ZERO, || self.inner.create_multipart(key, attributes)).await?;
+        let open = OpenUpload { attributes: attributes.clone(), parts: BTreeMap::new() };
+        self.uploads.lock().put(upload.clone(), open);
+        Ok(upload)
+    }
+
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartReceipt, StoreError> {
+        let attempt = || self.inner.put_part(key, upload, number, body.clone());
+        let receipt = self.plain(key.as_str(), upload_allowance(body.len()), attempt).await?;
+        if let Some(open) = self.uploads.lock().get_mut(upload) {
+            open.parts.insert(number, body.len() as u64);
+        }
+        Ok(receipt)
+    }
+
+    async fn complete_multipart(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[PartReceipt],
+        expect: &Expect,
+    ) -> Result<ETag, StoreError> {
+        let attempt = || self.inner.complete_multipart(key, upload, parts, expect);
+        // Two writers met: S3 has given the upload up, so asking for it again is of no use.
+        let again = |err: &StoreError| matches!(err, StoreError::Unavailable { .. });
+        let outcome = self.attempts(key.as_str(), complete_allowance(parts.len()), again, attempt).await;
+        let open = self.uploads.lock().get(upload).cloned();
+        let size_of = |open: &OpenUpload| parts.iter().map(|part| open.parts.get(&part.number)).sum();
+        let ours = OurWrite {
+            attributes: open.as_ref().map(|open| &open.attributes),
+            size_bytes: open.as_ref().and_then(size_of),
+        };
+        let etag = self.finish_write(key, outcome, &ours).await?;
+        self.uploads.lock().pop(upload);
+        Ok(etag)
+    }
+
+    async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
+        self.plain(key.as_str(), Duration::ZERO, || self.inner.abort_multipart(key, upload)).await?;
+        self.uploads.lock().pop(upload);
+        Ok(())
+    }
+
+    async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.plain(key.as_str(), Duration::ZERO, || self.inner.delete(key, etag)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::fault::Fault;
+    use crate::store::fault::FaultyStore;
+    use crate::store::fault::Operation;
+    use crate::store::memory::MemoryStore;
+
+    struct Setup {
+        memory: Arc<MemoryStore>,
+        faulty: Arc<FaultyStore>,
+        store: RetryingStore,
+    }
+
+    fn setup() -> Setup {
+        let memory = Arc::new(MemoryStore::default());
+        let faulty = Arc::new(FaultyStore::new(Arc::clone(&memory) as Arc<dyn ObjectStore>));
+        let options = RetryOptions {
+            attempts_max: 3,
+            backoff_base: Duration::from_millis(1),
+            backoff_max: Duration::from_millis(2),
+            attempt_timeout: Duration::from_millis(200),
+            deadline: Duration::from_secs(5),
+            requests_max: 4,
+        };
+        let store = RetryingStore::new(Arc::clone(&faulty) as Arc<dyn ObjectStore>, options);
+        Setup { memory, faulty, store }
+    }
+
+    fn key() -> ObjectKey {
+        ObjectKey::from_listing("a/b")
+    }
+
+    fn ours() -> PutAttributes {
+        PutAttributes { metadata: BTreeMap::from([(META_TXID.to_owned(), "tx-1".to_owned())]) }
+    }
+
+    fn unavailable() -> Fault {
+        Fault::Before(StoreError::unavailable("a/b", "503"))
+    }
+
+    async fn put(setup: &Setup, attributes: &PutAttributes) -> Result<ETag, StoreError> {
+        setup.store.put(&key(), Bytes::from_static(b"mine"), &Expect::Absent, attributes).await
+    }
+
+    #[tokio::test]
+    async fn transient_failures_are_asked_again_and_others_are_not() {
+        let setup = setup();
+        setup.faulty.script(Operation::Put, unavailable());
+        setup.faulty.script(Operation::Put, Fault::Before(StoreError::Contended { key: key() }));
+        put(&setup, &ours()).await.unwrap();
+        let denied = StoreError::Denied { key: "a/b".into(), reason: "no".into() };
+        setup.faulty.script(Operation::Head, Fault::Before(denied));
+        assert!(matches!(setup.store.head(&key()).await, Err(StoreError::Denied { .. })));
+        use Operation::Head;
+        use Operation::Put;
+        assert_eq!(setup.faulty.requests(), [Put, Put, Put, Head]);
+    }
+
+    #[tokio::test]
+    async fn attempts_are_bounded() {
+        let setup = setup();
+        for _ in 0..5 {
+            setup.faulty.script(Operation::Head, unavailable());
+        }
+        assert!(setup.store.head(&key()).await.is_err_and(|err| err.is_transient()));
+        assert_eq!(setup.faulty.requests().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_silent_attempt_is_given_up_and_asked_again() {
+        let setup = setup();
+        setup.faulty.script(Operation::Put, Fault::Stall);
+        put(&setup, &ours()).await.unwrap();
+        assert_eq!(setup.faulty.requests().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn the_deadline_bounds_all_attempts() {
+        let mut setup = setup();
+        setup.store.options.deadline = Duration::from_millis(50);
+        setup.store.options.attempts_max = 1000;
+        for _ in 0..1000 {
+            setup.faulty.script(Operation::Head, Fault::Stall);
+        }
+        let begun = Instant::now();
+        assert!(setup.store.head(&key()).await.is_err());
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert_eq!(setup.faulty.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_of_our_own_put_is_success() {
+        let setup = setup();
+        setup.faulty.script(Operation::Put, Fault::LostReply);
+        let etag = put(&setup, &ours()).await.unwrap();
+        assert_eq!(setup.memory.head(&key()).await.unwrap().etag, etag);
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_of_a_put_that_lost_is_the_conflict() {
+        let setup = setup();
+        let theirs = setup.memory.overwrite_out_of_band(&key(), Bytes::from_static(b"them"));
+        setup.faulty.script(Operation::Put, Fault::LostReply);
+        assert!(matches!(put(&setup, &ours()).await, Err(StoreError::AlreadyExists { .. })));
+        assert_eq!(setup.memory.head(&key()).await.unwrap().etag, theirs);
+    }
+
+    #[tokio::test]
+    async fn another_transaction_or_another_size_is_not_ours() {
+        for (txid, body) in [("tx-2", "mine"), ("tx-1", "longer")] {
+            let setup = setup();
+            let theirs = PutAttributes { metadata: BTreeMap::from([(META_TXID.into(), txid.into())]) };
+            let body = Bytes::from_static(body.as_bytes());
+            setup.memory.put(&key(), body, &Expect::Absent, &theirs).await.unwrap();
+            setup.faulty.script(Operation::Put, unavailable());
+            let conflict = put(&setup, &ours()).await;
+            assert!(matches!(conflict, Err(StoreError::AlreadyExists { .. })), "{conflict:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_transaction_id_nothing_is_guessed() {
+        let setup = setup();
+        setup.faulty.script(Operation::Put, Fault::LostReply);
+        let unknown = put(&setup, &PutAttributes::default()).await;
+        assert!(matches!(unknown, Err(StoreError::Unavailable { .. })), "{unknown:?}");
+    }
+
+    #[tokio::test]
+    async fn an_unambiguous_conflict_costs_no_head() {
+        let setup = setup();
+        setup.memory.overwrite_out_of_band(&key(), Bytes::new());
+        assert!(matches!(put(&setup, &ours()).await, Err(StoreError::AlreadyExists { .. })));
+        assert_eq!(setup.faulty.requests(), [Operation::Put]);
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_of_a_replacement_is_resolved_too() {
+        let setup = setup();
+        let before = setup.memory.overwrite_out_of_band(&key(), Bytes::from_static(b"old"));
+        setup.faulty.script(Operation::Put, Fault::LostReply);
+        let expect = Expect::Version(before);
+        let etag = setup.store.put(&key(), Bytes::from_static(b"new"), &expect, &ours()).await.unwrap();
+        assert_eq!(setup.memory.head(&key()).await.unwrap().etag, etag);
+    }
+
+    async fn upload(store: &dyn ObjectStore) -> (UploadId, [PartReceipt; 1]) {
+        let upload = store.create_multipart(&key(), &ours()).await.unwrap();
+        let part = store.put_part(&key(), &upload, 1, Bytes::from_static(b"mine")).await.unwrap();
+        (upload, [part])
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_of_complete_is_resolved_by_what_is_there() {
+        let setup = setup();
+        let (id, parts) = upload(&setup.store).await;
+        setup.faulty.script(Operation::CompleteMultipart, Fault::LostReply);
+        let etag = setup.store.complete_multipart(&key(), &id, &parts, &Expect::Absent).await.unwrap();
+        assert_eq!(setup.memory.head(&key()).await.unwrap().etag, etag);
+
+        let other = self::setup();
+        let (id, parts) = upload(&other.store).await;
+        other.memory.overwrite_out_of_band(&key(), Bytes::from_static(b"them"));
+        other.faulty.script(Operation::CompleteMultipart, Fault::LostReply);
+        let conflict = other.store.complete_multipart(&key(), &id, &parts, &Expect::Absent).await;
+        assert!(matches!(conflict, Err(StoreError::AlreadyExists { .. })), "{conflict:?}");
+    }
+
+    #[tokio::test]
+    async fn completing_an_upload_of_another_process_is_not_guessed_about() {
+        let setup = setup();
+        let (id, parts) = upload(&*setup.memory).await;
+        setup.faulty.script(Operation::CompleteMultipart, Fault::LostReply);
+        let unknown = setup.store.complete_multipart(&key(), &id, &parts, &Expect::Absent).await;
+        assert!(matches!(unknown, Err(StoreError::Unavailable { .. })), "{unknown:?}");
+    }
+
+    #[tokio::test]
+    async fn a_contended_complete_is_not_asked_again() {
+        let setup = setup();
+        let (id, parts) = upload(&setup.store).await;
+        let contended = Fault::Before(StoreError::Contended { key: key() });
+        setup.faulty.script(Operation::CompleteMultipart, contended);
+        let err = setup.store.complete_multipart(&key(), &id, &parts, &Expect::Absent).await;
+        assert!(matches!(err, Err(StoreError::Contended { .. })));
+        assert_eq!(setup.faulty.requests().last(), Some(&Operation::CompleteMultipart));
+    }
+
+    #[tokio::test]
+    async fn requests_are_limited_until_their_bodies_are_dropped() {
+        let setup = setup();
+        let etag = setup.memory.overwrite_out_of_band(&key(), Bytes::from_static(b"12345678"));
+        let mut bodies = Vec::new();
+        for _ in 0..4 {
+            bodies.push(setup.store.get(&key(), &etag, 0..8).await.unwrap());
+        }
+        assert_eq!(setup.store.requests.available_permits(), 0);
+        let waiting = tokio::time::timeout(Duration::from_millis(20), setup.store.head(&key())).await;
+        assert!(waiting.is_err(), "the fifth request waits");
+        bodies.pop();
+        setup.store.head(&key()).await.unwrap();
+        drop(bodies);
+        assert_eq!(setup.store.requests.available_permits(), 4);
+    }
+}

@@ -1,0 +1,300 @@
+//! What an S3 server's answer means for the caller.
+//!
+//! Sorted by HTTP status first, since servers agree on statuses more than on codes; a code
+//! decides only where one status means several things (404, 400, and 200 with an error in
+//! its body). [`classify`] is pure, so that the table can be tested as a table.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::error::SdkError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+use crate::name::ObjectKey;
+use crate::store::Expect;
+use crate::store::StoreError;
+
+/// Statuses that promise nothing about the next attempt, beside the 5xx.
+const TRANSIENT_STATUSES: &[u16] = &[408, 419, 429, 440];
+/// Codes that are transient whatever their status; `Throttling…` is matched as a prefix.
+const TRANSIENT_CODES: &[&str] = &[
+    "InternalError",
+    "SlowDown",
+    "ServiceUnavailable",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "RequestLimitExceeded",
+    "TooManyRequests",
+    "BandwidthLimitExceeded",
+    // What arrived is not what was sent: nothing was stored, and sending it again may do.
+    "BadDigest",
+    "IncompleteBody",
+];
+/// Codes that speak of credentials, which some servers send with status 400.
+const CREDENTIAL_CODES: &[&str] = &[
+    "AccessDenied",
+    "AccountProblem",
+    "AllAccessDisabled",
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidSecurity",
+    "InvalidToken",
+    "RequestExpired",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+    "Unauthorized",
+];
+
+/// What a request was about, so that its failure can say so.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Subject<'a> {
+    /// The bucket itself.
+    Bucket,
+    /// Reading, or anything else without a condition of ours.
+    Read(&'a ObjectKey),
+    /// A write, with what it expected.
+    Write(&'a ObjectKey, &'a Expect),
+    /// A step of a multipart upload other than completing it.
+    Upload(&'a ObjectKey),
+}
+
+impl<'a> Subject<'a> {
+    fn key(self) -> Option<&'a ObjectKey> {
+        match self {
+            Self::Bucket => None,
+            Self::Read(key) | Self::Write(key, _) | Self::Upload(key) => Some(key),
+        }
+    }
+
+    /// The key, or the bucket, for a message.
+    pub(super) fn describe(self, bucket: &str) -> String {
+        self.key().map_or_else(|| format!("bucket {bucket}"), ToString::to_string)
+    }
+}
+
+/// An error answer, reduced to what decides.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Answer<'a> {
+    /// The HTTP status.
+    pub status: u16,
+    /// The error code; HEAD answers have none.
+    pub code: &'a str,
+    /// The server's sentence.
+    pub message: &'a str,
+    /// `x-amz-bucket-region`, where the bucket really is.
+    pub region: Option<&'a str>,
+}
+
+impl Answer<'_> {
+    fn reason(&self) -> String {
+        let mut reason = match (self.code, self.message) {
+            ("", "") => format!("HTTP {}", self.status),
+            (code, "") => format!("{code} (HTTP {})", self.status),
+            (code, message) => format!("{code}: {message} (HTTP {})", self.status),
+        };
+        if self.code == "RequestTimeTooSkewed" {
+            reason.push_str("; the clock of this machine is wrong");
+        }
+        if let Some(region) = self.region.filter(|_| matches!(self.status, 301 | 307 | 400)) {
+            reason.push_str("; the bucket is in region ");
+            reason.push_str(region);
+        }
+        reason
+    }
+}
+
+/// Sorts an error answer by what the caller does next.
+pub(super) fn classify(bucket: &str, subject: Subject<'_>, answer: &Answer<'_>) -> StoreError {
+    let name = || subject.describe(bucket);
+    let denied = || StoreError::Denied { key: name(), reason: answer.reason() };
+    let rejected = || StoreError::Rejected { key: name(), reason: answer.reason() };
+    let unavailable = || StoreError::unavailable(name(), answer.reason());
+    match (answer.status, answer.code) {
+        (_, "NoSuchBucket") => StoreError::NoBucket { bucket: bucket.to_owned() },
+        (404, code) => not_found(bucket, subject, code),
+        (_, "NoSuchUpload") => not_found(bucket, subject, answer.code),
+        (412, _) | (_, "PreconditionFailed") => conflict(subject).unwrap_or_else(rejected),
+        (409, _) | (_, "ConditionalRequestConflict" | "OperationAborted") => match subject.key() {
+            Some(key) => StoreError::Contended { key: key.clone() },
+            None => unavailable(),
+        },
+        (401 | 403, _) => denied(),
+        (_, code) if CREDENTIAL_CODES.contains(&code) => denied(),
+        (_, code) if TRANSIENT_CODES.contains(&code) || code.starts_with("Throttling") => unavailable(),
+        (status, _) if TRANSIENT_STATUSES.contains(&status) => unavailable(),
+        (501, _) => rejected(),
+        (500.., _) => unavailable(),
+        _ => rejected(),
+    }
+}
+
+fn not_found(bucket: &str, subject: Subject<'_>, code: &str) -> StoreError {
+    match subject {
+        Subject::Bucket => StoreError::NoBucket { bucket: bucket.to_owned() },
+        Subject::Read(key) => StoreError::NotFound { key: key.clone() },
+        Subject::Upload(key) => StoreError::NoSuchUpload { key: key.clone() },
+        Subject::Write(key, _) if code == "NoSuchUpload" => StoreError::NoSuchUpload { key: key.clone() },
+        // AWS answers If-Match on an absent key so.
+        Subject::Write(key, Expect::Version(_)) => StoreError::Changed { key: key.clone() },
+        Subject::Write(key, Expect::Absent) => StoreError::NotFound { key: key.clone() },
+    }
+}
+
+/// A failed precondition.
+fn conflict(subject: Subject<'_>) -> Option<StoreError> {
+    match subject {
+        Subject::Write(key, Expect::Absent) => Some(StoreError::AlreadyExists { key: key.clone() }),
+        Subject::Write(key, Expect::Version(_)) | Subject::Read(key) => {
+            Some(StoreError::Changed { key: key.clone() })
+        }
+        Subject::Bucket | Subject::Upload(_) => None,
+    }
+}
+
+/// Sorts whatever the SDK came back with.
+pub(super) fn from_sdk<E>(bucket: &str, subject: Subject<'_>, err: SdkError<E, HttpResponse>) -> StoreError
+where
+    E: Error + ProvideErrorMetadata + Send + Sync + 'static,
+{
+    if let SdkError::ServiceError(service) = &err {
+        let answer = Answer {
+            status: service.raw().status().as_u16(),
+            code: service.err().code().unwrap_or_default(),
+            message: service.err().message().unwrap_or_default(),
+            region: service.raw().headers().get("x-amz-bucket-region"),
+        };
+        return classify(bucket, subject, &answer);
+    }
+    let key = subject.describe(bucket);
+    if let Some(credentials) = find_credentials_error(&err) {
+        let reason = if matches!(credentials, CredentialsError::CredentialsNotLoaded(_)) {
+            "no credentials were found".to_owned()
+        } else {
+            chain(credentials)
+        };
+        return StoreError::Denied { key, reason };
+    }
+    if matches!(err, SdkError::ConstructionFailure(_)) {
+        return StoreError::Rejected { key, reason: chain(&err) };
+    }
+    StoreError::Unavailable { key, reason: chain(&err), source: Some(Arc::new(err)) }
+}
+
+fn find_credentials_error<'e>(err: &'e (dyn Error + 'static)) -> Option<&'e CredentialsError> {
+    let mut next = Some(err);
+    while let Some(err) = next {
+        if let Some(found) = err.downcast_ref::<CredentialsError>() {
+            return Some(found);
+        }
+        next = err.source();
+    }
+    None
+}
+
+/// An error and all its causes, in one line: the last of them says "connection refused".
+pub(super) fn chain(err: &(dyn Error + 'static)) -> String {
+    let mut text = err.to_string();
+    let mut next = err.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::ETag;
+
+    /// A short name for each kind of error, so that the table below reads as one.
+    fn kind(err: &StoreError) -> &'static str {
+        match err {
+            StoreError::NotFound { .. } => "not found",
+            StoreError::NoBucket { .. } => "no bucket",
+            StoreError::AlreadyExists { .. } => "exists",
+            StoreError::Changed { .. } => "changed",
+            StoreError::Contended { .. } => "contended",
+            StoreError::NoSuchUpload { .. } => "no upload",
+            StoreError::Denied { .. } => "denied",
+            StoreError::Rejected { .. } => "rejected",
+            StoreError::Unavailable { .. } => "unavailable",
+        }
+    }
+
+    #[test]
+    fn answers_are_sorted_by_what_the_caller_does_next() {
+        let key = ObjectKey::from_listing("a/b");
+        let absent = Expect::Absent;
+        let version = Expect::Version(ETag::from_server("1"));
+        let create = Subject::Write(&key, &absent);
+        let replace = Subject::Write(&key, &version);
+        let table: &[(Subject<'_>, u16, &str, &str)] = &[
+            (Subject::Bucket, 404, "NoSuchBucket", "no bucket"),
+            (Subject::Bucket, 404, "", "no bucket"),
+            (Subject::Read(&key), 404, "", "not found"),
+            (Subject::Read(&key), 404, "NoSuchKey", "not found"),
+            (Subject::Read(&key), 404, "NoSuchBucket", "no bucket"),
+            (Subject::Read(&key), 412, "", "changed"),
+            (create, 412, "PreconditionFailed", "exists"),
+            (replace, 412, "PreconditionFailed", "changed"),
+            (replace, 404, "NoSuchKey", "changed"),
+            (create, 404, "NoSuchUpload", "no upload"),
+            (replace, 404, "NoSuchUpload", "no upload"),
+            (create, 409, "ConditionalRequestConflict", "contended"),
+            (create, 409, "OperationAborted", "contended"),
+            (Subject::Upload(&key), 404, "NoSuchUpload", "no upload"),
+            (create, 403, "AccessDenied", "denied"),
+            (Subject::Read(&key), 403, "", "denied"),
+            (Subject::Read(&key), 401, "", "denied"),
+            (create, 400, "ExpiredToken", "denied"),
+            (create, 403, "RequestTimeTooSkewed", "denied"),
+            (create, 400, "RequestTimeout", "unavailable"),
+            (create, 400, "BadDigest", "unavailable"),
+            (create, 400, "EntityTooSmall", "rejected"),
+            (create, 400, "InvalidPart", "rejected"),
+            (create, 503, "SlowDown", "unavailable"),
+            (create, 429, "", "unavailable"),
+            (create, 408, "", "unavailable"),
+            (create, 500, "", "unavailable"),
+            (create, 598, "", "unavailable"),
+            (create, 501, "NotImplemented", "rejected"),
+            (Subject::Bucket, 301, "PermanentRedirect", "rejected"),
+            // 200 with an error in its body.
+            (create, 200, "InternalError", "unavailable"),
+            (create, 200, "PreconditionFailed", "exists"),
+            (create, 200, "NoSuchUpload", "no upload"),
+            (create, 200, "ConditionalRequestConflict", "contended"),
+        ];
+        for (subject, status, code, expected) in table {
+            let answer = Answer { status: *status, code, message: "m", region: None };
+            let err = classify("assets", *subject, &answer);
+            assert_eq!(kind(&err), *expected, "{subject:?} {status} {code}: {err}");
+        }
+    }
+
+    #[test]
+    fn reasons_carry_the_servers_words_and_what_follows_from_them() {
+        let skew = Answer { status: 403, code: "RequestTimeTooSkewed", message: "too large", region: None };
+        let text = classify("assets", Subject::Bucket, &skew).to_string();
+        assert!(text.contains("too large") && text.contains("clock of this machine"), "{text}");
+        let moved = Answer { status: 301, code: "PermanentRedirect", message: "", region: Some("eu-west-1") };
+        let text = classify("assets", Subject::Bucket, &moved).to_string();
+        assert!(text.contains("bucket assets") && text.contains("eu-west-1"), "{text}");
+    }
+
+    #[test]
+    fn the_cause_chain_is_one_line_without_repetition() {
+        let inner = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused");
+        let outer = std::io::Error::other(inner);
+        assert_eq!(chain(&outer).matches("connection refused").count(), 1);
+    }
+}

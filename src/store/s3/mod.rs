@@ -1,0 +1,493 @@
+//! A bucket, through the AWS SDK.
+//!
+//! One request of the trait is one request to the server, with these exceptions: `delete`
+//! looks before it deletes (many servers ignore `If-Match` there), and a range that the server
+//! calls unsatisfiable is explained by a HEAD.
+//!
+//! # Promises
+//!
+//! 1. Nothing is asked twice: the SDK's retries are off, ours are a wrapper.
+//! 2. A body that `get` yields is the named version's, exactly the asked range of it: the
+//!    answer's own `ETag`, range and length are checked, since some servers ignore `If-Match`
+//!    or `Range`. What does not fit ends in an error, never in other bytes.
+//! 3. Every wait ends: connecting, waiting for an answer, and each pause inside a body.
+//! 4. Every write carries its condition and a CRC32C that the server verifies. CRC32C and not
+//!    AWS's default CRC64NVME, because R2, ministack and SeaweedFS agree on its meaning for
+//!    parts (a checksum of checksums), and they do not on CRC64NVME's; and the CPU computes it.
+//!
+//! # What this module does not know
+//!
+//! Datasets, caches, retries, which conditions the server really honours (`guarantee`).
+
+mod connect;
+mod error;
+mod listing;
+
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::primitives::ByteStream as SdkStream;
+use aws_sdk_s3::types::ChecksumAlgorithm;
+use aws_sdk_s3::types::CompletedMultipartUpload;
+use aws_sdk_s3::types::CompletedPart;
+use aws_sdk_s3::types::EncodingType;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use bytes::Bytes;
+use data_encoding::BASE64;
+use futures_util::stream;
+use tokio::time::timeout;
+
+use crate::name::ETag;
+use crate::name::ObjectKey;
+use crate::store::ByteStream;
+use crate::store::Expect;
+use crate::store::ListPage;
+use crate::store::ListRequest;
+use crate::store::ObjectMeta;
+use crate::store::ObjectStore;
+use crate::store::PartReceipt;
+use crate::store::PutAttributes;
+use crate::store::StoreError;
+use crate::store::UploadId;
+use crate::store::complete_allowance;
+use crate::store::upload_allowance;
+
+pub use self::connect::S3Credentials;
+pub use self::connect::S3Options;
+
+use self::connect::ServerClock;
+use self::error::Subject;
+use self::error::chain;
+
+/// A bucket on an S3-compatible service.
+pub struct S3Store {
+    client: Client,
+    bucket: String,
+    endpoint: Option<String>,
+    request_timeout: Duration,
+    /// Whether bodies travel unsigned: over TLS the signature of a body adds nothing but SHA-256.
+    unsigned_bodies: bool,
+    clock: ServerClock,
+}
+
+impl fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Store").field("bucket", &self.bucket).field("endpoint", &self.endpoint).finish()
+    }
+}
+
+impl S3Store {
+    /// Prepares a client. Nothing is sent yet; [`ObjectStore::check_access`] does.
+    pub async fn new(options: &S3Options) -> Self {
+        let clock = ServerClock::default();
+        let client = connect::client(options, &clock).await;
+        let plain = options.endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
+        Self {
+            client,
+            bucket: options.bucket.clone(),
+            endpoint: options.endpoint.clone(),
+            request_timeout: options.request_timeout,
+            unsigned_bodies: !plain && !matches!(options.credentials, S3Credentials::Anonymous),
+            clock,
+        }
+    }
+
+    /// The time at the server, to the second, if it has answered anything yet; errors count too.
+    #[must_use]
+    pub fn server_time(&self) -> Option<SystemTime> {
+        self.clock.now()
+    }
+
+    /// Waits for an answer, for the time that a request has and the `allowance` that this one gets on top.
+    async fn answer<T, E>(
+        &self,
+        subject: Subject<'_>,
+        allowance: Duration,
+        request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    ) -> Result<T, Failure>
+    where
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+    {
+        let limit = self.request_timeout + allowance;
+        match timeout(limit, request).await {
+            Ok(Ok(output)) => Ok(output),
+            Ok(Err(err)) => Err(Failure {
+                status: err.raw_response().map(|response| response.status().as_u16()),
+                error: error::from_sdk(&self.bucket, subject, err),
+            }),
+            Err(_) => {
+                let reason = format!("no answer within {} s", limit.as_secs_f32());
+                let error = StoreError::unavailable(subject.describe(&self.bucket), reason);
+                Err(Failure { status: None, error })
+            }
+        }
+    }
+
+    /// The `ETag` of something just written. A server that did not say is asked.
+    async fn written_etag(&self, key: &ObjectKey, etag: Option<&str>) -> Result<ETag, StoreError> {
+        match etag {
+            Some(etag) => Ok(ETag::from_server(etag)),
+            None => Ok(self.head(key).await?.etag),
+        }
+    }
+
+    /// Why a range that lies inside the pinned version was refused: most likely the object is
+    /// another one now, and the server did not look at `If-Match`.
+    async fn explain_bad_range(&self, key: &ObjectKey, etag: &ETag, range: &Range<u64>) -> StoreError {
+        match self.head(key).await {
+            Ok(meta) if meta.etag == *etag => {
+                StoreError::Rejected { key: key.to_string(), reason: format!("range {range:?}") }
+            }
+            Ok(_) => StoreError::Changed { key: key.clone() },
+            Err(err) => err,
+        }
+    }
+}
+
+/// A request that failed: what it means, and the bare status for the few who need it.
+struct Failure {
+    status: Option<u16>,
+    error: StoreError,
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
+fn quoted(etag: &ETag) -> String {
+    format!("\"{etag}\"")
+}
+
+/// The two headers of a condition: `If-None-Match` and `If-Match`.
+fn condition(expect: &Expect) -> (Option<String>, Option<String>) {
+    match expect {
+        Expect::Absent => (Some("*".into()), None),
+        Expect::Version(etag) => (None, Some(quoted(etag))),
+    }
+}
+
+fn crc32c_header(body: &[u8]) -> String {
+    BASE64.encode(&crc32c::crc32c(body).to_be_bytes())
+}
+
+/// Checks that an answer's head promises exactly `range` of the version `etag`.
+fn check_reply(
+    key: &ObjectKey,
+    etag: &ETag,
+    range: &Range<u64>,
+    reply: &GetObjectOutput,
+) -> Result<(), StoreError> {
+    if reply.e_tag().map(ETag::from_server).as_ref() != Some(etag) {
+        return Err(StoreError::Changed { key: key.clone() });
+    }
+    let len = range.end - range.start;
+    let right_range = match reply.content_range() {
+        // `bytes 0-9/100`; some servers send it with status 200, which is as clear.
+        Some(text) => {
+            let bounds = text.strip_prefix("bytes ").and_then(|text| text.split('/').next());
+            bounds == Some(&format!("{}-{}", range.start, range.end - 1))
+        }
+        // The whole object: right only if the whole object was asked for.
+        None => range.start == 0,
+    };
+    let declared = reply.content_length().and_then(|len| u64::try_from(len).ok());
+    if right_range && declared == Some(len) {
+        return Ok(());
+    }
+    let reason = format!(
+        "asked for bytes {range:?}, the answer has {:?} of length {declared:?}",
+        reply.content_range().unwrap_or("no range"),
+    );
+    Err(StoreError::Rejected { key: key.to_string(), reason })
+}
+
+/// What is left of a body that is being read.
+struct Body {
+    stream: SdkStream,
+    key: ObjectKey,
+    left: u64,
+    silence: Duration,
+}
+
+impl Body {
+    /// The next piece, and the rest; `None` at the proper end. After an error there is nothing.
+    async fn next(mut self) -> Option<(Result<Bytes, StoreError>, Option<Self>)> {
+        let piece = match timeout(self.silence, self.stream.next()).await {
+            Ok(piece) => piece,
+            Err(_) => {
+                let reason = format!("the body stalled for {} s", self.silence.as_secs_f32());
+                return Some((Err(StoreError::unavailable(&self.key, reason)), None));
+            }
+        };
+        let err = match piece {
+            Some(Ok(bytes)) if bytes.len() as u64 <= self.left => {
+                self.left -= bytes.len() as u64;
+                return Some((Ok(bytes), Some(self)));
+            }
+            None if self.left == 0 => return None,
+            Some(Ok(_)) => StoreError::unavailable(&self.key, "the body is longer than was announced"),
+            None => {
+                let reason = format!("the body ended {} bytes early", self.left);
+                StoreError::unavailable(&self.key, reason)
+            }
+            Some(Err(err)) => {
+                StoreError::unavailable(&self.key, format!("reading the body: {}", chain(&err)))
+            }
+        };
+        Some((Err(err), None))
+    }
+}
+
+#[async_trait]
+impl ObjectStore for S3Store {
+    fn describe(&self) -> String {
+        match &self.endpoint {
+            Some(endpoint) => format!("s3://{} at {endpoint}", self.bucket),
+            None => format!("s3://{}", self.bucket),
+        }
+    }
+
+    async fn check_access(&self) -> Result<(), StoreError> {
+        let request = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
+        self.answer(Subject::Bucket, Duration::ZERO, request).await?;
+        Ok(())
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        let call = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(request.prefix.as_str())
+            .set_delimiter(request.one_level.then(|| "/".to_owned()))
+            .set_continuation_token(request.continuation.clone())
+            .max_keys(i32::from(request.keys_max))
+            .encoding_type(EncodingType::Url)
+            .send();
+        let output = self.answer(Subject::Bucket, Duration::ZERO, call).await?;
+        let mut page = listing::page(&output);
+        if output.is_truncated() == Some(true) {
+            let next = output.next_continuation_token().map(str::to_owned);
+            // A listing that goes in circles would be followed for ever.
+            if next.is_none() || next == request.continuation {
+                return Err(StoreError::Rejected {
+                    key: request.prefix.to_string(),
+                    reason: "the server says that the listing goes on, but not where".into(),
+                });
+            }
+            page.continuation = next;
+        }
+        Ok(page)
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        let subject = Subject::Read(key);
+        let request = self.client.head_object().bucket(&self.bucket).key(key.as_str()).send();
+        let output = self.answer(subject, Duration::ZERO, request).await?;
+        let etag = output.e_tag().map(ETag::from_server);
+        let size_bytes = output.content_length().and_then(|len| u64::try_from(len).ok());
+        let (Some(etag), Some(size_bytes)) = (etag, size_bytes) else {
+            let reason = "the answer to HEAD has no ETag or no length".into();
+            return Err(StoreError::Rejected { key: key.to_string(), reason });
+        };
+        let metadata = output.metadata.unwrap_or_default();
+        let metadata = metadata.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
+        let modified = listing::system_time(output.last_modified.as_ref());
+        Ok(ObjectMeta { size_bytes, etag, modified, metadata })
+    }
+
+    async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        if range.is_empty() {
+            return Err(StoreError::Rejected { key: key.to_string(), reason: format!("range {range:?}") });
+        }
+        let request = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .if_match(quoted(etag))
+            .range(format!("bytes={}-{}", range.start, range.end - 1))
+            .send();
+        let reply = match self.answer(Subject::Read(key), Duration::ZERO, request).await {
+            Err(Failure { status: Some(416), .. }) => {
+                return Err(self.explain_bad_range(key, etag, &range).await);
+            }
+            reply => reply?,
+        };
+        check_reply(key, etag, &range, &reply)?;
+        let body = Body {
+            stream: reply.body,
+            key: key.clone(),
+            left: range.end - range.start,
+            silence: self.request_timeout,
+        };
+        let pieces = stream::unfold(Some(body), |body| async move { body?.next().await });
+        Ok(Box::pin(pieces))
+    }
+
+    async fn put(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        expect: &Expect,
+        attributes: &PutAttributes,
+    ) -> Result<ETag, StoreError> {
+        let allowance = upload_allowance(body.len());
+        let (if_none_match, if_match) = condition(expect);
+        let mut call = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .set_if_none_match(if_none_match)
+            .set_if_match(if_match)
+            .checksum_crc32_c(crc32c_header(&body))
+            .body(SdkStream::from(body));
+        for (name, value) in &attributes.metadata {
+            call = call.metadata(name, value);
+        }
+        let mut call = call.customize();
+        if self.unsigned_bodies {
+            call = call.disable_payload_signing();
+        }
+        let output = self.answer(Subject::Write(key, expect), allowance, call.send()).await?;
+        self.written_etag(key, output.e_tag()).await
+    }
+
+    async fn create_multipart(
+        &self,
+        key: &ObjectKey,
+        attributes: &PutAttributes,
+    ) -> Result<UploadId, StoreError> {
+        let mut call = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .checksum_algorithm(ChecksumAlgorithm::Crc32C);
+        for (name, value) in &attributes.metadata {
+            call = call.metadata(name, value);
+        }
+        let output = self.answer(Subject::Write(key, &Expect::Absent), Duration::ZERO, call.send()).await?;
+        match output.upload_id {
+            Some(id) => Ok(UploadId(id)),
+            None => {
+                let reason = "the answer names no upload".into();
+                Err(StoreError::Rejected { key: key.to_string(), reason })
+            }
+        }
+    }
+
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartReceipt, StoreError> {
+        let allowance = upload_allowance(body.len());
+        let checksum = crc32c_header(&body);
+        let mut call = self
+            .client
+            .upload_part()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .upload_id(&upload.0)
+            .part_number(i32::try_from(number).unwrap_or(i32::MAX))
+            .checksum_crc32_c(&checksum)
+            .body(SdkStream::from(body))
+            .customize();
+        if self.unsigned_bodies {
+            call = call.disable_payload_signing();
+        }
+        let output = self.answer(Subject::Upload(key), allowance, call.send()).await?;
+        let Some(etag) = output.e_tag().map(ETag::from_server) else {
+            let reason = format!("the answer to part {number} has no ETag");
+            return Err(StoreError::Rejected { key: key.to_string(), reason });
+        };
+        Ok(PartReceipt { number, etag, checksum: Some(checksum) })
+    }
+
+    async fn complete_multipart(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[PartReceipt],
+        expect: &Expect,
+    ) -> Result<ETag, StoreError> {
+        let completed = parts.iter().map(|part| {
+            CompletedPart::builder()
+                .part_number(i32::try_from(part.number).unwrap_or(i32::MAX))
+                .e_tag(quoted(&part.etag))
+                .set_checksum_crc32_c(part.checksum.clone())
+                .build()
+        });
+        let completed = CompletedMultipartUpload::builder().set_parts(Some(completed.collect())).build();
+        let (if_none_match, if_match) = condition(expect);
+        let call = self
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .upload_id(&upload.0)
+            .multipart_upload(completed)
+            .set_if_none_match(if_none_match)
+            .set_if_match(if_match)
+            .send();
+        let allowance = complete_allowance(parts.len());
+        let output = self.answer(Subject::Write(key, expect), allowance, call).await?;
+        self.written_etag(key, output.e_tag()).await
+    }
+
+    async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
+        let call = self
+            .client
+            .abort_multipart_upload()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .upload_id(&upload.0)
+            .send();
+        match self.answer(Subject::Upload(key), Duration::ZERO, call).await {
+            Ok(_) | Err(Failure { error: StoreError::NoSuchUpload { .. }, .. }) => Ok(()),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        // Looked at first for the servers that ignore the condition, sent for those that honour it.
+        match self.head(key).await {
+            Ok(meta) if meta.etag == *etag => {}
+            Ok(_) => return Err(StoreError::Changed { key: key.clone() }),
+            Err(StoreError::NotFound { .. }) => return Ok(()),
+            Err(err) => return Err(err),
+        }
+        let expect = Expect::Version(etag.clone());
+        let subject = Subject::Write(key, &expect);
+        let call = || self.client.delete_object().bucket(&self.bucket).key(key.as_str());
+        let outcome = self.answer(subject, Duration::ZERO, call().if_match(quoted(etag)).send()).await;
+        match outcome {
+            Ok(_) => Ok(()),
+            // "Not implemented" speaks of the condition, not of deleting.
+            Err(Failure { status: Some(501), .. }) => {
+                self.answer(subject, Duration::ZERO, call().send()).await?;
+                Ok(())
+            }
+            // Gone by now, or another version: a look tells which.
+            Err(Failure { error: StoreError::Changed { .. }, .. }) => match self.head(key).await {
+                Err(StoreError::NotFound { .. }) => Ok(()),
+                Ok(_) | Err(_) => Err(StoreError::Changed { key: key.clone() }),
+            },
+            Err(failure) => Err(failure.error),
+        }
+    }
+}
