@@ -4,6 +4,7 @@ use clap::Args;
 use tokio::sync::watch;
 
 use crate::cli::Context;
+use crate::cli::output::counted;
 use crate::cli::progress::Reporter;
 use crate::cli::target;
 use crate::cli::target::Target;
@@ -142,7 +143,7 @@ async fn directly(
 
 fn show(outcome: &CommitOutcome, cx: &mut Context) {
     let name = &outcome.dataset;
-    let size = units::show_size(outcome.bytes);
+    let (files, size) = (counted(outcome.files, "file"), units::show_size(outcome.bytes));
     if outcome.aborted {
         cx.out.line(format!("{name}: the interrupted commit is undone; its files are staged again"));
         return;
@@ -165,7 +166,7 @@ fn show(outcome: &CommitOutcome, cx: &mut Context) {
         return;
     }
     let number = outcome.seq.map(|seq| format!(" as commit {seq}")).unwrap_or_default();
-    cx.out.line(format!("{name}: published {} files ({size}){number}{also}", outcome.files));
+    cx.out.line(format!("{name}: published {files} ({size}){number}{also}"));
     if outcome.guarantee.as_deref().is_some_and(|guarantee| guarantee != "enforced") {
         let grade = outcome.guarantee.as_deref().unwrap_or_default();
         cx.out.warn(format!(

@@ -8,6 +8,7 @@ use std::path::Path;
 use clap::Args;
 
 use crate::cli::Context;
+use crate::cli::output::counted;
 use crate::cli::target;
 use crate::cli::target::Target;
 use crate::cli::target::TargetArgs;
@@ -73,7 +74,11 @@ pub fn run(args: &DiscardArgs, cx: &mut Context) -> Result<(), Failure> {
         cx.out.json(&outcome);
     } else {
         let bytes = units::show_size(outcome.bytes);
-        cx.out.note(format!("discarded {} staged files of {} ({bytes})", outcome.files, outcome.dataset));
+        cx.out.note(format!(
+            "discarded {} of {} ({bytes})",
+            counted(outcome.files, "staged file"),
+            outcome.dataset
+        ));
     }
     Ok(())
 }
@@ -99,7 +104,7 @@ fn confirm(args: &DiscardArgs, files: u64, bytes: u64) -> Result<(), Failure> {
     if args.yes {
         return Ok(());
     }
-    let what = format!("{files} staged files of {} ({})", args.name, units::show_size(bytes));
+    let what = format!("{} of {} ({})", counted(files, "staged file"), args.name, units::show_size(bytes));
     if !io::stdin().is_terminal() {
         return Err(Failure::new(
             FailureKind::Usage,

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::cli::Context;
+use crate::cli::output::counted;
 use crate::cli::target;
 use crate::cli::target::Target;
 use crate::cli::target::TargetArgs;
@@ -51,8 +52,8 @@ pub fn run(args: &ListArgs, cx: &mut Context) -> Result<(), Failure> {
     let cells = |row: &DatasetRow| {
         let note = match (row.published, row.staged_files) {
             (true, 0) => String::new(),
-            (true, staged) => format!("{staged} files staged"),
-            (false, staged) => format!("not published, {staged} files staged"),
+            (true, staged) => format!("{} staged", counted(staged, "file")),
+            (false, staged) => format!("not published, {} staged", counted(staged, "file")),
         };
         vec![row.name.as_str().escape_debug().to_string(), note]
     };

@@ -45,7 +45,7 @@ impl Reporter {
 
     /// Shows a new state.
     pub fn update(&mut self, progress: &Progress) {
-        if progress.phase.is_empty() {
+        if progress.phase.is_empty() || progress.files_total + progress.bytes_total == 0 {
             return;
         }
         match &mut self.how {

@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::cli::Context;
+use crate::cli::output::counted;
 use crate::cli::target;
 use crate::config::Config;
 use crate::config::units;
@@ -183,10 +184,6 @@ fn show_staged(staged: &[StagedDataset], files: bool, cx: &mut Context) {
             ));
         }
     }
-}
-
-fn counted(count: u64, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 fn described(dataset: &StagedDataset) -> String {

@@ -89,10 +89,8 @@ impl Run<'_> {
         let snapshot = self.log.snapshot(self.log.head().await?).await?;
         let settling: Vec<_> =
             draft.doubtful.drain(..).map(|doubt| self.settle(doubt, sealed, &snapshot).boxed()).collect();
-        let verdicts: Vec<Verdict> = stream::iter(settling)
-            .buffered(self.sender.workers)
-            .try_collect()
-            .await?;
+        let verdicts: Vec<Verdict> =
+            stream::iter(settling).buffered(self.sender.workers).try_collect().await?;
         for verdict in verdicts {
             surveyed.take(verdict);
         }
@@ -172,10 +170,8 @@ impl Run<'_> {
         self.ctx.progress.phase(Phase::Hash, files.len() as u64, plan.bytes());
         // Boxed and collected: the compiler cannot show that a stream over borrowing closures is Send.
         let hashing: Vec<_> = files.into_iter().map(|file| self.job(sealed, file).boxed()).collect();
-        let jobs: BTreeMap<RelPath, Job> = stream::iter(hashing)
-            .buffer_unordered(self.sender.workers)
-            .try_collect()
-            .await?;
+        let jobs: BTreeMap<RelPath, Job> =
+            stream::iter(hashing).buffer_unordered(self.sender.workers).try_collect().await?;
         let large: Vec<(&RelPath, &Job)> = jobs
             .iter()
             .filter(|(path, job)| {
@@ -186,10 +182,8 @@ impl Run<'_> {
         self.ctx.progress.phase(Phase::Upload, large.len() as u64, bytes);
         let sending: Vec<_> =
             large.into_iter().map(|(path, job)| self.upload(sealed, path, job).boxed()).collect();
-        let uploads: HashMap<RelPath, Uploaded> = stream::iter(sending)
-            .buffer_unordered(self.sender.workers)
-            .try_collect()
-            .await?;
+        let uploads: HashMap<RelPath, Uploaded> =
+            stream::iter(sending).buffer_unordered(self.sender.workers).try_collect().await?;
         Ok(Prepared { jobs, uploads })
     }
 

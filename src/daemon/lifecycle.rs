@@ -121,22 +121,26 @@ async fn start(
     runtime: &Handle,
     signals: Signals,
 ) -> Result<Running, Failure> {
-    let config = &request.config;
     mountpoint::check_fuse(&request.search_path, rustix::process::geteuid().is_root())?;
-    let Mountpoint { path, created } = mountpoint::prepare(&request.mountpoint, request.nonempty)?;
-    if created {
-        reporter.notice(&format!("made the directory {}", path.display()));
+    let mountpoint = mountpoint::prepare(&request.mountpoint, request.nonempty)?;
+    let result = start_at(&mountpoint, request, reporter, runtime, signals).await;
+    if result.is_err() && mountpoint.created {
+        let _ = fs::remove_dir(&mountpoint.path); // if something is in it by now, it stays
     }
-    let uid = rustix::process::getuid().as_raw();
-    let runtime_dir = config.directories.prepare_runtime(uid).map_err(|err| {
-        Failure::new(FailureKind::Failed, format!("no place for the control socket: {err}"))
-    })?;
-    let socket = control::socket_path(&runtime_dir, &path);
-    let remote = remote::open(config).await?;
-    let holder =
-        Holder { pid: std::process::id(), socket: Some(socket.clone()), mountpoint: Some(path.clone()) };
-    let workspace = Arc::new(Workspace::open(config, remote, &holder)?);
-    workspace.remote.check_access(config).await?;
+    result
+}
+
+async fn start_at(
+    mountpoint: &Mountpoint,
+    request: &MountRequest,
+    reporter: &Reporter,
+    runtime: &Handle,
+    signals: Signals,
+) -> Result<Running, Failure> {
+    let config = &request.config;
+    let path = mountpoint.path.clone();
+    let (workspace, socket) = open_workspace(config, &path).await?;
+    let workspace = Arc::new(workspace);
     let server =
         Server::bind(&socket).map_err(|err| failure::of_directory("control socket", &socket, &err))?;
     let (fs, mounted) = compose::mount(config, &workspace, &path, runtime)?;
@@ -160,6 +164,9 @@ async fn start(
     tasks.spawn(notify::watchdog(stop.clone()));
     tasks.spawn(learn_guarantee(Arc::clone(&workspace), stop.clone()));
     let name = workspace.remote.remote.to_string();
+    if mountpoint.created {
+        reporter.notice(&format!("made the directory {}", path.display()));
+    }
     info!("mounted {name} at {}", path.display());
     let ready = Ready { mountpoint: path.clone(), pid: std::process::id(), remote: name.clone() };
     if let Err(err) = reporter.ready(ready) {
@@ -167,6 +174,24 @@ async fn start(
     }
     notify::ready(&format!("{name} at {}", path.display()));
     Ok(Running { unmounter, mountpoint: path, ended: watch_session(mounted), unmounts, tasks, stop, signals })
+}
+
+/// Locks the staging area and asks the remote for the first time; names the control socket.
+async fn open_workspace(config: &Config, mountpoint: &Path) -> Result<(Workspace, PathBuf), Failure> {
+    let uid = rustix::process::getuid().as_raw();
+    let runtime_dir = config.directories.prepare_runtime(uid).map_err(|err| {
+        Failure::new(FailureKind::Failed, format!("no place for the control socket: {err}"))
+    })?;
+    let socket = control::socket_path(&runtime_dir, mountpoint);
+    let remote = remote::open(config).await?;
+    let holder = Holder {
+        pid: std::process::id(),
+        socket: Some(socket.clone()),
+        mountpoint: Some(mountpoint.to_owned()),
+    };
+    let workspace = Workspace::open(config, remote, &holder)?;
+    workspace.remote.check_access(config).await?;
+    Ok((workspace, socket))
 }
 
 /// The first stat goes through the kernel, to our own FUSE threads and back.

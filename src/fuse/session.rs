@@ -73,7 +73,8 @@ impl MountedFs {
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName(options.fs_name.clone()),
-            MountOption::Subtype("dsfs".into()),
+            // Not `Subtype`: that reaches fusermount3 only, and root's mounts would be plain `fuse`.
+            MountOption::CUSTOM("subtype=dsfs".into()),
             MountOption::DefaultPermissions,
             MountOption::NoAtime,
             MountOption::NoDev,

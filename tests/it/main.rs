@@ -5,6 +5,7 @@
 mod common;
 
 mod architecture;
+mod cli;
 mod contract;
 mod s3;
 mod semantics;

@@ -74,7 +74,8 @@ mod tests {
             assert_eq!(found, listed);
             assert!(matches!(files.last().unwrap().0, "data.jsonl" | "meta.json"));
         }
-        let total: usize = DATASETS.iter().flat_map(|(_, files)| *files).map(|(_, content)| content.len()).sum();
+        let total: usize =
+            DATASETS.iter().flat_map(|(_, files)| *files).map(|(_, content)| content.len()).sum();
         assert!(total < 600_000, "{total}");
     }
 }

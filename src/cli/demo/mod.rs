@@ -71,7 +71,8 @@ pub fn run(args: &DemoArgs, cx: &mut Context) -> Result<(), Failure> {
     };
     let url = file_url(&dir);
     let config = cx.config(Layer { remote: Some(url.clone()), ..cx.global.layer() })?;
-    durable::create_private_dirs(&dir).map_err(|err| failure::of_directory("demo's directory", &dir, &err))?;
+    durable::create_private_dirs(&dir)
+        .map_err(|err| failure::of_directory("demo's directory", &dir, &err))?;
     remote::runtime()?.block_on(publish(&config, cx))?;
     let path = mountpoint::resolve(&mountpoint);
     let running = target::live_mounts(&config.directories, None)
@@ -80,7 +81,8 @@ pub fn run(args: &DemoArgs, cx: &mut Context) -> Result<(), Failure> {
     if running {
         cx.out.note(format!("the demo is mounted already at {}", path.display()));
     } else {
-        let mut arguments: Vec<OsString> = vec!["mount".into(), mountpoint.into(), "--remote".into(), url.into()];
+        let mut arguments: Vec<OsString> =
+            vec!["mount".into(), mountpoint.into(), "--remote".into(), url.into()];
         arguments.extend(cx.global.settings_as_arguments());
         let ready = mount::start_daemon(&arguments, &config, cx)?;
         cx.out.note(format!("mounted {} at {}", ready.remote, ready.mountpoint.display()));
