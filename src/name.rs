@@ -14,6 +14,7 @@
 //! datasets/<name>/<path>/                  a directory with nothing in it (zero bytes)
 //! .dsfs/datasets/intents/<name>/<txid>     notice of a commit under way
 //! .dsfs/datasets/log/<name>/<seq>          a commit record, ten decimal digits
+//! .dsfs/datasets/snapshots/<name>/<seq>    everything that a dataset holds after that commit
 //! .dsfs/datasets/scratch/<ulid>            probes of the server, removed at once
 //! ```
 
@@ -346,6 +347,12 @@ impl RemotePrefix {
     #[must_use]
     pub fn log_key(&self, name: &DatasetName, seq: u64) -> ObjectKey {
         ObjectKey(format!("{STATE_PREFIX}{}log/{name}/{seq:010}", self.0).into())
+    }
+
+    /// The key of the manifest of all that a dataset holds after commit `seq`.
+    #[must_use]
+    pub fn snapshot_key(&self, name: &DatasetName, seq: u64) -> ObjectKey {
+        ObjectKey(format!("{STATE_PREFIX}{}snapshots/{name}/{seq:010}", self.0).into())
     }
 
     /// The key of a scratch object, for probing what the server does.

@@ -206,7 +206,10 @@ fn scan_dir(prefix: &str, dir: &Path, now: u64, found: &mut HashMap<VersionId, C
             continue;
         };
         if matches!(suffix, Suffix::Map | Suffix::One) && !has_sound_header(&path, &id) {
-            remove_foreign(&path);
+            // A fresh one may be sound by now, and whoever opens a damaged one removes it.
+            if !fresh {
+                remove_foreign(&path);
+            }
             continue;
         }
         let part = parts.entry(id).or_default();

@@ -132,10 +132,8 @@ fn recognisable(key: &str) -> String {
 /// What a doctor says about where credentials come from.
 #[must_use]
 pub fn describe_credentials(setting: &Setting<Credentials>) -> String {
-    match &setting.origin {
-        Origin::Default => credentials(&setting.value),
-        origin => format!("{} ({origin})", credentials(&setting.value)),
-    }
+    let shown = credentials(&setting.value);
+    if setting.origin == Origin::Default { shown } else { format!("{shown} ({})", setting.origin) }
 }
 
 #[cfg(test)]

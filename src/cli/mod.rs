@@ -6,9 +6,16 @@
 mod args;
 mod completions;
 mod config;
+mod discard;
+mod doctor;
 pub mod exit;
+mod list;
+mod mount;
 pub mod output;
 mod progress;
+mod status;
+mod target;
+mod umount;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -19,11 +26,10 @@ use clap::Subcommand;
 use crate::cli::args::GlobalArgs;
 use crate::cli::output::Output;
 use crate::config::Config;
-use crate::config::ConfigError;
 use crate::config::Environment;
 use crate::config::Layer;
 use crate::control::message::Failure;
-use crate::control::message::FailureKind;
+use crate::daemon::failure;
 use crate::observe;
 use crate::observe::Verbosity;
 
@@ -62,6 +68,12 @@ Exit codes:
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
+    Mount(mount::MountArgs),
+    Umount(umount::UmountArgs),
+    Status(status::StatusArgs),
+    List(list::ListArgs),
+    Discard(discard::DiscardArgs),
+    Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -84,7 +96,7 @@ impl Context {
     /// # Errors
     /// What the user got wrong.
     pub fn config(&self, flags: Layer) -> Result<Config, Failure> {
-        Config::load(flags, self.global.selection(), &self.env).map_err(|err| config_failure(&err))
+        Config::load(flags, self.global.selection(), &self.env).map_err(|err| failure::of_config(&err))
     }
 
     /// How much is to be said.
@@ -96,15 +108,6 @@ impl Context {
     /// Starts logging to stderr; `usual` is the level without `-v`.
     pub fn log_to_stderr(&self, usual: &str) {
         observe::log_to_stderr(self.verbosity(), usual, self.env.get("DSFS_LOG"), self.out.color());
-    }
-}
-
-/// A wrong setting, as a failure.
-pub fn config_failure(err: &ConfigError) -> Failure {
-    let failure = Failure::new(FailureKind::Usage, err.to_string());
-    match err.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
     }
 }
 
@@ -141,6 +144,12 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
     match command {
+        Command::Mount(args) => mount::run(args, cx),
+        Command::Umount(args) => umount::run(args, cx),
+        Command::Status(args) => status::run(args, cx),
+        Command::List(args) => list::run(args, cx),
+        Command::Discard(args) => discard::run(args, cx),
+        Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),
         Command::Completions(args) => {
             completions::run(args, cx);

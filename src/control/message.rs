@@ -23,7 +23,12 @@ pub struct Frame<T> {
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// What is mounted, cached and staged.
-    Status,
+    Status {
+        /// With the staged files of this dataset.
+        files_of: Option<DatasetName>,
+    },
+    /// The datasets, published and staged.
+    List,
     /// Publish a dataset's staged changes.
     Commit(CommitRequest),
     /// Throw staged changes away.
@@ -105,6 +110,8 @@ pub enum Answer {
 pub enum Reply {
     /// Of [`Request::Status`].
     Status(Box<MountStatus>),
+    /// Of [`Request::List`].
+    Datasets(Vec<DatasetRow>),
     /// Of [`Request::Commit`].
     Committed(CommitOutcome),
     /// Of [`Request::Discard`].
@@ -168,8 +175,12 @@ pub struct StagedDataset {
     pub files: u64,
     /// Their size in bytes.
     pub bytes: u64,
-    /// Of these, files of a commit that has not ended.
+    /// Staged directories with nothing in them.
+    pub empty_directories: u64,
+    /// Files of a commit that has not ended; not among the others.
     pub sealed_files: u64,
+    /// Their size in bytes.
+    pub sealed_bytes: u64,
     /// Published files that are staged to be deleted.
     pub deletions: u64,
     /// Things found in the staging area that dsfs did not put there.
@@ -185,6 +196,17 @@ pub struct StagedFile {
     pub path: RelPath,
     /// Its size in bytes.
     pub bytes: u64,
+}
+
+/// A dataset, as `dsfs list` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetRow {
+    /// Its name.
+    pub name: DatasetName,
+    /// The remote has it.
+    pub published: bool,
+    /// Files staged for it.
+    pub staged_files: u64,
 }
 
 /// What a commit did, or with `dry_run` would do.

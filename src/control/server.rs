@@ -219,7 +219,7 @@ mod tests {
                 Request::Unmount { .. } => {
                     Err(Failure::new(FailureKind::Conflict, "busy").hint("wait").details(["vim"]))
                 }
-                Request::Status | Request::Commit(_) => {
+                Request::Status { .. } | Request::List | Request::Commit(_) => {
                     let _flag = SetOnDrop(Arc::clone(&self.cancelled));
                     progress.send_replace(Progress { files_total: 7, ..Progress::default() });
                     std::future::pending().await
@@ -322,7 +322,7 @@ mod tests {
     fn progress_is_passed_on_and_a_client_that_leaves_cancels() {
         let server = Running::start();
         let mut stream = StdUnixStream::connect(server.socket()).unwrap();
-        stream.write_all(b"{\"version\":1,\"request\":\"status\"}\n").unwrap();
+        stream.write_all(b"{\"version\":1,\"request\":{\"status\":{\"files_of\":null}}}\n").unwrap();
         let mut buffer = [0; 256];
         let n = stream.read(&mut buffer).unwrap();
         let text = String::from_utf8_lossy(&buffer[..n]).into_owned();

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::config::Config;
+use crate::config::ConfigError;
 use crate::config::Credentials;
 use crate::config::Origin;
 use crate::config::RemoteSettings;
@@ -13,6 +14,16 @@ use crate::control::message::FailureKind;
 use crate::staging::Holder;
 use crate::staging::StagingError;
 use crate::store::StoreError;
+
+/// A wrong setting.
+#[must_use]
+pub fn of_config(err: &ConfigError) -> Failure {
+    let failure = Failure::new(FailureKind::Usage, err.to_string());
+    match err.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
 
 /// The remote could not be used at all: says what was tried, and which setting to look at.
 #[must_use]
@@ -24,14 +35,14 @@ pub fn of_access(err: &StoreError, config: &Config) -> Failure {
             Some(hint) => failure.hint(hint),
             None => failure,
         },
-        RemoteSettings::Directory { path, .. } => match err {
-            StoreError::NoBucket { .. } => failure.hint(format!(
-                "`mkdir -p {}`, or mount the file system that has it ({})",
-                path.value.display(),
+        RemoteSettings::Directory { path, .. } if matches!(err, StoreError::NoBucket { .. }) => {
+            let path_shown = path.value.display();
+            failure.hint(format!(
+                "`mkdir -p {path_shown}`, or mount the file system that has it ({})",
                 path.origin
-            )),
-            _ => failure,
-        },
+            ))
+        }
+        RemoteSettings::Directory { .. } => failure,
     }
 }
 

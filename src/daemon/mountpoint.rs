@@ -14,7 +14,7 @@ use tracing::info;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::daemon::mountinfo;
-use crate::daemon::unmount;
+use crate::fuse::Unmounter;
 
 /// A directory that a mount can be made on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,24 +76,29 @@ pub fn is_stale(path: &Path) -> bool {
 /// # Errors
 /// A sentence and a hint.
 pub fn check_fuse(search_path: &str, is_root: bool) -> Result<(), Failure> {
-    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => {}
-        Err(err) if err.kind() == io::ErrorKind::NotFound => {
-            return Err(failed("/dev/fuse does not exist").hint(
-                "`modprobe fuse`; in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN",
-            ));
-        }
-        Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(failed("/dev/fuse cannot be opened by this user")
-                .hint("`sudo chmod 666 /dev/fuse`, which is what distributions have"));
-        }
-        Err(err) => return Err(failed(format!("/dev/fuse cannot be opened: {err}"))),
-    }
+    check_device()?;
     if !is_root && find_program("fusermount3", search_path).is_none() {
         return Err(failed("fusermount3 is not installed; without it only root can mount")
             .hint("`sudo apt-get install fuse3`"));
     }
     Ok(())
+}
+
+/// Checks that /dev/fuse is there and may be opened.
+///
+/// # Errors
+/// A sentence and a hint.
+pub fn check_device() -> Result<(), Failure> {
+    match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Ok(()),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Err(failed("/dev/fuse does not exist")
+            .hint("`modprobe fuse`; in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN")),
+        Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
+            Err(failed("/dev/fuse cannot be opened by this user")
+                .hint("`sudo chmod 666 /dev/fuse`, which is what distributions have"))
+        }
+        Err(err) => Err(failed(format!("/dev/fuse cannot be opened: {err}"))),
+    }
 }
 
 /// A program's path, found as a shell would.
@@ -116,7 +121,7 @@ fn clear_stale(path: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let path = resolve(path);
-    unmount::detach(&path).map_err(|err| {
+    Unmounter::new(&path).unmount(true).map_err(|err| {
         failed(format!("a dead mount at {} cannot be cleared: {err}", path.display()))
             .hint(format!("`fusermount3 -u -z {}`", path.display()))
     })?;

@@ -228,6 +228,8 @@ async fn complete(reader: &Arc<Shared>, job: &mut Job, buffer: Buffer) {
     sender.send_replace(Some(Ok(content.clone())));
     drop(sender);
     if to_disk && !queued {
-        entry.store_later(blocks.start, content, DISK_PATIENCE).await;
+        // A task of its own, so that it outlives this one if that is cancelled now.
+        let store = async move { entry.store_later(blocks.start, content, DISK_PATIENCE).await };
+        let _ = reader.runtime.spawn(store).await;
     }
 }

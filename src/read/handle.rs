@@ -199,6 +199,7 @@ impl Drop for ReadHandle {
         if !self.pattern.get_mut().claims.is_empty() {
             self.object.reader.streaming.fetch_sub(1, Ordering::Relaxed);
         }
+        self.object.handle_closed();
         if let Some(recent) = self.object.recent.upgrade() {
             recent.remember(&self.object);
         }

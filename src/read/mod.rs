@@ -30,6 +30,7 @@
 
 mod fetch;
 mod handle;
+mod hint;
 mod memory;
 mod object;
 mod prefetch;
@@ -59,6 +60,7 @@ use crate::cache::BlockCache;
 use crate::cache::VersionId;
 use crate::name::ETag;
 use crate::name::ObjectKey;
+use crate::read::hint::Hints;
 use crate::read::memory::Memory;
 use crate::read::prefetch::Limits;
 use crate::read::stats::Counters;
@@ -136,6 +138,7 @@ pub enum ReadError {
 pub struct Reader {
     shared: Arc<Shared>,
     recent: Arc<Recent>,
+    hints: Hints,
 }
 
 /// Closed a moment ago, and likely to be opened again. Their memory can be taken at any time.
@@ -195,7 +198,8 @@ impl Reader {
             small: Mutex::new(LruCache::new(RECENT_SMALL_MAX)),
             large: Mutex::new(LruCache::new(RECENT_LARGE_MAX)),
         };
-        Arc::new(Self { shared: Arc::new(shared), recent: Arc::new(recent) })
+        let hints = Hints::new(shared.memory.total_bytes() / hint::MEMORY_SHARE);
+        Arc::new(Self { shared: Arc::new(shared), recent: Arc::new(recent), hints })
     }
 
     /// Opens a version, without asking anybody whether it exists. All openers share one object
@@ -203,6 +207,11 @@ impl Reader {
     #[must_use]
     pub fn open(&self, version: ObjectVersion) -> Arc<OpenObject> {
         let id = self.version_id(&version);
+        self.hints.opened(&id);
+        self.object(id, version)
+    }
+
+    fn object(&self, id: VersionId, version: ObjectVersion) -> Arc<OpenObject> {
         let mut open = self.shared.open.lock();
         if let Some(object) = open.get(&id).and_then(Weak::upgrade) {
             return object;
@@ -212,6 +221,37 @@ impl Reader {
         let object = OpenObject::new(Arc::clone(&self.shared), recent, version, id, entry);
         open.insert(id, Arc::downgrade(&object));
         object
+    }
+
+    /// Fetches small objects that are expected to be opened next, in this order, while memory and
+    /// requests allow it; larger and cached ones are passed over. Returns how many of them were
+    /// dealt with: the caller may hint at the rest later. Hints that do not come true stop being
+    /// fetched by themselves.
+    pub fn hint_next(&self, versions: &[ObjectVersion]) -> usize {
+        for (done, version) in versions.iter().enumerate() {
+            let id = self.version_id(version);
+            let size_bytes = version.size_bytes;
+            if size_bytes == 0 || size_bytes > prefetch::WHOLE_BYTES_MAX || self.hints.has(&id) {
+                continue;
+            }
+            if !self.hints.are_good() {
+                self.hints.add(id, None, Vec::new(), 0);
+                continue;
+            }
+            if !self.hints.make_room(size_bytes) {
+                return done;
+            }
+            let object = self.object(id, version.clone());
+            if object.lookup_present() {
+                continue;
+            }
+            let (claims, refused) = object.fetch_ahead(&(0..size_bytes), size_bytes);
+            if refused.is_some() {
+                return done;
+            }
+            self.hints.add(id, Some(object), claims, size_bytes);
+        }
+        versions.len()
     }
 
     /// The id under which the cache knows a version.

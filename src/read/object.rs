@@ -48,6 +48,7 @@ pub struct OpenObject {
     pub(crate) version: ObjectVersion,
     id: VersionId,
     pub(crate) entry: Arc<Entry>,
+    handles: AtomicUsize,
     /// By first block.
     runs: Mutex<BTreeMap<u64, Run>>,
 }
@@ -148,6 +149,7 @@ impl OpenObject {
             version,
             id,
             entry,
+            handles: AtomicUsize::new(0),
             runs: Mutex::default(),
         })
     }
@@ -155,6 +157,7 @@ impl OpenObject {
     /// A new handle, with an access pattern of its own.
     #[must_use]
     pub fn handle(self: &Arc<Self>) -> ReadHandle {
+        self.handles.fetch_add(1, Ordering::Relaxed);
         ReadHandle::new(Arc::clone(self))
     }
 
@@ -188,6 +191,28 @@ impl OpenObject {
 
     pub(crate) fn id(&self) -> &VersionId {
         &self.id
+    }
+
+    /// A handle was closed. After the last one, what was fetched ahead and not read only takes
+    /// room from others; it is on the disk, or on its way there.
+    pub(crate) fn handle_closed(&self) {
+        if self.handles.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return;
+        }
+        let mut unread = Vec::new();
+        self.runs.lock().retain(|_, run| match &run.state {
+            RunState::Ready(content) if run.ahead && !run.used => {
+                unread.push(content.clone());
+                false
+            }
+            RunState::Ready(_) | RunState::Pending { .. } => true,
+        });
+        count(&self.reader.counters.wasted_bytes, unread.iter().map(|content| content.len() as u64).sum());
+    }
+
+    /// Whether everything is in the cache already.
+    pub(crate) fn lookup_present(&self) -> bool {
+        (0..block::count(self.version.size_bytes)).all(|index| self.entry.is_present(index))
     }
 
     fn strong(&self) -> Arc<Self> {

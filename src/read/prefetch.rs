@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn a_read_from_the_start_begins_the_window_at_once() {
         let plans = feed(&mut Prefetcher::default(), &[0], 128 * KIB, true);
-        assert_eq!(fetched(&plans), [128 * KIB..MIB]);
+        assert_eq!(fetched(&plans), vec![Range { start: 128 * KIB, end: MIB }]);
     }
 
     #[test]

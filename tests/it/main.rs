@@ -9,3 +9,4 @@ mod contract;
 mod s3;
 mod semantics;
 mod stores;
+mod tools;

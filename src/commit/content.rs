@@ -1,0 +1,104 @@
+//! Reading sealed files: their content ids, and their bytes in parts.
+//!
+//! Small reads happen where they are; large ones on the runtime's blocking threads, so that a
+//! commit never holds a thread that others wait for.
+
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sha2::Digest;
+use sha2::Sha256;
+use tokio::task::spawn_blocking;
+
+use crate::name::RelPath;
+use crate::record::ContentId;
+use crate::staging::Sealed;
+use crate::staging::StagedFile;
+use crate::staging::StagingError;
+
+/// Up to here reading costs less than handing the work to another thread, in bytes.
+const INLINE_BYTES_MAX: u64 = 64 * 1024;
+/// Bytes hashed at a time.
+const HASH_BUFFER_BYTES: usize = 256 * 1024;
+
+fn failed(path: &RelPath, source: io::Error) -> StagingError {
+    StagingError::Io { path: path.as_str().into(), source }
+}
+
+/// A file of a frozen tree, from which `size_bytes` are expected.
+#[derive(Clone, Debug)]
+pub(super) struct Content {
+    file: Arc<File>,
+    path: RelPath,
+    size_bytes: u64,
+}
+
+async fn run<T: Send + 'static>(
+    bytes: u64,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    if bytes <= INLINE_BYTES_MAX { work() } else { spawn_blocking(work).await.map_err(io::Error::other)? }
+}
+
+impl Content {
+    /// Opens a file.
+    pub fn open(sealed: &Sealed, path: &RelPath, size_bytes: u64) -> Result<Self, StagingError> {
+        let file = Arc::new(sealed.open_file(path)?);
+        let found = file.metadata().map_err(|source| failed(path, source))?.len();
+        if found != size_bytes {
+            let reason = format!("it has {found} bytes, and had {size_bytes} when it was frozen");
+            return Err(StagingError::Damaged { path: path.as_str().into(), reason });
+        }
+        Ok(Self { file, path: path.clone(), size_bytes })
+    }
+
+    /// A file that is staged and not frozen: what is found in it may change.
+    pub fn of_staged(file: &StagedFile, path: &RelPath, size_bytes: u64) -> Result<Self, StagingError> {
+        let file = Arc::new(file.try_clone().map_err(|source| failed(path, source))?);
+        Ok(Self { file, path: path.clone(), size_bytes })
+    }
+
+    /// The content id; `progress` is told of bytes as they are read.
+    pub async fn id(&self, progress: impl Fn(u64) + Send + 'static) -> Result<ContentId, StagingError> {
+        let file = Arc::clone(&self.file);
+        let size_bytes = self.size_bytes;
+        let id = run(size_bytes, move || hash(&file, size_bytes, progress)).await;
+        id.map_err(|source| failed(&self.path, source))
+    }
+
+    /// The bytes from `offset` on, `len` of them.
+    pub async fn bytes(&self, offset: u64, len: u64) -> Result<Bytes, StagingError> {
+        let file = Arc::clone(&self.file);
+        let read = move || {
+            let len = usize::try_from(len).map_err(io::Error::other)?;
+            let mut buffer = vec![0; len];
+            file.read_exact_at(&mut buffer, offset)?;
+            Ok(Bytes::from(buffer))
+        };
+        run(len, read).await.map_err(|source| failed(&self.path, source))
+    }
+}
+
+fn hash(file: &File, size_bytes: u64, progress: impl Fn(u64)) -> io::Result<ContentId> {
+    let mut hasher = Sha256::new();
+    let buffer_bytes = usize::try_from(size_bytes).unwrap_or(HASH_BUFFER_BYTES).clamp(1, HASH_BUFFER_BYTES);
+    let mut buffer = vec![0; buffer_bytes];
+    let mut reader = io::BufReader::with_capacity(0, file).take(size_bytes);
+    let mut total = 0;
+    loop {
+        let read = reader.read(&mut buffer)?;
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+        hasher.update(bytes);
+        progress(read as u64);
+        total += read as u64;
+    }
+    if total == size_bytes {
+        Ok(ContentId::from_sha256(hasher.finalize().into()))
+    } else {
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was hashed"))
+    }
+}

@@ -1,0 +1,267 @@
+//! A dataset's log in the bucket: reading it, and appending to it.
+//!
+//! Records are numbered from 1 without gaps, and each is created where nothing is: whoever
+//! creates number N+1 has seen N. The end is found by listing, or, from a number that is known
+//! to exist, by asking for the ones behind it.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use crate::commit::CommitError;
+use crate::name::DatasetName;
+use crate::name::ObjectKey;
+use crate::name::RemotePrefix;
+use crate::record::BaseSnapshot;
+use crate::record::CommitBody;
+use crate::record::CommitRecord;
+use crate::record::Footing;
+use crate::record::Outcome;
+use crate::record::Snapshot;
+use crate::store::Expect;
+use crate::store::ListRequest;
+use crate::store::ObjectStore;
+use crate::store::PutAttributes;
+use crate::store::StoreError;
+use crate::store::collect;
+
+/// How often an object is read anew that changed between two requests.
+const READ_TRIES: u32 = 3;
+/// How wrong two committers' clocks may be against each other, before a record is overlooked.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often the end of the log may move away before a writer gives up.
+const APPEND_TRIES: u32 = 64;
+
+/// The log of one dataset.
+#[derive(Clone, Debug)]
+pub struct Log {
+    store: Arc<dyn ObjectStore>,
+    prefix: RemotePrefix,
+    dataset: DatasetName,
+}
+
+/// A record as its author wants it, before its number is known.
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    pub outcome: Outcome,
+    pub body: CommitBody,
+}
+
+/// What became of an attempt to end a commit in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Appended {
+    /// The record is there, with this number; it may have been there before.
+    Recorded(CommitRecord),
+    /// Another record ended the same commit the other way.
+    Contradicted(CommitRecord),
+}
+
+/// The whole content of a small object; `None` if there is none.
+pub(super) async fn read_object(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+) -> Result<Option<Bytes>, StoreError> {
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        let meta = match store.head(key).await {
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            answer => answer?,
+        };
+        if meta.size_bytes == 0 {
+            return Ok(Some(Bytes::new()));
+        }
+        let whole = async {
+            let body = store.get(key, &meta.etag, 0..meta.size_bytes).await?;
+            collect(body, usize::try_from(meta.size_bytes).unwrap_or(0)).await
+        };
+        match whole.await {
+            Err(StoreError::Changed { .. } | StoreError::NotFound { .. }) if tried < READ_TRIES => {}
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            answer => return answer.map(Some),
+        }
+    }
+}
+
+impl Log {
+    /// The log of `dataset`.
+    #[must_use]
+    pub fn new(store: Arc<dyn ObjectStore>, prefix: RemotePrefix, dataset: DatasetName) -> Self {
+        Self { store, prefix, dataset }
+    }
+
+    /// The number of the newest record, 0 if there is none.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn head(&self) -> Result<u64, StoreError> {
+        let prefix = self.prefix.log(&self.dataset);
+        let mut request = ListRequest::one_level(prefix.clone());
+        let mut head = 0;
+        loop {
+            let page = self.store.list(&request).await?;
+            let numbers = page.objects.iter().filter_map(|object| prefix.strip(&object.key)?.parse().ok());
+            head = numbers.fold(head, u64::max);
+            match page.continuation {
+                Some(next) => request.continuation = Some(next),
+                None => return Ok(head),
+            }
+        }
+    }
+
+    /// The number of the newest record, if `known` is the number of one (or 0): one request if
+    /// none has come since.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn head_from(&self, known: u64) -> Result<u64, StoreError> {
+        let (mut there, mut step) = (known, 1);
+        while self.exists(there + step).await? {
+            there += step;
+            step *= 2;
+        }
+        // Between `there` and `there + step`, which is not there, the numbers have one end.
+        let mut missing = there + step;
+        while there + 1 < missing {
+            let middle = there + (missing - there) / 2;
+            if self.exists(middle).await? { there = middle } else { missing = middle }
+        }
+        Ok(there)
+    }
+
+    async fn exists(&self, seq: u64) -> Result<bool, StoreError> {
+        match self.store.head(&self.prefix.log_key(&self.dataset, seq)).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// One record; `None` if there is none of that number.
+    ///
+    /// # Errors
+    /// The store's, and [`CommitError::Record`].
+    pub async fn record(&self, seq: u64) -> Result<Option<CommitRecord>, CommitError> {
+        if seq == 0 {
+            return Ok(None);
+        }
+        let key = self.prefix.log_key(&self.dataset, seq);
+        let Some(object) = read_object(&*self.store, &key).await? else { return Ok(None) };
+        let record = CommitRecord::decode(&object);
+        record.map(Some).map_err(|source| CommitError::Record { key, source })
+    }
+
+    /// The tree after record `seq`, from two objects.
+    ///
+    /// # Errors
+    /// The store's, and [`CommitError::Record`].
+    pub async fn snapshot(&self, seq: u64) -> Result<Snapshot, CommitError> {
+        match self.record(seq).await? {
+            Some(record) => self.snapshot_after(&record.body).await,
+            None if seq == 0 => Ok(Snapshot::default()),
+            None => Err(StoreError::NotFound { key: self.prefix.log_key(&self.dataset, seq) }.into()),
+        }
+    }
+
+    /// The tree after a record that has been read already.
+    ///
+    /// # Errors
+    /// The store's, and [`CommitError::Record`].
+    pub async fn snapshot_after(&self, record: &CommitBody) -> Result<Snapshot, CommitError> {
+        let Some(base) = record.base else { return Ok(Snapshot::default().after(record)) };
+        let key = self.prefix.snapshot_key(&self.dataset, base.seq);
+        let object = read_object(&*self.store, &key).await?;
+        let object = object.ok_or_else(|| StoreError::NotFound { key: key.clone() })?;
+        let base = Snapshot::decode(&object).map_err(|source| CommitError::Record { key, source })?;
+        Ok(base.after(record))
+    }
+
+    /// The record that ended commit `txid`, among `range`, newest first.
+    pub(super) async fn find(
+        &self,
+        txid: &str,
+        range: RangeInclusive<u64>,
+    ) -> Result<Option<CommitRecord>, CommitError> {
+        for seq in range.rev() {
+            if let Some(record) = self.record(seq).await?.filter(|record| record.body.txid == txid) {
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`Self::find`] from `head` down, but gives up at records that were written long before `time`.
+    pub(super) async fn find_since(
+        &self,
+        txid: &str,
+        head: u64,
+        time: SystemTime,
+    ) -> Result<Option<CommitRecord>, CommitError> {
+        for seq in (1..=head).rev() {
+            let Some(record) = self.record(seq).await? else { continue };
+            if record.body.txid == txid {
+                return Ok(Some(record));
+            }
+            if record.body.time + CLOCK_SKEW_MAX < time {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes a record at the end of the log, unless one behind `seen` has ended the same commit.
+    pub(super) async fn append(&self, draft: &Draft, seen: u64) -> Result<Appended, CommitError> {
+        let mut known = seen;
+        for _ in 0..APPEND_TRIES {
+            let head = self.head_from(known).await?;
+            if let Some(record) = self.find(&draft.body.txid, known + 1..=head).await? {
+                return Ok(verdict(draft.outcome, record));
+            }
+            known = head;
+            let body = self.numbered(draft, head).await?;
+            let record = CommitRecord { outcome: draft.outcome, body };
+            let key = self.prefix.log_key(&self.dataset, head + 1);
+            let nothing = PutAttributes::default();
+            match self.store.put(&key, record.encode(), &Expect::Absent, &nothing).await {
+                Ok(_) => return Ok(Appended::Recorded(record)),
+                // Another record took the number, or ours did and the answer was lost: the next
+                // round reads it.
+                Err(StoreError::AlreadyExists { .. } | StoreError::Contended { .. }) => {}
+                Err(err) if err.is_transient() => match self.record(head + 1).await? {
+                    Some(found) if found.body.txid == draft.body.txid => {
+                        return Ok(verdict(draft.outcome, found));
+                    }
+                    Some(_) => {}
+                    None => return Err(err.into()),
+                },
+                Err(err) => return Err(err.into()),
+            }
+        }
+        Err(CommitError::Crowded)
+    }
+
+    /// The record for the place behind `head`; writes the snapshot that it needs, if it needs one.
+    async fn numbered(&self, draft: &Draft, head: u64) -> Result<CommitBody, CommitError> {
+        let last = self.record(head).await?.map(|record| record.body);
+        let mut footing = Footing::after(last.as_ref());
+        if let (true, Some(last)) = (footing.snapshot_due, &last) {
+            let snapshot = self.snapshot_after(last).await?;
+            let key = self.prefix.snapshot_key(&self.dataset, last.seq);
+            let object = snapshot.encode(&self.dataset);
+            match self.store.put(&key, object, &Expect::Absent, &PutAttributes::default()).await {
+                Ok(_) | Err(StoreError::AlreadyExists { .. }) => {} // the same, whoever wrote it
+                Err(err) => return Err(err.into()),
+            }
+            footing.base = Some(BaseSnapshot { seq: last.seq, entries: snapshot.entries.len() as u64 });
+        }
+        let Footing { base, tail, .. } = footing;
+        Ok(CommitBody { seq: head + 1, base, tail, ..draft.body.clone() })
+    }
+}
+
+fn verdict(wanted: Outcome, found: CommitRecord) -> Appended {
+    if found.outcome == wanted { Appended::Recorded(found) } else { Appended::Contradicted(found) }
+}

@@ -1,0 +1,253 @@
+//! Before anything is visible: what is in the way, what the files contain, and their large parts.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::TryStreamExt;
+use futures_util::stream;
+
+use crate::commit::CommitError;
+use crate::commit::Conflict;
+use crate::commit::ConflictReason;
+use crate::commit::Phase;
+use crate::commit::content::Content;
+use crate::commit::journal::Note;
+use crate::commit::plan::AlreadyThere;
+use crate::commit::plan::CommitPlan;
+use crate::commit::plan::Doubtful;
+use crate::commit::plan::PlannedFile;
+use crate::commit::plan::Survey;
+use crate::commit::run::Run;
+use crate::commit::send::Found;
+use crate::commit::send::Job;
+use crate::commit::send::SendError;
+use crate::commit::send::UploadNotes;
+use crate::commit::send::Uploaded;
+use crate::name::ETag;
+use crate::name::RelPath;
+use crate::record::ContentId;
+use crate::record::Snapshot;
+use crate::staging::Access;
+use crate::staging::Contents;
+use crate::staging::Sealed;
+use crate::store::Expect;
+use crate::store::ListRequest;
+use crate::store::META_SHA256;
+use crate::store::PartReceipt;
+use crate::store::StoreError;
+use crate::store::UploadId;
+
+/// What the preflight found out.
+#[derive(Debug, Default)]
+pub(super) struct Surveyed {
+    pub plan: CommitPlan,
+    /// Files of the plan that this very commit has published before it was interrupted.
+    pub done: HashMap<RelPath, ETag>,
+    /// The newest snapshot, if it had to be looked at.
+    pub snapshot: Option<Snapshot>,
+}
+
+/// What has to be known of the files before they can be published.
+pub(super) struct Prepared {
+    pub jobs: BTreeMap<RelPath, Job>,
+    pub uploads: HashMap<RelPath, Uploaded>,
+}
+
+enum Verdict {
+    Write(PlannedFile),
+    Done(PlannedFile, ETag),
+    AlreadyThere(AlreadyThere),
+    Conflict(Conflict),
+}
+
+impl Run<'_> {
+    /// Staged files against the listing; what is doubtful is settled by content.
+    pub(super) async fn survey(
+        &self,
+        contents: &Contents,
+        sealed: Option<&Sealed>,
+    ) -> Result<Surveyed, CommitError> {
+        let ctx = self.ctx;
+        let mut survey = Survey::new(contents, &ctx.prefix, ctx.dataset(), self.overwrite)?;
+        let mut request = ListRequest::recursive(ctx.prefix.dataset(ctx.dataset()));
+        loop {
+            let page = ctx.store.list(&request).await?;
+            page.objects.iter().for_each(|object| survey.see(object));
+            match page.continuation {
+                Some(next) => request.continuation = Some(next),
+                None => break,
+            }
+        }
+        let mut draft = survey.draft(self.state.lock().publishing);
+        let mut surveyed = Surveyed { plan: draft.plan, ..Surveyed::default() };
+        if draft.doubtful.is_empty() {
+            return Ok(surveyed);
+        }
+        let snapshot = self.log.snapshot(self.log.head().await?).await?;
+        let verdicts: Vec<Verdict> = stream::iter(draft.doubtful.drain(..))
+            .map(|doubt| self.settle(doubt, sealed, &snapshot))
+            .buffered(self.sender.workers)
+            .try_collect()
+            .await?;
+        for verdict in verdicts {
+            surveyed.take(verdict);
+        }
+        surveyed.plan.create.sort_by(|a, b| a.path.cmp(&b.path));
+        surveyed.plan.replace.sort_by(|a, b| a.path.cmp(&b.path));
+        surveyed.plan.conflicts.sort_by(|a, b| a.path.cmp(&b.path));
+        surveyed.snapshot = Some(snapshot);
+        Ok(surveyed)
+    }
+
+    /// Whether what is at a file's key is its own content, ours from before, or in the way.
+    async fn settle(
+        &self,
+        doubt: Doubtful,
+        sealed: Option<&Sealed>,
+        snapshot: &Snapshot,
+    ) -> Result<Verdict, CommitError> {
+        let Doubtful { file, otherwise } = doubt;
+        let meta = match self.ctx.store.head(&file.key).await {
+            Ok(meta) => meta,
+            Err(StoreError::NotFound { .. }) => return Ok(Verdict::Write(file)),
+            Err(err) => return Err(err.into()),
+        };
+        let found = self.sender.whose(&meta, None);
+        if matches!(found, Found::Ours(_) | Found::OurClaim(_)) {
+            let file = if let ConflictReason::Changed { expected, .. } = otherwise {
+                PlannedFile { expect: Expect::Version(expected), ..file }
+            } else {
+                file
+            };
+            let done = matches!(found, Found::Ours(_));
+            return Ok(if done { Verdict::Done(file, meta.etag) } else { Verdict::Write(file) });
+        }
+        let published = meta.metadata.get(META_SHA256).and_then(|hex| ContentId::from_sha256_hex(hex));
+        let recorded = snapshot.entries.get(&file.path).filter(|entry| entry.etag == meta.etag);
+        let known = recorded.map(|entry| entry.cid).or(published);
+        let same = match known.filter(|_| meta.size_bytes == file.size_bytes) {
+            Some(there) => self.cid_of(&file, sealed).await? == there,
+            None => false,
+        };
+        if same {
+            return Ok(Verdict::AlreadyThere(AlreadyThere { file, etag: meta.etag }));
+        }
+        Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason: otherwise }))
+    }
+
+    pub(super) async fn cid_of(
+        &self,
+        file: &PlannedFile,
+        sealed: Option<&Sealed>,
+    ) -> Result<ContentId, CommitError> {
+        let known = self.state.lock().hashes.get(&file.path).copied();
+        if let Some((_, cid)) = known.filter(|(size_bytes, _)| *size_bytes == file.size_bytes) {
+            return Ok(cid);
+        }
+        let content = match sealed {
+            Some(sealed) => Content::open(sealed, &file.path, file.size_bytes)?,
+            None => {
+                let open = self.ctx.staging.open_file(&file.path, Access::Read, false)?;
+                Content::of_staged(&open, &file.path, file.size_bytes)?
+            }
+        };
+        let watch = Arc::clone(&self.ctx.progress);
+        let cid = content.id(move |bytes| watch.hashed(bytes)).await?;
+        self.note(Note::Hashed { path: file.path.clone(), size_bytes: file.size_bytes, cid })?;
+        Ok(cid)
+    }
+
+    /// Hashes everything, and sends what is larger than one part.
+    pub(super) async fn prepare(
+        &self,
+        sealed: &Sealed,
+        surveyed: &Surveyed,
+    ) -> Result<Prepared, CommitError> {
+        let plan = &surveyed.plan;
+        let files: Vec<&PlannedFile> = plan.create.iter().chain(&plan.replace).collect();
+        self.ctx.progress.phase(Phase::Hash, files.len() as u64, plan.bytes());
+        let jobs: BTreeMap<RelPath, Job> = stream::iter(files)
+            .map(|file| async {
+                let cid = self.cid_of(file, Some(sealed)).await?;
+                self.ctx.progress.file_done();
+                let PlannedFile { path, key, size_bytes, modified, expect } = file.clone();
+                Ok::<_, CommitError>((path, Job { key, size_bytes, cid, modified, expect }))
+            })
+            .buffer_unordered(self.sender.workers)
+            .try_collect()
+            .await?;
+        let large: Vec<(&RelPath, &Job)> = jobs
+            .iter()
+            .filter(|(path, job)| {
+                job.size_bytes > self.ctx.options.part_bytes && !surveyed.done.contains_key(*path)
+            })
+            .collect();
+        let bytes = large.iter().map(|(_, job)| job.size_bytes).sum();
+        self.ctx.progress.phase(Phase::Upload, large.len() as u64, bytes);
+        let uploads: HashMap<RelPath, Uploaded> = stream::iter(large)
+            .map(|(path, job)| self.upload(sealed, path, job))
+            .buffer_unordered(self.sender.workers)
+            .try_collect()
+            .await?;
+        Ok(Prepared { jobs, uploads })
+    }
+
+    async fn upload(
+        &self,
+        sealed: &Sealed,
+        path: &RelPath,
+        job: &Job,
+    ) -> Result<(RelPath, Uploaded), CommitError> {
+        let content = Content::open(sealed, path, job.size_bytes)?;
+        let known = self.state.lock().uploads.get(path).and_then(|uploads| uploads.last()).map(|upload| {
+            let parts = upload.parts.values().cloned().collect();
+            (Uploaded { id: upload.id.clone(), parts }, upload.part_bytes)
+        });
+        let notes = Notes { run: self, path };
+        match self.sender.upload(job, &content, known, &notes).await {
+            Ok(uploaded) => {
+                self.ctx.progress.file_done();
+                Ok((path.clone(), uploaded))
+            }
+            Err(SendError::Other(err)) => Err(err),
+            Err(SendError::Taken { found }) => Err(self.taken(path, job, found)),
+        }
+    }
+}
+
+impl Surveyed {
+    fn take(&mut self, verdict: Verdict) {
+        let file = match verdict {
+            Verdict::Write(file) => file,
+            Verdict::Done(file, etag) => {
+                self.done.insert(file.path.clone(), etag);
+                file
+            }
+            Verdict::AlreadyThere(there) => return self.plan.already_there.push(there),
+            Verdict::Conflict(conflict) => return self.plan.conflicts.push(conflict),
+        };
+        match file.expect {
+            Expect::Absent => self.plan.create.push(file),
+            Expect::Version(_) => self.plan.replace.push(file),
+        }
+    }
+}
+
+/// Writes down how far one file's upload has come.
+pub(super) struct Notes<'a, 'c> {
+    pub run: &'a Run<'c>,
+    pub path: &'a RelPath,
+}
+
+impl UploadNotes for Notes<'_, '_> {
+    fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
+        self.run.note(Note::Upload { path: self.path.clone(), id: id.clone(), part_bytes })
+    }
+
+    fn part(&self, part: &PartReceipt) -> Result<(), CommitError> {
+        let PartReceipt { number, etag, checksum } = part.clone();
+        self.run.note(Note::Part { path: self.path.clone(), number, etag, checksum })
+    }
+}

@@ -1,0 +1,272 @@
+//! Making a commit visible, recording it, and tidying up behind it.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream;
+use parking_lot::Mutex;
+
+use crate::commit::CommitError;
+use crate::commit::CommitReport;
+use crate::commit::Conflict;
+use crate::commit::ConflictReason;
+use crate::commit::Phase;
+use crate::commit::PublishedFile;
+use crate::commit::content::Content;
+use crate::commit::plan::PlannedFile;
+use crate::commit::plan::is_marker;
+use crate::commit::prepare::Notes;
+use crate::commit::prepare::Prepared;
+use crate::commit::prepare::Surveyed;
+use crate::commit::run::Run;
+use crate::commit::run::blocking;
+use crate::commit::send::Job;
+use crate::commit::send::SendError;
+use crate::name::ETag;
+use crate::name::ObjectKey;
+use crate::name::RelPath;
+use crate::record::Changes;
+use crate::record::CommitRecord;
+use crate::record::ContentId;
+use crate::record::Entry;
+use crate::record::OldVersion;
+use crate::staging::Sealed;
+use crate::store::Expect;
+use crate::store::StoreError;
+
+impl Run<'_> {
+    /// Makes everything visible: new files and empty directories, then replacements, then the
+    /// dataset's markers. Returns the versions.
+    pub(super) async fn publish(
+        &self,
+        sealed: &Sealed,
+        surveyed: &Surveyed,
+        prepared: &Prepared,
+    ) -> Result<HashMap<RelPath, ETag>, CommitError> {
+        let plan = &surveyed.plan;
+        let files = (plan.create.len() + plan.replace.len()) as u64;
+        self.ctx.progress.phase(Phase::Publish, files, plan.bytes());
+        let waiting = |files: &'_ [PlannedFile], marker: bool| -> Vec<PlannedFile> {
+            let missing = files.iter().filter(|file| !surveyed.done.contains_key(&file.path));
+            missing.filter(|file| is_marker(&file.path) == marker).cloned().collect()
+        };
+        let written = Mutex::new(surveyed.done.clone());
+        self.publish_files(sealed, waiting(&plan.create, false), prepared, &written).await?;
+        self.publish_directories(&plan.markers).await?;
+        self.publish_files(sealed, waiting(&plan.replace, false), prepared, &written).await?;
+        self.publish_files(sealed, waiting(&plan.create, true), prepared, &written).await?;
+        self.publish_files(sealed, waiting(&plan.replace, true), prepared, &written).await?;
+        Ok(written.into_inner())
+    }
+
+    /// Stops starting new ones at the first failure, and waits for those under way: a request
+    /// that is given up may still be carried out.
+    async fn publish_files(
+        &self,
+        sealed: &Sealed,
+        files: Vec<PlannedFile>,
+        prepared: &Prepared,
+        written: &Mutex<HashMap<RelPath, ETag>>,
+    ) -> Result<(), CommitError> {
+        let failures: Mutex<Vec<CommitError>> = Mutex::default();
+        stream::iter(files)
+            .for_each_concurrent(self.sender.workers, |file| {
+                let failures = &failures;
+                async move {
+                    if !failures.lock().is_empty() {
+                        return;
+                    }
+                    match self.publish_file(sealed, &file, prepared).await {
+                        Ok(etag) => {
+                            self.ctx.progress.file_done();
+                            written.lock().insert(file.path, etag);
+                        }
+                        Err(err) => failures.lock().push(err),
+                    }
+                }
+            })
+            .await;
+        merge_failures(failures.into_inner())
+    }
+
+    async fn publish_file(
+        &self,
+        sealed: &Sealed,
+        file: &PlannedFile,
+        prepared: &Prepared,
+    ) -> Result<ETag, CommitError> {
+        let missing =
+            || StoreError::Rejected { key: file.key.to_string(), reason: "was not prepared".into() };
+        let job = prepared.jobs.get(&file.path).ok_or_else(missing)?;
+        let content = Content::open(sealed, &file.path, file.size_bytes)?;
+        let sent = match prepared.uploads.get(&file.path) {
+            Some(upload) => {
+                let notes = Notes { run: self, path: &file.path };
+                self.sender.complete(job, &content, upload.clone(), &notes).await
+            }
+            None => self.sender.put_file(job, &content).await,
+        };
+        sent.map_err(|err| self.not_sent(&file.path, job, err))
+    }
+
+    fn not_sent(&self, path: &RelPath, job: &Job, err: SendError) -> CommitError {
+        match err {
+            SendError::Taken { found } => self.taken(path, job, found),
+            SendError::Other(err) => {
+                // Whatever the reason, the last word on this object has not been heard.
+                self.ambiguous.store(true, Ordering::Relaxed);
+                err
+            }
+        }
+    }
+
+    pub(super) fn taken(&self, path: &RelPath, job: &Job, found: Option<ETag>) -> CommitError {
+        let reason = match &job.expect {
+            Expect::Absent => ConflictReason::Exists { etag: found },
+            Expect::Version(expected) => ConflictReason::Changed { expected: expected.clone(), found },
+        };
+        CommitError::Conflict { conflicts: vec![Conflict { path: path.to_string(), reason }] }
+    }
+
+    async fn publish_directories(&self, markers: &[(RelPath, ObjectKey)]) -> Result<(), CommitError> {
+        for (path, key) in markers {
+            let job = Job {
+                key: key.clone(),
+                size_bytes: 0,
+                cid: ContentId::OF_NOTHING,
+                modified: self.ctx.clock.now(),
+                expect: Expect::Absent,
+            };
+            match self.sender.put(&job, Bytes::new()).await {
+                // Somebody made the same directory: that is what was wanted.
+                Ok(_) | Err(SendError::Taken { .. }) => {}
+                Err(err) => return Err(self.not_sent(path, &job, err)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What goes into the record.
+    pub(super) async fn changes(
+        &self,
+        sealed: &Sealed,
+        surveyed: &Surveyed,
+        prepared: &Prepared,
+        written: &HashMap<RelPath, ETag>,
+    ) -> Result<Changes, CommitError> {
+        let plan = &surveyed.plan;
+        let mut entries = Vec::with_capacity(written.len() + plan.already_there.len());
+        for file in plan.create.iter().chain(&plan.replace) {
+            let (Some(job), Some(etag)) = (prepared.jobs.get(&file.path), written.get(&file.path)) else {
+                continue;
+            };
+            let replaced = match &file.expect {
+                Expect::Version(old) => Some(old.clone()),
+                Expect::Absent => None,
+            };
+            entries.push(entry(file, job.cid, etag, replaced));
+        }
+        for there in &plan.already_there {
+            let recorded = surveyed.snapshot.as_ref().and_then(|all| all.entries.get(&there.file.path));
+            if recorded.is_none_or(|recorded| recorded.etag != there.etag) {
+                let cid = self.cid_of(&there.file, Some(sealed)).await?;
+                entries.push(entry(&there.file, cid, &there.etag, None));
+            }
+        }
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        let deleted =
+            plan.delete.iter().map(|gone| OldVersion { path: gone.path.clone(), etag: gone.etag.clone() });
+        let markers = plan.markers.iter().map(|(path, _)| path.clone());
+        Ok(Changes { entries, deleted: deleted.collect(), markers: markers.collect() })
+    }
+
+    /// After the commit point. What fails here is done by a resume; it cannot be undone.
+    pub(super) async fn finish(
+        &self,
+        sealed: &Sealed,
+        record: CommitRecord,
+        already_there: u64,
+    ) -> Result<CommitReport, CommitError> {
+        let changes = record.body.changes;
+        self.ctx.progress.phase(Phase::Record, changes.len(), 0);
+        delete_old(self, &changes).await?;
+        if let Err(err) = self.intents.withdraw(&self.txid).await {
+            // Readers look at the log behind it; `gc` removes it.
+            tracing::warn!(txid = self.txid, "the intent of a published commit stays for now: {err}");
+        }
+        self.admit(sealed, &changes);
+        blocking(|| self.ctx.staging.finish(sealed))?;
+        Ok(self.report(Some(record.body.seq), changes, already_there))
+    }
+
+    pub(super) fn report(&self, seq: Option<u64>, changes: Changes, already_there: u64) -> CommitReport {
+        let published = changes.entries.into_iter().map(|entry| PublishedFile {
+            path: entry.path,
+            etag: entry.etag,
+            size_bytes: entry.size_bytes,
+            mtime: entry.mtime,
+            cid: entry.cid,
+        });
+        let published: Vec<PublishedFile> = published.collect();
+        CommitReport {
+            dataset: self.ctx.dataset().clone(),
+            txid: self.txid.clone(),
+            seq,
+            files: published.len() as u64,
+            bytes: published.iter().map(|file| file.size_bytes).sum(),
+            published,
+            already_there,
+            markers: changes.markers,
+            deleted: changes.deleted.into_iter().map(|gone| gone.path).collect(),
+            guarantee: self.ctx.guarantee,
+        }
+    }
+
+    fn admit(&self, sealed: &Sealed, changes: &Changes) {
+        let Some(cache) = &self.ctx.cache else { return };
+        for entry in &changes.entries {
+            let Ok(key) = self.ctx.prefix.key(self.ctx.dataset(), &entry.path) else { continue };
+            let path = sealed.file_path(&entry.path);
+            if let Err(err) = blocking(|| cache.admit(&key, &entry.etag, entry.size_bytes, &path)) {
+                tracing::debug!(%key, "not taken over by the cache: {err}");
+            }
+        }
+    }
+}
+
+/// Deletes what the record says is deleted; another version at the same key stays.
+async fn delete_old(run: &Run<'_>, changes: &Changes) -> Result<(), CommitError> {
+    for gone in &changes.deleted {
+        let key = run.ctx.prefix.key(run.ctx.dataset(), &gone.path)?;
+        match run.ctx.store.delete(&key, &gone.etag).await {
+            Ok(()) | Err(StoreError::Changed { .. }) => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+    Ok(())
+}
+
+fn entry(file: &PlannedFile, cid: ContentId, etag: &ETag, replaced: Option<ETag>) -> Entry {
+    let PlannedFile { path, size_bytes, modified, .. } = file.clone();
+    Entry { path, size_bytes, cid, etag: etag.clone(), mtime: modified, replaced }
+}
+
+/// All conflicts as one, unless something else failed too and the outcome is open.
+fn merge_failures(failures: Vec<CommitError>) -> Result<(), CommitError> {
+    let mut all = Vec::new();
+    let mut other = None;
+    for failure in failures {
+        if let CommitError::Conflict { conflicts } = failure {
+            all.extend(conflicts);
+        } else {
+            other.get_or_insert(failure);
+        }
+    }
+    if !all.is_empty() {
+        all.sort_by(|a: &Conflict, b| a.path.cmp(&b.path));
+        return Err(CommitError::Conflict { conflicts: all });
+    }
+    other.map_or(Ok(()), Err)
+}

@@ -1,0 +1,358 @@
+//! One commit from beginning to end, and the ways in which it may end otherwise.
+//!
+//! [`commit`] and [`resume`] run the same steps; each step finds out what of it is done already,
+//! from the journal and from the bucket. Which way a failure goes depends on how far it came:
+//!
+//! | failure | before anything was sent | after |
+//! | --- | --- | --- |
+//! | conflict, refusal | thaw | take back, thaw |
+//! | remote unreachable | thaw | keep sealed: resume or abort later |
+//! | process gone | sealed: resume or abort later | the same |
+//!
+//! Requests whose answers were lost may still be carried out, long after they were given up. A
+//! commit that is ended while there may be such requests is ended in the log as well (an `abort`
+//! record), and its intent stays as a tombstone that hides whatever may still appear.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::runtime::RuntimeFlavor;
+use ulid::Ulid;
+
+use crate::commit::CommitContext;
+use crate::commit::CommitError;
+use crate::commit::CommitReport;
+use crate::commit::Log;
+use crate::commit::Phase;
+use crate::commit::announce::Intents;
+use crate::commit::journal::Journal;
+use crate::commit::journal::Note;
+use crate::commit::journal::Progress;
+use crate::commit::log::Appended;
+use crate::commit::log::Draft;
+use crate::commit::plan::CommitPlan;
+use crate::commit::send::Sender;
+use crate::name::ETag;
+use crate::name::RelPath;
+use crate::record::Changes;
+use crate::record::CommitBody;
+use crate::record::CommitRecord;
+use crate::record::Intent;
+use crate::record::OldVersion;
+use crate::record::Outcome;
+use crate::staging::Sealed;
+use crate::store::Expect;
+use crate::store::guarantee::Guarantee;
+
+/// One commit under way.
+pub(super) struct Run<'c> {
+    pub ctx: &'c CommitContext,
+    pub txid: String,
+    pub sender: Sender,
+    pub log: Log,
+    pub intents: Intents,
+    /// What the user asked for when the commit was begun, which a resume keeps.
+    pub overwrite: bool,
+    message: Option<String>,
+    journal: Option<Mutex<Journal>>,
+    /// What the journal says.
+    pub state: Mutex<Progress>,
+    /// Whether the answer to a write was lost: then it may still be carried out.
+    pub ambiguous: AtomicBool,
+    /// Whether anything was sent, that has to be taken back.
+    sent: AtomicBool,
+}
+
+/// What a commit would do. Nothing is frozen, sent or changed.
+///
+/// # Errors
+/// As for [`commit`], but never a conflict: those are in the plan.
+pub async fn plan(ctx: &CommitContext) -> Result<CommitPlan, CommitError> {
+    let sealed = ctx.staging.sealed();
+    let contents = match &sealed {
+        Some(sealed) => sealed.contents()?,
+        None => ctx.staging.contents()?,
+    };
+    if contents.is_empty() {
+        return Err(CommitError::NothingStaged);
+    }
+    let txid = sealed.as_ref().map_or_else(|| new_txid(ctx), |sealed| sealed.txid().to_owned());
+    let run = Run::new(ctx, txid);
+    let mut plan = run.survey(&contents, sealed.as_ref()).await?.plan;
+    let intent = run.intent(&plan);
+    plan.conflicts.extend(run.intents.in_the_way(&intent, &run.log).await?);
+    Ok(plan)
+}
+
+/// Publishes everything that is staged, all or nothing.
+///
+/// # Errors
+/// [`CommitError::Conflict`]: nothing has changed. [`CommitError::Interrupted`]: it is kept, to be
+/// resumed or aborted. The others say for themselves.
+pub async fn commit(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
+    if ctx.guarantee == Guarantee::BestEffort && !ctx.options.allow_unenforced {
+        return Err(CommitError::Unenforced);
+    }
+    if let Some(sealed) = ctx.staging.sealed() {
+        return Err(CommitError::Unfinished { txid: sealed.txid().to_owned() });
+    }
+    let txid = new_txid(ctx);
+    let sealed = blocking(|| ctx.staging.freeze(&txid))?;
+    let mut run = Run::new(ctx, txid);
+    match run.open_journal(&sealed, false) {
+        Ok(()) => run.drive(&sealed).await,
+        Err(err) => Err(run.thaw(&sealed).err().unwrap_or(err)),
+    }
+}
+
+/// Goes on with a commit that was interrupted, wherever that was.
+///
+/// # Errors
+/// As for [`commit`], and [`CommitError::NothingToResume`]; [`CommitError::Aborted`] if what was
+/// interrupted was its abortion, which is complete then.
+pub async fn resume(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
+    let sealed = ctx.staging.sealed().ok_or(CommitError::NothingToResume)?;
+    let mut run = Run::new(ctx, sealed.txid().to_owned());
+    run.open_journal(&sealed, false)?;
+    // Requests of the process that is gone may still be on their way.
+    run.ambiguous.store(true, Ordering::Relaxed);
+    if run.state.lock().aborting {
+        run.roll_back(&sealed).await?;
+        return Err(CommitError::Aborted { txid: run.txid });
+    }
+    run.drive(&sealed).await
+}
+
+/// Takes back a commit that was interrupted: staging is as it was before, and so is the bucket.
+///
+/// # Errors
+/// [`CommitError::NothingToResume`], [`CommitError::AlreadyCommitted`],
+/// [`CommitError::NotRestored`], and the store's: then it can be repeated.
+pub async fn abort(ctx: &CommitContext) -> Result<(), CommitError> {
+    let sealed = ctx.staging.sealed().ok_or(CommitError::NothingToResume)?;
+    let mut run = Run::new(ctx, sealed.txid().to_owned());
+    run.open_journal(&sealed, true)?;
+    run.ambiguous.store(true, Ordering::Relaxed);
+    if let Some(record) = run.ended().await?.filter(|record| record.outcome == Outcome::Commit) {
+        return Err(CommitError::AlreadyCommitted { txid: run.txid, seq: record.body.seq });
+    }
+    run.note(Note::Aborting)?;
+    run.roll_back(&sealed).await
+}
+
+fn new_txid(ctx: &CommitContext) -> String {
+    Ulid::from_datetime(ctx.clock.now()).to_string()
+}
+
+/// Runs what waits for the local disk without holding up others on this runtime.
+pub(super) fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    let multi = Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if multi { tokio::task::block_in_place(work) } else { work() }
+}
+
+impl<'c> Run<'c> {
+    fn new(ctx: &'c CommitContext, txid: String) -> Self {
+        let log = Log::new(Arc::clone(&ctx.store), ctx.prefix.clone(), ctx.dataset().clone());
+        let intents = Intents {
+            store: Arc::clone(&ctx.store),
+            prefix: ctx.prefix.clone(),
+            dataset: ctx.dataset().clone(),
+            guarantee: ctx.guarantee,
+        };
+        let sender = Sender::new(&ctx.store, &txid, ctx.guarantee, &ctx.options, &ctx.progress);
+        Self {
+            ctx,
+            txid,
+            sender,
+            log,
+            intents,
+            overwrite: ctx.options.overwrite,
+            message: ctx.options.message.clone(),
+            journal: None,
+            state: Mutex::default(),
+            ambiguous: AtomicBool::new(false),
+            sent: AtomicBool::new(false),
+        }
+    }
+
+    /// Opens the journal, and takes over what it says.
+    fn open_journal(&mut self, sealed: &Sealed, damaged: bool) -> Result<(), CommitError> {
+        let begun =
+            Note::begun(self.txid.clone(), self.ctx.options.overwrite, self.ctx.options.message.clone());
+        let (journal, state) = blocking(|| Journal::open(&sealed.journal_path(), begun, damaged))?;
+        self.overwrite = state.overwrite;
+        self.message.clone_from(&state.message);
+        self.sent = AtomicBool::new(state.intent_head.is_some() || !state.uploads.is_empty());
+        self.journal = Some(Mutex::new(journal));
+        self.state = Mutex::new(state);
+        Ok(())
+    }
+
+    /// Writes down what is about to happen, or what has happened.
+    pub(super) fn note(&self, note: Note) -> Result<(), CommitError> {
+        if let Some(journal) = &self.journal {
+            blocking(|| journal.lock().append(&note))?;
+        }
+        Ok(self.state.lock().take(note)?)
+    }
+
+    async fn drive(&self, sealed: &Sealed) -> Result<CommitReport, CommitError> {
+        match self.steps(sealed).await {
+            Ok(report) => Ok(report),
+            Err(err) => Err(self.fail(sealed, err).await),
+        }
+    }
+
+    async fn steps(&self, sealed: &Sealed) -> Result<CommitReport, CommitError> {
+        if let Some(record) = self.ended().await? {
+            if record.outcome == Outcome::Abort {
+                return Err(self.fenced(&record));
+            }
+            self.note(Note::Committed { seq: record.body.seq })?;
+            return self.finish(sealed, record, 0).await;
+        }
+        self.ctx.progress.phase(Phase::Preflight, 0, 0);
+        let surveyed = self.survey(&sealed.contents()?, Some(sealed)).await?;
+        let intent = self.intent(&surveyed.plan);
+        let mut conflicts = surveyed.plan.conflicts.clone();
+        conflicts.extend(self.intents.in_the_way(&intent, &self.log).await?);
+        if !conflicts.is_empty() {
+            return Err(CommitError::Conflict { conflicts });
+        }
+        let head = self.announced_at().await?;
+        self.sent.store(true, Ordering::Relaxed);
+        let prepared = self.prepare(sealed, &surveyed).await?;
+        self.note(Note::Intent { head })?;
+        self.intents.announce(&intent, &self.log).await?;
+        self.note(Note::Publishing)?;
+        let written = self.publish(sealed, &surveyed, &prepared).await?;
+        let changes = self.changes(sealed, &surveyed, &prepared, &written).await?;
+        let already_there = surveyed.plan.already_there.len() as u64;
+        if changes.is_empty() {
+            // All of it was published and recorded before.
+            self.intents.withdraw(&self.txid).await?;
+            blocking(|| self.ctx.staging.finish(sealed))?;
+            return Ok(self.report(None, changes, already_there));
+        }
+        match self.log.append(&self.draft(Outcome::Commit, changes), head).await? {
+            Appended::Recorded(record) => {
+                self.note(Note::Committed { seq: record.body.seq })?;
+                self.finish(sealed, record, already_there).await
+            }
+            Appended::Contradicted(record) => Err(self.fenced(&record)),
+        }
+    }
+
+    /// Where the log ended before the commit was first announced: its record comes behind that.
+    async fn announced_at(&self) -> Result<u64, CommitError> {
+        let known = self.state.lock().intent_head;
+        match known {
+            Some(head) => Ok(head),
+            None => Ok(self.log.head().await?),
+        }
+    }
+
+    /// The record that has ended this commit, if there is one.
+    async fn ended(&self) -> Result<Option<CommitRecord>, CommitError> {
+        let announced = self.state.lock().intent_head;
+        let Some(head) = announced else { return Ok(None) };
+        let newest = self.log.head_from(head).await?;
+        self.log.find(&self.txid, head + 1..=newest).await
+    }
+
+    fn fenced(&self, record: &CommitRecord) -> CommitError {
+        let by = format!("{}@{}", record.body.author.user, record.body.author.host);
+        CommitError::Fenced { txid: self.txid.clone(), by }
+    }
+
+    fn intent(&self, plan: &CommitPlan) -> Intent {
+        let old = |path: &RelPath, etag: &ETag| OldVersion { path: path.clone(), etag: etag.clone() };
+        let replaces = plan.replace.iter().filter_map(|file| match &file.expect {
+            Expect::Version(etag) => Some(old(&file.path, etag)),
+            Expect::Absent => None,
+        });
+        Intent {
+            dataset: self.ctx.dataset().clone(),
+            txid: self.txid.clone(),
+            author: self.ctx.author.clone(),
+            time: self.ctx.clock.now(),
+            creates: plan.create.iter().map(|file| file.path.clone()).collect(),
+            markers: plan.markers.iter().map(|(path, _)| path.clone()).collect(),
+            replaces: replaces.collect(),
+            deletes: plan.delete.iter().map(|gone| old(&gone.path, &gone.etag)).collect(),
+        }
+    }
+
+    fn draft(&self, outcome: Outcome, changes: Changes) -> Draft {
+        let body = CommitBody {
+            dataset: self.ctx.dataset().clone(),
+            seq: 0,
+            txid: self.txid.clone(),
+            author: self.ctx.author.clone(),
+            time: self.ctx.clock.now(),
+            message: self.message.clone(),
+            changes,
+            base: None,
+            tail: Changes::default(),
+        };
+        Draft { outcome, body }
+    }
+
+    fn thaw(&self, sealed: &Sealed) -> Result<(), CommitError> {
+        Ok(blocking(|| self.ctx.staging.thaw(sealed))?)
+    }
+
+    /// Decides what becomes of a commit that failed, and does it.
+    async fn fail(&self, sealed: &Sealed, error: CommitError) -> CommitError {
+        let interrupted = |source: CommitError| CommitError::Interrupted {
+            txid: self.txid.clone(),
+            source: Box::new(source),
+        };
+        let committed = self.state.lock().committed.is_some();
+        let sent = self.sent.load(Ordering::Relaxed);
+        if committed || (sent && error.is_transient()) {
+            return interrupted(error);
+        }
+        if !sent {
+            return self.thaw(sealed).err().unwrap_or(error);
+        }
+        if let Err(err) = self.note(Note::Aborting) {
+            return interrupted(err);
+        }
+        self.ctx.progress.phase(Phase::RollBack, 0, 0);
+        match self.roll_back(sealed).await {
+            Ok(()) => error,
+            Err(CommitError::NotRestored { paths, .. }) => {
+                CommitError::NotRestored { paths, source: Box::new(error) }
+            }
+            Err(err) => interrupted(err),
+        }
+    }
+
+    /// Ends the commit in the log if it may still have effects, takes back what it created, and
+    /// thaws.
+    async fn roll_back(&self, sealed: &Sealed) -> Result<(), CommitError> {
+        let state = self.state.lock().clone();
+        let ambiguous = self.ambiguous.load(Ordering::Relaxed);
+        if let (true, Some(head)) = (ambiguous, state.intent_head) {
+            let draft = self.draft(Outcome::Abort, Changes::default());
+            if let Appended::Contradicted(record) = self.log.append(&draft, head).await? {
+                return Err(CommitError::AlreadyCommitted { txid: self.txid.clone(), seq: record.body.seq });
+            }
+        }
+        let not_restored = self.take_back(&sealed.contents()?, &state).await?;
+        if !(ambiguous && state.publishing) {
+            // Every request was answered: nothing can appear any more that would have to be hidden.
+            self.intents.withdraw(&self.txid).await?;
+        }
+        self.thaw(sealed)?;
+        if not_restored.is_empty() {
+            return Ok(());
+        }
+        let source = Box::new(CommitError::Aborted { txid: self.txid.clone() });
+        Err(CommitError::NotRestored { paths: not_restored, source })
+    }
+}

@@ -1,0 +1,461 @@
+//! Putting one object where nothing is, and knowing for certain whether that happened.
+//!
+//! Every object of a commit carries the commit's txid and its own SHA-256 as metadata. So when
+//! an answer is lost, or a repetition finds something in the way, one HEAD tells whether it is
+//! ours. An object that is not is never touched.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::sync::SemaphorePermit;
+
+use crate::commit::CommitError;
+use crate::commit::CommitOptions;
+use crate::commit::Progress;
+use crate::commit::content::Content;
+use crate::commit::plan::part_bytes_for;
+use crate::name::ETag;
+use crate::name::ObjectKey;
+use crate::record::ContentId;
+use crate::record::format_mtime;
+use crate::store::Expect;
+use crate::store::META_MTIME;
+use crate::store::META_SHA256;
+use crate::store::META_TXID;
+use crate::store::ObjectMeta;
+use crate::store::ObjectStore;
+use crate::store::PartReceipt;
+use crate::store::PutAttributes;
+use crate::store::StoreError;
+use crate::store::UploadId;
+use crate::store::guarantee::Guarantee;
+
+/// Metadata key of an empty object that keeps a key for a large one: see [`Sender::complete`].
+const META_CLAIM: &str = "dsfs-claim";
+/// How often one write is tried: its own conditions make a repetition harmless.
+const TRIES: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(100);
+/// The unit in which memory is counted.
+const BUDGET_UNIT_BYTES: u64 = 64 * 1024;
+
+/// What is to be written where.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub key: ObjectKey,
+    pub size_bytes: u64,
+    pub cid: ContentId,
+    pub modified: std::time::SystemTime,
+    pub expect: Expect,
+}
+
+/// A multipart upload whose parts are all there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Uploaded {
+    pub id: UploadId,
+    pub parts: Vec<PartReceipt>,
+}
+
+/// Why one object could not be written.
+#[derive(Debug)]
+pub(super) enum SendError {
+    /// Something that is not ours is there.
+    Taken { found: Option<ETag> },
+    /// Anything else.
+    Other(CommitError),
+}
+
+impl From<StoreError> for SendError {
+    fn from(err: StoreError) -> Self {
+        Self::Other(err.into())
+    }
+}
+
+impl From<crate::staging::StagingError> for SendError {
+    fn from(err: crate::staging::StagingError) -> Self {
+        Self::Other(err.into())
+    }
+}
+
+/// What is at a key, from the commit's point of view.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Nothing,
+    Ours(ETag),
+    OurClaim(ETag),
+    Other(ETag),
+}
+
+/// Writes the objects of one commit.
+pub(super) struct Sender {
+    store: Arc<dyn ObjectStore>,
+    txid: String,
+    guarantee: Guarantee,
+    part_bytes: u64,
+    /// How much is done at once.
+    pub workers: usize,
+    /// Parts under way, over all files.
+    part_slots: Semaphore,
+    memory_units: u32,
+    memory: Semaphore,
+    progress: Arc<dyn Progress>,
+}
+
+fn memory_units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX).max(1)
+}
+
+/// What a journal is told of a multipart upload, so that it can go on after a crash.
+pub(super) trait UploadNotes: Sync {
+    fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError>;
+    fn part(&self, part: &PartReceipt) -> Result<(), CommitError>;
+}
+
+impl Sender {
+    /// For the commit `txid`.
+    pub fn new(
+        store: &Arc<dyn ObjectStore>,
+        txid: &str,
+        guarantee: Guarantee,
+        options: &CommitOptions,
+        progress: &Arc<dyn Progress>,
+    ) -> Self {
+        let workers = options.workers.max(1);
+        let memory_units = memory_units(options.memory_bytes);
+        Self {
+            store: Arc::clone(store),
+            txid: txid.to_owned(),
+            guarantee,
+            part_bytes: options.part_bytes,
+            workers,
+            part_slots: Semaphore::new(workers),
+            memory_units,
+            memory: Semaphore::new(memory_units as usize),
+            progress: Arc::clone(progress),
+        }
+    }
+
+    async fn reserve(&self, bytes: u64) -> SemaphorePermit<'_> {
+        let units = memory_units(bytes).min(self.memory_units);
+        self.memory.acquire_many(units).await.expect("the semaphore is never closed")
+    }
+
+    fn attributes(&self, job: &Job) -> PutAttributes {
+        let pairs = [
+            (META_TXID, self.txid.clone()),
+            (META_SHA256, job.cid.sha256_hex()),
+            (META_MTIME, format_mtime(job.modified)),
+        ];
+        PutAttributes { metadata: pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() }
+    }
+
+    /// Looks at what is at a key now.
+    pub async fn look(&self, key: &ObjectKey, cid: Option<&ContentId>) -> Result<Found, StoreError> {
+        match self.store.head(key).await {
+            Ok(meta) => Ok(self.whose(&meta, cid)),
+            Err(StoreError::NotFound { .. }) => Ok(Found::Nothing),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Whose an object is.
+    pub fn whose(&self, meta: &ObjectMeta, cid: Option<&ContentId>) -> Found {
+        let etag = meta.etag.clone();
+        let is = |name: &str, value: &str| meta.metadata.get(name).is_some_and(|found| found == value);
+        if !is(META_TXID, &self.txid) {
+            Found::Other(etag)
+        } else if meta.metadata.contains_key(META_CLAIM) {
+            Found::OurClaim(etag)
+        } else if cid.is_none_or(|cid| is(META_SHA256, &cid.sha256_hex())) {
+            Found::Ours(etag)
+        } else {
+            Found::Other(etag)
+        }
+    }
+
+    /// On a server that ignores conditions: looks first. A race is seen afterwards, by [`Self::confirm`].
+    async fn look_before(&self, job: &Job) -> Result<Option<ETag>, SendError> {
+        if self.guarantee != Guarantee::BestEffort {
+            return Ok(None);
+        }
+        match (self.look(&job.key, Some(&job.cid)).await?, &job.expect) {
+            (Found::Ours(etag), _) => Ok(Some(etag)),
+            (Found::Nothing, Expect::Absent) | (Found::OurClaim(_), _) => Ok(None),
+            (Found::Other(etag), Expect::Version(expected)) if etag == *expected => Ok(None),
+            (Found::Nothing, Expect::Version(_)) => Err(SendError::Taken { found: None }),
+            (Found::Other(found), _) => Err(SendError::Taken { found: Some(found) }),
+        }
+    }
+
+    async fn confirm(&self, job: &Job, etag: ETag) -> Result<ETag, SendError> {
+        if self.guarantee != Guarantee::BestEffort {
+            return Ok(etag);
+        }
+        match self.look(&job.key, Some(&job.cid)).await? {
+            Found::Ours(etag) => Ok(etag),
+            Found::OurClaim(found) | Found::Other(found) => Err(SendError::Taken { found: Some(found) }),
+            Found::Nothing => Err(SendError::Taken { found: None }),
+        }
+    }
+
+    /// After a conflict or a lost answer: `Some` if it was us, `None` if the write can be tried again.
+    async fn resolve(&self, job: &Job) -> Result<Option<ETag>, SendError> {
+        match (self.look(&job.key, Some(&job.cid)).await?, &job.expect) {
+            (Found::Ours(etag), _) => Ok(Some(etag)),
+            (Found::Nothing, Expect::Absent) => Ok(None),
+            (Found::Other(etag) | Found::OurClaim(etag), Expect::Version(expected)) if etag == *expected => {
+                Ok(None)
+            }
+            (Found::Other(etag) | Found::OurClaim(etag), _) => Err(SendError::Taken { found: Some(etag) }),
+            (Found::Nothing, Expect::Version(_)) => Err(SendError::Taken { found: None }),
+        }
+    }
+
+    /// Writes a whole object with one request.
+    pub async fn put(&self, job: &Job, body: Bytes) -> Result<ETag, SendError> {
+        self.put_with(job, body, self.attributes(job)).await
+    }
+
+    async fn put_with(&self, job: &Job, body: Bytes, attributes: PutAttributes) -> Result<ETag, SendError> {
+        if let Some(etag) = self.look_before(job).await? {
+            return Ok(etag);
+        }
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            let err = match self.store.put(&job.key, body.clone(), &job.expect, &attributes).await {
+                Ok(etag) => return self.confirm(job, etag).await,
+                Err(err) => err,
+            };
+            if !self.is_ambiguous(&err) {
+                return Err(err.into());
+            }
+            if let Some(etag) = self.resolve(job).await? {
+                return Ok(etag);
+            }
+            if tried == TRIES {
+                return Err(err.into());
+            }
+            tokio::time::sleep(PAUSE * tried).await;
+        }
+    }
+
+    /// Whether a HEAD has to tell what happened.
+    fn is_ambiguous(&self, err: &StoreError) -> bool {
+        matches!(err, StoreError::AlreadyExists { .. } | StoreError::Changed { .. }) || err.is_transient()
+    }
+
+    /// Writes a file that fits into one part.
+    pub async fn put_file(&self, job: &Job, content: &Content) -> Result<ETag, SendError> {
+        let _memory = self.reserve(job.size_bytes).await;
+        let body = content.bytes(0, job.size_bytes).await?;
+        let etag = self.put(job, body).await?;
+        self.progress.sent(job.size_bytes);
+        Ok(etag)
+    }
+
+    /// Sends all parts of a large file, but those that `known` says are there. Nothing becomes visible.
+    pub async fn upload(
+        &self,
+        job: &Job,
+        content: &Content,
+        known: Option<(Uploaded, u64)>,
+        notes: &dyn UploadNotes,
+    ) -> Result<Uploaded, SendError> {
+        if let Some((known, part_bytes)) = known {
+            match self.upload_parts(job, content, known, part_bytes, notes).await {
+                Err(SendError::Other(CommitError::Store(StoreError::NoSuchUpload { .. }))) => {}
+                answer => return answer,
+            }
+        }
+        let part_bytes = part_bytes_for(job.size_bytes, self.part_bytes);
+        let mut tried = 0;
+        let id = loop {
+            tried += 1;
+            match self.store.create_multipart(&job.key, &self.attributes(job)).await {
+                Err(err) if err.is_transient() && tried < TRIES => tokio::time::sleep(PAUSE * tried).await,
+                answer => break answer?,
+            }
+        };
+        notes.begun(&id, part_bytes).map_err(SendError::Other)?;
+        let fresh = Uploaded { id, parts: Vec::new() };
+        self.upload_parts(job, content, fresh, part_bytes, notes).await
+    }
+
+    async fn upload_parts(
+        &self,
+        job: &Job,
+        content: &Content,
+        known: Uploaded,
+        part_bytes: u64,
+        notes: &dyn UploadNotes,
+    ) -> Result<Uploaded, SendError> {
+        let count = u32::try_from(job.size_bytes.div_ceil(part_bytes)).map_err(|err| {
+            let reason = err.to_string();
+            StoreError::Rejected { key: job.key.to_string(), reason }
+        })?;
+        let have: BTreeMap<u32, PartReceipt> =
+            known.parts.into_iter().map(|part| (part.number, part)).collect();
+        let missing: Vec<u32> = (1..=count).filter(|number| !have.contains_key(number)).collect();
+        let failure = Mutex::new(None);
+        let parts = Mutex::new(have);
+        stream::iter(missing)
+            .for_each_concurrent(self.workers, |number| {
+                let (failure, parts, id) = (&failure, &parts, &known.id);
+                async move {
+                    if failure.lock().is_some() {
+                        return;
+                    }
+                    match self.upload_part(job, content, id, number, part_bytes).await {
+                        Ok(part) => {
+                            if let Err(err) = notes.part(&part) {
+                                failure.lock().get_or_insert(SendError::Other(err));
+                            }
+                            parts.lock().insert(number, part);
+                        }
+                        Err(err) => {
+                            failure.lock().get_or_insert(err);
+                        }
+                    }
+                }
+            })
+            .await;
+        match failure.into_inner() {
+            Some(err) => Err(err),
+            None => Ok(Uploaded { id: known.id, parts: parts.into_inner().into_values().collect() }),
+        }
+    }
+
+    async fn upload_part(
+        &self,
+        job: &Job,
+        content: &Content,
+        id: &UploadId,
+        number: u32,
+        part_bytes: u64,
+    ) -> Result<PartReceipt, SendError> {
+        let offset = u64::from(number - 1) * part_bytes;
+        let len = part_bytes.min(job.size_bytes - offset);
+        let _slot = self.part_slots.acquire().await.expect("the semaphore is never closed");
+        let _memory = self.reserve(len).await;
+        let body = content.bytes(offset, len).await?;
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            match self.store.put_part(&job.key, id, number, body.clone()).await {
+                Ok(part) => {
+                    self.progress.sent(len);
+                    return Ok(part);
+                }
+                Err(err) if err.is_transient() && tried < TRIES => tokio::time::sleep(PAUSE * tried).await,
+                Err(err) => return Err(err.into()),
+            }
+        }
+    }
+
+    /// Makes an upload an object.
+    ///
+    /// Where Complete does not honour its condition but Put does ([`Guarantee::SinglePut`]), the key
+    /// is claimed first: an empty object, created if nothing is there. From then on every other
+    /// careful writer finds the key taken, and Complete replaces a version that is ours.
+    pub async fn complete(
+        &self,
+        job: &Job,
+        content: &Content,
+        mut upload: Uploaded,
+        notes: &dyn UploadNotes,
+    ) -> Result<ETag, SendError> {
+        if let Some(etag) = self.look_before(job).await? {
+            return Ok(etag);
+        }
+        let job = &match self.claim(job).await? {
+            Claim::Done(etag) => return Ok(etag),
+            Claim::Held(etag) => Job { expect: Expect::Version(etag), ..job.clone() },
+            Claim::NotNeeded => job.clone(),
+        };
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            let done = self.store.complete_multipart(&job.key, &upload.id, &upload.parts, &job.expect).await;
+            let err = match done {
+                Ok(etag) => return self.confirm(job, etag).await,
+                Err(err) => err,
+            };
+            let gone = matches!(err, StoreError::NoSuchUpload { .. } | StoreError::Contended { .. });
+            if !gone && !self.is_ambiguous(&err) {
+                return Err(err.into());
+            }
+            if let Some(etag) = self.resolve(job).await? {
+                // It may have been completed under another upload, before a crash.
+                self.store.abort_multipart(&job.key, &upload.id).await.ok();
+                return Ok(etag);
+            }
+            if tried == TRIES {
+                return Err(err.into());
+            }
+            if gone {
+                // The parts are lost with it (409 asks for this too): send them again.
+                self.store.abort_multipart(&job.key, &upload.id).await.ok();
+                upload = self.upload(job, content, None, notes).await?;
+            } else {
+                tokio::time::sleep(PAUSE * tried).await;
+            }
+        }
+    }
+
+    async fn claim(&self, job: &Job) -> Result<Claim, SendError> {
+        if self.guarantee != Guarantee::SinglePut || job.expect != Expect::Absent {
+            return Ok(Claim::NotNeeded);
+        }
+        match self.look(&job.key, Some(&job.cid)).await? {
+            Found::Ours(etag) => return Ok(Claim::Done(etag)),
+            Found::OurClaim(etag) => return Ok(Claim::Held(etag)),
+            Found::Other(found) => return Err(SendError::Taken { found: Some(found) }),
+            Found::Nothing => {}
+        }
+        let mut attributes = self.attributes(job);
+        attributes.metadata.insert(META_CLAIM.into(), "1".into());
+        match self.put_with(job, Bytes::new(), attributes).await {
+            Ok(etag) => Ok(Claim::Held(etag)),
+            // The answer to our own claim was lost, and it is there.
+            Err(SendError::Taken { found }) => match self.look(&job.key, Some(&job.cid)).await? {
+                Found::OurClaim(etag) => Ok(Claim::Held(etag)),
+                Found::Ours(etag) => Ok(Claim::Done(etag)),
+                Found::Nothing | Found::Other(_) => Err(SendError::Taken { found }),
+            },
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Removes what this commit has put at a key; anything else stays.
+    pub async fn remove_ours(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            let err = match self.look(key, None).await {
+                Ok(Found::Ours(etag) | Found::OurClaim(etag)) => match self.store.delete(key, &etag).await {
+                    Ok(()) => return Ok(()),
+                    Err(err) => err,
+                },
+                Ok(Found::Nothing | Found::Other(_)) => return Ok(()),
+                Err(err) => err,
+            };
+            let again = err.is_transient() || matches!(err, StoreError::Changed { .. });
+            if !again || tried == TRIES {
+                return Err(err);
+            }
+            tokio::time::sleep(PAUSE * tried).await;
+        }
+    }
+}
+
+enum Claim {
+    NotNeeded,
+    Held(ETag),
+    Done(ETag),
+}

@@ -1,0 +1,771 @@
+//! What dsfs keeps in a bucket beside the datasets: intents, commit records, snapshots.
+//!
+//! Pure types and their encoding. Each object is **one zstd frame that holds one JSON object in
+//! UTF-8**, so that `zstd -d | jq` reads it. Every object begins with the same two members:
+//!
+//! ```text
+//! "format": 1              a reader refuses what it does not know, with a sentence
+//! "kind":   "intent" | "commit" | "abort" | "snapshot"
+//! ```
+//!
+//! The members of each kind, besides `dataset` (its name) in all of them:
+//!
+//! ```text
+//! intent    txid, author, host, time
+//!           creates   [path]              keys that this commit is about to create: readers hide them
+//!           markers   [path]              directories for which it is about to create `<path>/`
+//!           replaces  [{path, etag}]      versions that it is about to replace
+//!           deletes   [{path, etag}]      versions that it deletes once its record is written
+//! commit    seq, txid, author, host, time, message (may be missing)
+//!           changes   {entries, deleted, markers}   what this commit did
+//!           base      {seq, entries}  a snapshot and the number of files in it; null: nothing at all
+//!           tail      {entries, deleted, markers}   what all commits between `base` and this one did, net
+//! abort     as commit, with txid that of the commit it ends, and empty changes
+//! snapshot  seq, entries, markers         everything that the dataset holds after commit `seq`
+//!
+//! entry     path, size_bytes, cid, etag, mtime; replaced (the ETag it took the place of) if it did
+//! deleted   path, etag
+//! ```
+//!
+//! * `txid` is a ULID; `seq` counts from 1, without gaps; `time` is RFC 3339 in UTC.
+//! * `mtime` is text, seconds since 1970 with nine decimals: `"1763763000.250000000"`.
+//! * `cid` is a CIDv1 of the file's SHA-256: `b`, then in lower-case base32 without padding the
+//!   bytes `01 55 12 20` and the 32 bytes of the digest.
+//!
+//! # The tree after commit N in two requests
+//!
+//! Record N names a snapshot and carries what happened between that and itself: the tree is
+//! `base`, then `tail`, then `changes`. Before a record whose tail would grow beyond
+//! [`tail_entries_max`], the snapshot of the record before it is written and becomes its base;
+//! so a tail stays small against its snapshot, and nobody has to read thousands of records.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Read;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use data_encoding::BASE32_NOPAD;
+use serde::Deserialize;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::name::DatasetName;
+use crate::name::ETag;
+use crate::name::RelPath;
+
+/// The format version that this program writes, and the newest it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// Largest record that is read, unpacked, in bytes: some five million files.
+pub const RECORD_BYTES_MAX: u64 = 1 << 30;
+/// zstd's own default: fast, and most of a record is hashes, which do not shrink.
+const COMPRESSION_LEVEL: i32 = 3;
+/// A tail may always be this long before a new snapshot is written.
+const TAIL_ENTRIES_MIN: u64 = 512;
+/// And this part of its snapshot's length.
+const TAIL_FRACTION: u64 = 16;
+
+/// Longest tail, in entries, on a snapshot of `base_entries` files.
+#[must_use]
+pub fn tail_entries_max(base_entries: u64) -> u64 {
+    TAIL_ENTRIES_MIN.max(base_entries / TAIL_FRACTION)
+}
+
+/// Why an object in the bucket could not be read as a record.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Written by a newer dsfs.
+    #[error("format version {found} is newer than this dsfs understands ({FORMAT_VERSION}): update dsfs")]
+    UnknownVersion {
+        /// The version that was found.
+        found: u32,
+    },
+    /// Another kind of object than the one expected.
+    #[error("this is a record of kind {found:?}")]
+    UnknownKind {
+        /// The kind that was found.
+        found: String,
+    },
+    /// Not zstd, or more than [`RECORD_BYTES_MAX`].
+    #[error("cannot be unpacked: {0}")]
+    Packing(#[source] std::io::Error),
+    /// Not the JSON that it should be.
+    #[error("cannot be read: {0}")]
+    Json(#[source] serde_json::Error),
+}
+
+/// The name of a file's content: a CIDv1 of its SHA-256.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContentId([u8; 32]);
+
+/// CIDv1, raw bytes, SHA-256, 32 bytes of digest.
+const CID_PREFIX: [u8; 4] = [0x01, 0x55, 0x12, 0x20];
+
+impl ContentId {
+    /// That of no bytes at all.
+    pub const OF_NOTHING: Self = Self([
+        0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27,
+        0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+    ]);
+
+    /// The content id of bytes with this SHA-256.
+    #[must_use]
+    pub fn from_sha256(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
+    /// The SHA-256 in it.
+    #[must_use]
+    pub fn sha256(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The SHA-256 as 64 lower-case hexadecimal digits.
+    #[must_use]
+    pub fn sha256_hex(&self) -> String {
+        data_encoding::HEXLOWER.encode(&self.0)
+    }
+
+    /// Reads 64 lower-case hexadecimal digits.
+    #[must_use]
+    pub fn from_sha256_hex(text: &str) -> Option<Self> {
+        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?;
+        Some(Self(bytes.try_into().ok()?))
+    }
+
+    /// Reads its text.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let base32 = text.strip_prefix('b')?;
+        if base32.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return None;
+        }
+        let bytes = BASE32_NOPAD.decode(base32.to_ascii_uppercase().as_bytes()).ok()?;
+        let digest = bytes.strip_prefix(&CID_PREFIX)?;
+        Some(Self(digest.try_into().ok()?))
+    }
+}
+
+impl fmt::Display for ContentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = [CID_PREFIX.as_slice(), &self.0].concat();
+        write!(f, "b{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+    }
+}
+
+impl fmt::Debug for ContentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for ContentId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ContentId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a content id")))
+    }
+}
+
+/// A file's modification time as S3 metadata has it: seconds since 1970 with nine decimals.
+#[must_use]
+pub fn format_mtime(time: SystemTime) -> String {
+    let (sign, distance) = match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => ("", after),
+        Err(before) => ("-", before.duration()),
+    };
+    format!("{sign}{}.{:09}", distance.as_secs(), distance.subsec_nanos())
+}
+
+/// Reads what [`format_mtime`] or rclone wrote: seconds, with or without a fraction.
+#[must_use]
+pub fn parse_mtime(text: &str) -> Option<SystemTime> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let (seconds, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit())
+        || !seconds.starts_with(|c: char| c.is_ascii_digit())
+    {
+        return None;
+    }
+    let nanoseconds: u32 = format!("{:0<9.9}", fraction).parse().ok()?;
+    let distance = Duration::new(seconds.parse().ok()?, nanoseconds);
+    if negative {
+        SystemTime::UNIX_EPOCH.checked_sub(distance)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(distance)
+    }
+}
+
+mod mtime {
+    use super::*;
+
+    pub fn serialize<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format_mtime(*time))
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        parse_mtime(&text).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a time")))
+    }
+}
+
+mod rfc3339 {
+    use super::*;
+
+    pub fn serialize<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        let time = jiff::Timestamp::try_from(*time).map_err(serde::ser::Error::custom)?;
+        serializer.collect_str(&time)
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse::<jiff::Timestamp>().map(SystemTime::from).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Who commits, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Author {
+    /// The user's name.
+    #[serde(rename = "author")]
+    pub user: String,
+    /// The machine's name.
+    pub host: String,
+}
+
+/// One published file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Where it is in the dataset.
+    pub path: RelPath,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its content.
+    pub cid: ContentId,
+    /// The version that was published.
+    pub etag: ETag,
+    /// When its content was last changed, before it was published.
+    #[serde(with = "mtime")]
+    pub mtime: SystemTime,
+    /// The version whose place it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<ETag>,
+}
+
+/// A version that was, or is to be, deleted or replaced.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct OldVersion {
+    /// Where it was in the dataset.
+    pub path: RelPath,
+    /// Which version it was.
+    pub etag: ETag,
+}
+
+/// What one commit did, or several of them together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// Files that came, or came anew.
+    pub entries: Vec<Entry>,
+    /// Files that went.
+    pub deleted: Vec<OldVersion>,
+    /// Directories that came with nothing in them.
+    pub markers: Vec<RelPath>,
+}
+
+impl Changes {
+    /// The number of changes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        (self.entries.len() + self.deleted.len() + self.markers.len()) as u64
+    }
+
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// These changes and then `later` ones, as one: what came and went again is not in it.
+    #[must_use]
+    pub fn then(&self, later: &Self) -> Self {
+        let mut entries: BTreeMap<&RelPath, &Entry> = self.entries.iter().map(|e| (&e.path, e)).collect();
+        let mut deleted: BTreeMap<&RelPath, &OldVersion> =
+            self.deleted.iter().map(|d| (&d.path, d)).collect();
+        for gone in &later.deleted {
+            entries.remove(&gone.path);
+            deleted.insert(&gone.path, gone);
+        }
+        for entry in &later.entries {
+            deleted.remove(&entry.path);
+            entries.insert(&entry.path, entry);
+        }
+        let markers: BTreeSet<&RelPath> = self.markers.iter().chain(&later.markers).collect();
+        Self {
+            entries: entries.into_values().cloned().collect(),
+            deleted: deleted.into_values().cloned().collect(),
+            markers: markers.into_iter().cloned().collect(),
+        }
+    }
+}
+
+/// The notice of a commit under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The dataset.
+    pub dataset: DatasetName,
+    /// The commit.
+    pub txid: String,
+    /// Whose it is.
+    #[serde(flatten)]
+    pub author: Author,
+    /// When it was written.
+    #[serde(with = "rfc3339")]
+    pub time: SystemTime,
+    /// Files that it is about to create.
+    pub creates: Vec<RelPath>,
+    /// Empty directories that it is about to create.
+    pub markers: Vec<RelPath>,
+    /// Versions that it is about to replace.
+    pub replaces: Vec<OldVersion>,
+    /// Versions that it deletes once its record is written.
+    pub deletes: Vec<OldVersion>,
+}
+
+impl Intent {
+    /// Every path that it names.
+    pub fn paths(&self) -> impl Iterator<Item = &RelPath> {
+        let old = self.replaces.iter().chain(&self.deletes).map(|version| &version.path);
+        self.creates.iter().chain(&self.markers).chain(old)
+    }
+
+    /// The paths that both name, or that are a file in one and a directory in the other.
+    #[must_use]
+    pub fn overlap(&self, other: &Self) -> Vec<RelPath> {
+        let theirs: BTreeSet<&str> = other.paths().map(RelPath::as_str).collect();
+        let below_theirs = |path: &RelPath| path.ancestors().any(|dir| theirs.contains(dir.as_str()));
+        let above_theirs = |path: &RelPath| {
+            let below = format!("{path}/");
+            theirs.range(below.as_str()..).next().is_some_and(|next| next.starts_with(&below))
+        };
+        let meets =
+            |path: &&RelPath| theirs.contains(path.as_str()) || below_theirs(path) || above_theirs(path);
+        let mut overlap: Vec<RelPath> = self.paths().filter(meets).cloned().collect();
+        overlap.sort();
+        overlap.dedup();
+        overlap
+    }
+}
+
+/// What a commit record says of its commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is published.
+    Commit,
+    /// It is ended, and must not publish anything any more.
+    Abort,
+}
+
+/// The snapshot that a record builds on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseSnapshot {
+    /// The commit after which it was taken.
+    pub seq: u64,
+    /// The number of files in it.
+    pub entries: u64,
+}
+
+/// One commit, or the end of one that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitRecord {
+    /// Which of both.
+    pub outcome: Outcome,
+    /// What is said of it.
+    pub body: CommitBody,
+}
+
+/// What a commit record says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitBody {
+    /// The dataset.
+    pub dataset: DatasetName,
+    /// Its place in the log, from 1.
+    pub seq: u64,
+    /// The commit that it publishes or ends.
+    pub txid: String,
+    /// Who wrote the record.
+    #[serde(flatten)]
+    pub author: Author,
+    /// When.
+    #[serde(with = "rfc3339")]
+    pub time: SystemTime,
+    /// Why, in the author's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// What the commit did.
+    pub changes: Changes,
+    /// The snapshot below; `None`: nothing at all.
+    pub base: Option<BaseSnapshot>,
+    /// What happened between that and this commit.
+    pub tail: Changes,
+}
+
+/// Everything that a dataset holds after a commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The commit; 0 before the first.
+    pub seq: u64,
+    /// The files.
+    pub entries: BTreeMap<RelPath, Entry>,
+    /// Directories that were published with nothing in them.
+    pub markers: BTreeSet<RelPath>,
+}
+
+impl Snapshot {
+    /// The state after `record`, whose base this is.
+    #[must_use]
+    pub fn after(mut self, record: &CommitBody) -> Self {
+        for changes in [&record.tail, &record.changes] {
+            for gone in &changes.deleted {
+                self.entries.remove(&gone.path);
+            }
+            self.entries.extend(changes.entries.iter().map(|entry| (entry.path.clone(), entry.clone())));
+            self.markers.extend(changes.markers.iter().cloned());
+        }
+        self.seq = record.seq;
+        self
+    }
+}
+
+/// What the record after another one builds on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Footing {
+    /// Its base.
+    pub base: Option<BaseSnapshot>,
+    /// Its tail.
+    pub tail: Changes,
+    /// Whether the snapshot of the record before has to be written first: it is the base.
+    pub snapshot_due: bool,
+}
+
+impl Footing {
+    /// For the record after `head`; `None`: for the first one. The base's number of entries is
+    /// filled in by whoever writes a snapshot that is due.
+    #[must_use]
+    pub fn after(head: Option<&CommitBody>) -> Self {
+        let Some(head) = head else { return Self::default() };
+        let tail = head.tail.then(&head.changes);
+        if tail.len() > tail_entries_max(head.base.map_or(0, |base| base.entries)) {
+            let base = Some(BaseSnapshot { seq: head.seq, entries: 0 });
+            return Self { base, tail: Changes::default(), snapshot_due: true };
+        }
+        Self { base: head.base, tail, snapshot_due: false }
+    }
+}
+
+#[derive(Serialize)]
+struct Out<'a, T> {
+    format: u32,
+    kind: &'a str,
+    #[serde(flatten)]
+    body: &'a T,
+}
+
+#[derive(Deserialize)]
+struct Peek {
+    format: u32,
+    kind: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SnapshotBody {
+    dataset: DatasetName,
+    seq: u64,
+    entries: Vec<Entry>,
+    markers: Vec<RelPath>,
+}
+
+fn pack<T: Serialize>(kind: &str, body: &T) -> Bytes {
+    let json = serde_json::to_vec(&Out { format: FORMAT_VERSION, kind, body });
+    let json = json.expect("no map with other keys than text, no failing serializer");
+    zstd::encode_all(&json[..], COMPRESSION_LEVEL).expect("compressing into memory").into()
+}
+
+fn unpack<T: DeserializeOwned>(object: &[u8], kinds: &[&str]) -> Result<(String, T), RecordError> {
+    let mut json = Vec::new();
+    let decoder = zstd::Decoder::new(object).map_err(RecordError::Packing)?;
+    decoder.take(RECORD_BYTES_MAX + 1).read_to_end(&mut json).map_err(RecordError::Packing)?;
+    if json.len() as u64 > RECORD_BYTES_MAX {
+        let reason = std::io::Error::other(format!("it is more than {RECORD_BYTES_MAX} bytes long"));
+        return Err(RecordError::Packing(reason));
+    }
+    let peek: Peek = serde_json::from_slice(&json).map_err(RecordError::Json)?;
+    if peek.format != FORMAT_VERSION {
+        return Err(RecordError::UnknownVersion { found: peek.format });
+    }
+    if !kinds.contains(&&*peek.kind) {
+        return Err(RecordError::UnknownKind { found: peek.kind });
+    }
+    Ok((peek.kind, serde_json::from_slice(&json).map_err(RecordError::Json)?))
+}
+
+impl Intent {
+    /// The object's content.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        pack("intent", self)
+    }
+
+    /// Reads an object's content.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub fn decode(object: &[u8]) -> Result<Self, RecordError> {
+        unpack(object, &["intent"]).map(|(_, intent)| intent)
+    }
+}
+
+impl CommitRecord {
+    /// The object's content.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        match self.outcome {
+            Outcome::Commit => pack("commit", &self.body),
+            Outcome::Abort => pack("abort", &self.body),
+        }
+    }
+
+    /// Reads an object's content.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub fn decode(object: &[u8]) -> Result<Self, RecordError> {
+        let (kind, body) = unpack(object, &["commit", "abort"])?;
+        let outcome = if kind == "commit" { Outcome::Commit } else { Outcome::Abort };
+        Ok(Self { outcome, body })
+    }
+}
+
+impl Snapshot {
+    /// The object's content: the same bytes for the same snapshot, whoever writes it.
+    #[must_use]
+    pub fn encode(&self, dataset: &DatasetName) -> Bytes {
+        let entries = self.entries.values().cloned().collect();
+        let markers = self.markers.iter().cloned().collect();
+        pack("snapshot", &SnapshotBody { dataset: dataset.clone(), seq: self.seq, entries, markers })
+    }
+
+    /// Reads an object's content.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub fn decode(object: &[u8]) -> Result<Self, RecordError> {
+        let (_, body): (_, SnapshotBody) = unpack(object, &["snapshot"])?;
+        let entries = body.entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
+        Ok(Self { seq: body.seq, entries, markers: body.markers.into_iter().collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> RelPath {
+        RelPath::parse(text).unwrap()
+    }
+
+    fn entry(at: &str) -> Entry {
+        Entry {
+            path: path(at),
+            size_bytes: 5,
+            cid: ContentId::from_sha256([7; 32]),
+            etag: ETag::from_server("\"e\""),
+            mtime: SystemTime::UNIX_EPOCH + Duration::new(1_763_763_000, 250_000_000),
+            replaced: None,
+        }
+    }
+
+    fn old(at: &str) -> OldVersion {
+        OldVersion { path: path(at), etag: ETag::from_server("old") }
+    }
+
+    fn intent(creates: &[&str]) -> Intent {
+        Intent {
+            dataset: DatasetName::parse("run").unwrap(),
+            txid: "tx".into(),
+            author: Author { user: "ann".into(), host: "lab".into() },
+            time: SystemTime::UNIX_EPOCH,
+            creates: creates.iter().map(|at| path(at)).collect(),
+            markers: Vec::new(),
+            replaces: vec![old("r")],
+            deletes: Vec::new(),
+        }
+    }
+
+    fn body(seq: u64, changes: Changes, footing: Footing) -> CommitBody {
+        CommitBody {
+            dataset: DatasetName::parse("run").unwrap(),
+            seq,
+            txid: format!("tx{seq}"),
+            author: Author::default(),
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1500),
+            message: Some("first".into()),
+            changes,
+            base: footing.base,
+            tail: footing.tail,
+        }
+    }
+
+    fn json_of(object: &[u8]) -> serde_json::Value {
+        serde_json::from_slice(&zstd::decode_all(object).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_content_id_is_what_other_tools_compute() {
+        // Computed with another base32: of an empty file and of "hello world".
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let cid = ContentId::from_sha256_hex(empty).unwrap();
+        assert_eq!(cid, ContentId::OF_NOTHING);
+        assert_eq!(cid.to_string(), "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku");
+        let hello = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
+        let cid = ContentId::from_sha256_hex(hello).unwrap();
+        assert_eq!(cid.to_string(), "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e");
+        assert_eq!(ContentId::parse(&cid.to_string()), Some(cid));
+        assert_eq!(cid.sha256_hex(), hello);
+        for bad in ["", "b", "bafkrei", "BAFKREI", &cid.to_string().to_uppercase(), "zafk"] {
+            assert_eq!(ContentId::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn mtimes_are_exact_and_read_what_rclone_writes() {
+        for (text, nanos) in
+            [("0.000000000", 0i128), ("1.000000001", 1_000_000_001), ("-1.500000000", -1_500_000_000)]
+        {
+            let distance = Duration::from_nanos(nanos.unsigned_abs() as u64);
+            let time =
+                if nanos < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance };
+            assert_eq!(format_mtime(time), text);
+            assert_eq!(parse_mtime(text), Some(time));
+        }
+        let at = |seconds, nanos| Some(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos));
+        assert_eq!(parse_mtime("1700000000"), at(1_700_000_000, 0));
+        assert_eq!(parse_mtime("1700000000.5"), at(1_700_000_000, 500_000_000));
+        assert_eq!(parse_mtime("1.0000000019"), at(1, 1));
+        for bad in ["", ".", "-", "x", "1.x", "1e9", "+1", ".5", "--1", "99999999999999999999"] {
+            assert_eq!(parse_mtime(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_format_is_the_documented_one() {
+        let record = CommitRecord {
+            outcome: Outcome::Commit,
+            body: body(
+                1,
+                Changes { entries: vec![entry("a/b")], deleted: vec![old("c")], markers: vec![path("d")] },
+                Footing::default(),
+            ),
+        };
+        let expected = serde_json::json!({
+            "format": 1, "kind": "commit", "dataset": "run", "seq": 1, "txid": "tx1",
+            "author": "", "host": "", "time": "1970-01-01T00:00:01.5Z", "message": "first",
+            "changes": {
+                "entries": [{
+                    "path": "a/b", "size_bytes": 5, "etag": "e", "mtime": "1763763000.250000000",
+                    "cid": "bafkreiahaqdqoaqhaqdqoaqhaqdqoaqhaqdqoaqhaqdqoaqhaqdqoaqhaqa",
+                }],
+                "deleted": [{"path": "c", "etag": "old"}],
+                "markers": ["d"],
+            },
+            "base": null,
+            "tail": {"entries": [], "deleted": [], "markers": []},
+        });
+        let mut found = json_of(&record.encode());
+        let cid = found["changes"]["entries"][0]["cid"].take();
+        assert_eq!(cid, ContentId::from_sha256([7; 32]).to_string());
+        let mut expected = expected;
+        expected["changes"]["entries"][0]["cid"].take();
+        assert_eq!(found, expected);
+        assert_eq!(CommitRecord::decode(&record.encode()).unwrap(), record);
+        let abort = CommitRecord { outcome: Outcome::Abort, ..record };
+        assert_eq!(CommitRecord::decode(&abort.encode()).unwrap(), abort);
+        let expected = serde_json::json!({
+            "format": 1, "kind": "intent", "dataset": "run", "txid": "tx", "author": "ann", "host": "lab",
+            "time": "1970-01-01T00:00:00Z", "creates": ["a"], "markers": [],
+            "replaces": [{"path": "r", "etag": "old"}], "deletes": [],
+        });
+        assert_eq!(json_of(&intent(&["a"]).encode()), expected);
+        assert_eq!(Intent::decode(&intent(&["a"]).encode()).unwrap(), intent(&["a"]));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_with_a_sentence() {
+        let pack_json = |text: &str| zstd::encode_all(text.as_bytes(), 1).unwrap();
+        let newer = pack_json(r#"{"format": 2, "kind": "commit", "whatever": []}"#);
+        let sentence = CommitRecord::decode(&newer).unwrap_err().to_string();
+        assert_eq!(sentence, "format version 2 is newer than this dsfs understands (1): update dsfs");
+        let intent = intent(&["a"]).encode();
+        assert!(matches!(CommitRecord::decode(&intent), Err(RecordError::UnknownKind { .. })));
+        assert!(matches!(Intent::decode(b"not zstd"), Err(RecordError::Packing(_))));
+        assert!(matches!(Intent::decode(&intent[..intent.len() - 4]), Err(RecordError::Packing(_))));
+        assert!(matches!(Intent::decode(&pack_json("{}")), Err(RecordError::Json(_))));
+        let escape =
+            r#"{"format":1,"kind":"snapshot","dataset":"run","seq":1,"entries":[],"markers":["../x"]}"#;
+        assert!(matches!(Snapshot::decode(&pack_json(escape)), Err(RecordError::Json(_))));
+    }
+
+    #[test]
+    fn intents_overlap_where_names_meet_or_a_file_would_be_a_directory() {
+        let overlap = |ours: &[&str], theirs: &[&str]| {
+            let mut theirs = intent(theirs);
+            theirs.replaces.clear();
+            intent(ours).overlap(&theirs).iter().map(RelPath::to_string).collect::<Vec<_>>()
+        };
+        assert!(overlap(&["a", "b/c"], &["b/d", "bb", "a-b"]).is_empty());
+        assert_eq!(overlap(&["a", "b"], &["b"]), ["b"]);
+        assert_eq!(overlap(&["b"], &["b/c/d"]), ["b"]);
+        assert_eq!(overlap(&["b/c/d"], &["b"]), ["b/c/d"]);
+        assert_eq!(overlap(&[], &["r"]), ["r"]);
+    }
+
+    /// However many commits there were, a tree is one snapshot and one record.
+    #[test]
+    fn thousands_of_commits_are_known_from_two_objects() {
+        let mut snapshots: BTreeMap<u64, Snapshot> = BTreeMap::new();
+        let mut head: Option<CommitBody> = None;
+        let mut truth: BTreeMap<RelPath, Entry> = BTreeMap::new();
+        let tree = |head: &CommitBody, snapshots: &BTreeMap<u64, Snapshot>| {
+            let base = head.base.map_or_else(Snapshot::default, |base| snapshots[&base.seq].clone());
+            base.after(head)
+        };
+        for seq in 1..=3000 {
+            let mut footing = Footing::after(head.as_ref());
+            if footing.snapshot_due {
+                let snapshot = tree(head.as_ref().unwrap(), &snapshots);
+                footing.base = Some(BaseSnapshot { seq: seq - 1, entries: snapshot.entries.len() as u64 });
+                let object = snapshot.encode(&DatasetName::parse("run").unwrap());
+                snapshots.insert(seq - 1, Snapshot::decode(&object).unwrap());
+            }
+            let added = entry(&format!("f{}", seq % 1700));
+            let gone = old(&format!("f{}", (seq * 7) % 1700));
+            truth.remove(&gone.path);
+            truth.insert(added.path.clone(), added.clone());
+            let changes = Changes { entries: vec![added], deleted: vec![gone], markers: Vec::new() };
+            head = Some(body(seq, changes, footing));
+            let head = head.as_ref().unwrap();
+            assert!(head.tail.len() <= tail_entries_max(head.base.map_or(0, |base| base.entries)));
+        }
+        assert_eq!(tree(head.as_ref().unwrap(), &snapshots).entries, truth);
+        assert!(snapshots.len() <= 12, "{} snapshots", snapshots.len());
+    }
+}
