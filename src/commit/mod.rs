@@ -33,7 +33,6 @@ mod announce;
 mod content;
 mod gc;
 mod journal;
-mod log;
 mod plan;
 mod prepare;
 mod publish;
@@ -68,7 +67,8 @@ pub use gc::GcOptions;
 pub use gc::GcReport;
 pub use gc::gc;
 pub use journal::JournalError;
-pub use log::Log;
+pub use crate::log::Log;
+use crate::log::LogError;
 pub use plan::AlreadyThere;
 pub use plan::CommitPlan;
 pub use plan::Conflict;
@@ -323,6 +323,16 @@ pub enum CommitError {
     /// The log moved on each time that its end was reached.
     #[error("others commit to this dataset all the time; the record could not be written")]
     Crowded,
+}
+
+impl From<LogError> for CommitError {
+    fn from(err: LogError) -> Self {
+        match err {
+            LogError::Store(err) => Self::Store(err),
+            LogError::Record { key, source } => Self::Record { key, source },
+            LogError::Crowded => Self::Crowded,
+        }
+    }
 }
 
 impl From<StagingError> for CommitError {

@@ -31,8 +31,8 @@ use crate::commit::announce::Intents;
 use crate::commit::journal::Journal;
 use crate::commit::journal::Note;
 use crate::commit::journal::Progress;
-use crate::commit::log::Appended;
-use crate::commit::log::Draft;
+use crate::log::Appended;
+use crate::log::Draft;
 use crate::commit::plan::CommitPlan;
 use crate::commit::send::Sender;
 use crate::name::ETag;
@@ -260,7 +260,7 @@ impl<'c> Run<'c> {
         let announced = self.state.lock().intent_head;
         let Some(head) = announced else { return Ok(None) };
         let newest = self.log.head_from(head).await?;
-        self.log.find(&self.txid, head + 1..=newest).await
+        Ok(self.log.find(&self.txid, head + 1..=newest).await?)
     }
 
     fn fenced(&self, record: &CommitRecord) -> CommitError {
