@@ -60,7 +60,9 @@ impl LogError {
     pub fn into_store_error(self) -> StoreError {
         match self {
             Self::Store(err) => err,
-            Self::Record { ref key, .. } => StoreError::Rejected { key: key.to_string(), reason: self.to_string() },
+            Self::Record { ref key, .. } => {
+                StoreError::Rejected { key: key.to_string(), reason: self.to_string() }
+            }
             Self::Crowded => StoreError::unavailable("the log", self),
         }
     }

@@ -167,9 +167,10 @@ fn net<'c>(changes: impl Iterator<Item = &'c Changes>) -> Changes {
 
 /// What happened between two snapshots of one dataset.
 fn difference(before: &Snapshot, after: &Snapshot) -> Changes {
-    let entries = after.entries.values().filter(|entry| {
-        before.entries.get(&entry.path).is_none_or(|old| old.etag != entry.etag)
-    });
+    let entries = after
+        .entries
+        .values()
+        .filter(|entry| before.entries.get(&entry.path).is_none_or(|old| old.etag != entry.etag));
     let deleted = before.entries.values().filter(|old| !after.entries.contains_key(&old.path));
     Changes {
         entries: entries.cloned().collect(),

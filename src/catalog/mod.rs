@@ -336,7 +336,7 @@ impl Catalog {
                     listing.entries.remove(path.file_name());
                 }
             }
-            listing.hidden.extend(doubts.missing.iter().map(|path| HiddenKey {
+            listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey {
                 key: format!("{prefix}{}", path.file_name()),
                 reason: "committed, and deleted since by another tool".into(),
             }));
@@ -345,7 +345,12 @@ impl Catalog {
     }
 
     /// Whether there is anything below a directory that no unfinished commit has put there.
-    async fn has_foreign(&self, name: &DatasetName, dir: &RelPath, history: &History) -> Result<bool, StoreError> {
+    async fn has_foreign(
+        &self,
+        name: &DatasetName,
+        dir: &RelPath,
+        history: &History,
+    ) -> Result<bool, StoreError> {
         let dataset = self.prefix.dataset(name);
         let mut request = ListRequest::recursive(self.prefix.directory(name, &dir.clone().into()));
         loop {

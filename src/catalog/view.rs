@@ -80,10 +80,12 @@ pub fn apply(listing: &mut Listing, place: Place<'_>, history: &History, recent:
                 let shown = shown(file, &path, history, recent, &fresh);
                 match shown {
                     Shown::AsListed => {}
-                    Shown::AsRecorded(entry) => *file = remote_file(place, entry).unwrap_or_else(|| file.clone()),
+                    Shown::AsRecorded(entry) => {
+                        *file = remote_file(place, entry).unwrap_or_else(|| file.clone())
+                    }
                     Shown::Hidden(reason) => {
                         let key = file.key.to_string();
-                        listing.hidden.push(HiddenKey { key, reason });
+                        listing.withheld.push(HiddenKey { key, reason });
                         listing.entries.remove(&name);
                     }
                 }
@@ -120,7 +122,9 @@ fn shown<'h>(
     match history.snapshot.entries.get(path) {
         Some(entry) if file.etag.as_ref().is_none_or(|etag| *etag == entry.etag) => Shown::AsRecorded(entry),
         Some(entry) if fresh.contains(path) => Shown::AsRecorded(entry),
-        Some(entry) if history.intents.iter().any(|intent| names(&intent.replaces)) => Shown::AsRecorded(entry),
+        Some(entry) if history.intents.iter().any(|intent| names(&intent.replaces)) => {
+            Shown::AsRecorded(entry)
+        }
         Some(_) => Shown::AsListed,
         None => hidden_by(file.etag.as_ref(), path, history, recent).map_or(Shown::AsListed, Shown::Hidden),
     }
@@ -135,7 +139,9 @@ fn hidden_by(etag: Option<&ETag>, path: &RelPath, history: &History, recent: &Ch
         let (user, host) = (&intent.author.user, &intent.author.host);
         return Some(format!("part of commit {} by {user}@{host}, which is not complete", intent.txid));
     }
-    if recent.deleted.iter().any(is_old) || history.intents.iter().any(|intent| intent.deletes.iter().any(is_old)) {
+    if recent.deleted.iter().any(is_old)
+        || history.intents.iter().any(|intent| intent.deletes.iter().any(is_old))
+    {
         return Some("deleted by a commit".into());
     }
     None
@@ -324,7 +330,7 @@ mod tests {
         let mut listing = listing(&[("a", "1"), ("foreign", "2")], &[]);
         let (shown, _) = show(&mut listing, &history(vec![], vec![intent]), &Changes::default());
         assert_eq!(shown, ["foreign=2"]);
-        assert_eq!(listing.hidden.len(), 1);
+        assert_eq!(listing.withheld.len(), 1);
     }
 
     #[test]
@@ -378,7 +384,8 @@ mod tests {
     fn a_directory_that_a_commit_is_making_is_doubtful() {
         let intent = Intent { creates: vec![path("new/a"), path("old/b")], ..intent() };
         let mut listing = listing(&[], &["new", "old", "other"]);
-        let (_, doubts) = show(&mut listing, &history(vec![entry("old/a", "1")], vec![intent]), &Changes::default());
+        let (_, doubts) =
+            show(&mut listing, &history(vec![entry("old/a", "1")], vec![intent]), &Changes::default());
         assert_eq!(doubts.directories, [path("new")]);
     }
 

@@ -63,12 +63,12 @@ use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::guarantee::Guarantee;
 
+pub use crate::log::Log;
+use crate::log::LogError;
 pub use gc::GcOptions;
 pub use gc::GcReport;
 pub use gc::gc;
 pub use journal::JournalError;
-pub use crate::log::Log;
-use crate::log::LogError;
 pub use plan::AlreadyThere;
 pub use plan::CommitPlan;
 pub use plan::Conflict;
