@@ -9,6 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
 use crate::clock::Clock;
 use crate::commit::CommitError;
 use crate::commit::CommitOptions;
@@ -88,6 +92,7 @@ pub async fn gc(
         prefix: prefix.clone(),
         dataset: dataset.clone(),
         guarantee: Guarantee::Enforced,
+        jitter: Mutex::new(StdRng::seed_from_u64(0)), // nothing is announced here
     };
     let sweep = Sweep { store, prefix, log, intents, author, now: clock.now(), options };
     let mut report = GcReport::default();

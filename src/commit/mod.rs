@@ -40,6 +40,8 @@ mod rollback;
 mod run;
 mod send;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use std::io;
@@ -104,6 +106,8 @@ pub struct CommitOptions {
     pub part_bytes: u64,
     /// Memory for bodies in bytes. A single part may be larger, for objects beyond 80 GB.
     pub memory_bytes: u64,
+    /// Where ids and pauses come from, so that a simulation can be repeated; `None`: the system.
+    pub entropy: Option<u64>,
 }
 
 impl Default for CommitOptions {
@@ -115,6 +119,7 @@ impl Default for CommitOptions {
             allow_unenforced: false,
             part_bytes: PART_BYTES_DEFAULT,
             memory_bytes: MEMORY_BYTES_DEFAULT,
+            entropy: None,
         }
     }
 }
