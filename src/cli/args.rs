@@ -1,5 +1,6 @@
 //! Flags that several commands share.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::ArgAction;
@@ -61,6 +62,21 @@ impl GlobalArgs {
             state_dir: self.state_dir.as_ref().map(absolute),
             ..Layer::default()
         }
+    }
+
+    /// The flags that are no remote's, for a command that starts another.
+    #[must_use]
+    pub fn settings_as_arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let layer = self.layer();
+        for (flag, dir) in [("--cache-dir", layer.cache_dir), ("--state-dir", layer.state_dir)] {
+            if let Some(dir) = dir {
+                arguments.extend([flag.into(), dir.into()]);
+            }
+        }
+        arguments.extend((0..self.verbose).map(|_| "-v".into()));
+        arguments.extend(self.quiet.then(|| "--quiet".into()));
+        arguments
     }
 
     /// The flags that choose file and profile.

@@ -4,8 +4,10 @@
 //! ([`exit`]). Data goes to stdout, everything else to stderr ([`output`]).
 
 mod args;
+mod commit;
 mod completions;
 mod config;
+mod demo;
 mod discard;
 mod doctor;
 pub mod exit;
@@ -26,6 +28,7 @@ use clap::Subcommand;
 use crate::cli::args::GlobalArgs;
 use crate::cli::output::Output;
 use crate::config::Config;
+use crate::config::Directories;
 use crate::config::Environment;
 use crate::config::Layer;
 use crate::control::message::Failure;
@@ -72,7 +75,9 @@ enum Command {
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
     List(list::ListArgs),
+    Commit(commit::CommitArgs),
     Discard(discard::DiscardArgs),
+    Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
@@ -97,6 +102,15 @@ impl Context {
     /// What the user got wrong.
     pub fn config(&self, flags: Layer) -> Result<Config, Failure> {
         Config::load(flags, self.global.selection(), &self.env).map_err(|err| failure::of_config(&err))
+    }
+
+    /// The base directories.
+    ///
+    /// # Errors
+    /// They are not known.
+    pub fn directories(&self) -> Result<Directories, Failure> {
+        let uid = rustix::process::getuid().as_raw();
+        Directories::find(&self.env, uid).map_err(|err| failure::of_config(&err))
     }
 
     /// How much is to be said.
@@ -148,6 +162,8 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Umount(args) => umount::run(args, cx),
         Command::Status(args) => status::run(args, cx),
         Command::List(args) => list::run(args, cx),
+        Command::Commit(args) => commit::run(args, cx),
+        Command::Demo(args) => demo::run(args, cx),
         Command::Discard(args) => discard::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),

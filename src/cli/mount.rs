@@ -1,5 +1,6 @@
 //! `dsfs mount`: in the background, or with `--foreground` in this process.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -120,13 +121,8 @@ pub fn mount(
         cx.log_to_stderr("info");
         return lifecycle::run(&request(config, None), &Reporter::Log).map(|()| None);
     }
-    let remote = config.remote.remote();
-    remote.check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
-    let dir = config.remote_state_dir();
-    operations::prepare_state_dir(&dir, &remote.to_string())
-        .map_err(|err| failure::of_directory("state directory", &dir, &err))?;
-    let log = dir.join(LOG_FILE);
     if options.in_background {
+        let log = prepare_log(&config)?;
         observe::log_to_file(&log, cx.verbosity(), cx.env.get("DSFS_LOG"))
             .map_err(|err| failure::of_directory("log", &log, &err))?;
         background::detach_from_terminal().map_err(|err| {
@@ -135,6 +131,25 @@ pub fn mount(
         return lifecycle::run(&request(config, Some(log)), &Reporter::Pipe).map(|()| None);
     }
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    start_daemon(&arguments, &config, cx).map(Some)
+}
+
+/// Starts a daemon with these arguments, and waits until its mount answers.
+///
+/// # Errors
+/// There is no mount, and why.
+pub fn start_daemon(arguments: &[OsString], config: &Config, cx: &mut Context) -> Result<Ready, Failure> {
+    let log = prepare_log(config)?;
     let out = &mut cx.out;
-    background::start(&arguments, &log, &mut |notice| out.note(notice)).map(Some)
+    background::start(arguments, &log, &mut |notice| out.note(notice))
+}
+
+/// The log of a daemon in the background; makes the directory that it is in.
+fn prepare_log(config: &Config) -> Result<PathBuf, Failure> {
+    let remote = config.remote.remote();
+    remote.check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
+    let dir = config.remote_state_dir();
+    operations::prepare_state_dir(&dir, &remote.to_string())
+        .map_err(|err| failure::of_directory("state directory", &dir, &err))?;
+    Ok(dir.join(LOG_FILE))
 }

@@ -68,6 +68,8 @@ pub struct Config {
     pub allow_other: Setting<bool>,
     /// Let published files be staged for replacement.
     pub allow_replace: Setting<bool>,
+    /// The user's name, for commit records.
+    pub user: String,
     /// The base directories.
     pub directories: Directories,
 }
@@ -142,7 +144,10 @@ impl Config {
         let file_present = !file.sources.is_empty();
         sources.extend(file.sources);
         let profile = file.profile.map(|(name, origin)| Setting::new(name, origin));
-        resolve::resolve(&sources, Setting::new(path, origin), file_present, profile, directories)
+        let config =
+            resolve::resolve(&sources, Setting::new(path, origin), file_present, profile, directories)?;
+        let user = env.get("USER").or(env.get("LOGNAME")).map(str::to_owned);
+        Ok(Self { user: user.unwrap_or(config.user), ..config })
     }
 
     /// The directory of this remote's staging area, journals and log file.

@@ -80,6 +80,7 @@ pub(super) fn resolve(
         read_only: switch("read-only", |l| l.read_only),
         allow_other: switch("allow-other", |l| l.allow_other),
         allow_replace: switch("allow-replace", |l| l.allow_replace),
+        user: format!("uid {}", rustix::process::getuid().as_raw()),
         directories,
     })
 }

@@ -224,6 +224,8 @@ pub struct CommitOutcome {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Files deleted.
+    pub deleted: u64,
     /// Files that the remote already had, with the same content.
     pub already_there: u64,
     /// The files, for a dry run.

@@ -26,6 +26,7 @@ use crate::fuse::MountOptions;
 use crate::fuse::MountedFs;
 use crate::read::ReadOptions;
 use crate::read::Reader;
+use crate::record::Author;
 use crate::staging::Holder;
 use crate::staging::Staging;
 
@@ -49,6 +50,8 @@ pub struct Workspace {
     pub state_dir: PathBuf,
     /// This remote's own part of it.
     pub remote_state_dir: PathBuf,
+    /// Who commits.
+    pub author: Author,
     /// What the remote enforces, as far as that is known.
     guarantee: RwLock<Option<Remembered>>,
 }
@@ -78,6 +81,7 @@ impl Workspace {
             cache_dir: config.cache_dir.value.clone(),
             state_dir,
             remote_state_dir: dir,
+            author: Author { user: config.user.clone(), host: host() },
             guarantee,
         })
     }
@@ -101,6 +105,11 @@ impl Workspace {
         *self.guarantee.write() = Some(probed.clone());
         Ok(probed)
     }
+}
+
+/// This machine's name.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Puts the file system on top of a workspace, and mounts it.

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use crate::commit::CommitError;
 use crate::config::Config;
 use crate::config::ConfigError;
 use crate::config::Credentials;
@@ -11,6 +12,8 @@ use crate::config::RemoteSettings;
 use crate::config::S3Settings;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
+use crate::daemon::publish;
+use crate::name::DatasetName;
 use crate::staging::Holder;
 use crate::staging::StagingError;
 use crate::store::StoreError;
@@ -89,7 +92,7 @@ fn reason(err: &StoreError) -> String {
     }
 }
 
-fn kind_of(err: &StoreError) -> FailureKind {
+pub(super) fn kind_of(err: &StoreError) -> FailureKind {
     match err {
         StoreError::NotFound { .. } => FailureKind::NotFound,
         StoreError::AlreadyExists { .. } | StoreError::Changed { .. } | StoreError::Contended { .. } => {
@@ -100,6 +103,46 @@ fn kind_of(err: &StoreError) -> FailureKind {
         | StoreError::Rejected { .. }
         | StoreError::Unavailable { .. } => FailureKind::Remote,
         StoreError::NoSuchUpload { .. } => FailureKind::Failed,
+    }
+}
+
+/// A commit did not succeed.
+#[must_use]
+pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
+    let failure = Failure::new(publish::kind_of(err), format!("{name}: {err}"));
+    let resume = format!("`dsfs commit {name}` goes on with it, `dsfs commit {name} --abort` undoes it");
+    match err {
+        CommitError::NothingStaged => failure.hint("`dsfs status` shows what is staged"),
+        CommitError::OpenForWriting { paths } => {
+            Failure::new(failure.kind, format!("{name}: files are open for writing"))
+                .details(paths)
+                .hint("close them first")
+        }
+        CommitError::Conflict { conflicts } => {
+            Failure::new(failure.kind, format!("{name}: in the way of the commit; nothing was changed"))
+                .details(conflicts)
+                .hint("rename or discard what is staged there; published files are never overwritten")
+        }
+        CommitError::Unenforced => failure.hint(
+            "--allow-unenforced, if no other tool writes to this dataset meanwhile; `dsfs doctor` says what the server lacks",
+        ),
+        CommitError::Unfinished { .. }
+        | CommitError::Interrupted { .. }
+        | CommitError::AlreadyCommitted { .. } => failure.hint(resume),
+        CommitError::NotRestored { paths, source } => Failure::new(
+            failure.kind,
+            format!("{name}: rolled back, but for files that were replaced before it failed: {source}"),
+        )
+        .details(paths),
+        CommitError::Staging(err) => of_staging(err),
+        CommitError::Store(err) => of_store(err),
+        CommitError::Crowded => failure.hint("try again"),
+        CommitError::Aborted { .. }
+        | CommitError::NothingToResume
+        | CommitError::Fenced { .. }
+        | CommitError::Name(_)
+        | CommitError::Record { .. }
+        | CommitError::Journal(_) => failure,
     }
 }
 

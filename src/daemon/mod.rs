@@ -10,5 +10,6 @@ pub mod mountinfo;
 pub mod mountpoint;
 pub mod notify;
 pub mod operations;
+pub mod publish;
 pub mod remote;
 pub mod service;

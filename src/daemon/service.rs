@@ -18,6 +18,7 @@ use crate::control::message::Request;
 use crate::control::server::Handler;
 use crate::daemon::compose::Workspace;
 use crate::daemon::operations;
+use crate::daemon::publish;
 use crate::fs::DatasetFs;
 use crate::name::DatasetName;
 
@@ -60,12 +61,11 @@ impl Handler for Service {
                 operations::list(&*remote.store, &remote.remote.prefix, &staged).await.map(Reply::Datasets)
             }
             Request::Commit(request) => {
-                let _ = progress;
-                Err(Failure::new(FailureKind::Failed, format!("{} cannot be committed yet", request.dataset)))
+                let outcome = publish::commit(&self.workspace, &request, progress, Some(&self.fs)).await;
+                outcome.map(Reply::Committed)
             }
             Request::Discard { dataset, paths } => {
-                let outcome = operations::discard(&self.workspace.staging, &dataset, &paths)?;
-                Ok(Reply::Discarded(outcome))
+                publish::discard(&self.workspace, &self.fs, &dataset, &paths).map(Reply::Discarded)
             }
             Request::Unmount { lazy } => {
                 let (done, outcome) = oneshot::channel();
