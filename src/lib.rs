@@ -13,6 +13,7 @@ pub mod config;
 pub mod observe;
 pub mod store;
 pub mod record;
+pub mod log;
 pub mod cache;
 pub mod read;
 pub mod staging;

@@ -52,8 +52,10 @@ pub struct HiddenKey {
 pub struct Listing {
     /// By name.
     pub entries: BTreeMap<Arc<str>, RemoteEntry>,
-    /// What was left out.
+    /// What cannot be shown.
     pub hidden: Vec<HiddenKey>,
+    /// What the dataset's log says is not to be shown: see [`view`](crate::catalog::view).
+    pub withheld: Vec<HiddenKey>,
     /// The level's own `dir/` marker is there: it exists even with nothing in it.
     pub marker: bool,
 }

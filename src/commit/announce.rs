@@ -11,13 +11,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rand::RngExt;
+use rand::rngs::StdRng;
 
 use crate::commit::CommitError;
 use crate::commit::Conflict;
 use crate::commit::ConflictReason;
-use crate::commit::log::Log;
-use crate::commit::log::read_object;
+use crate::log::Log;
+use crate::log::read_object;
 use crate::name::DatasetName;
 use crate::name::ObjectKey;
 use crate::name::RelPath;
@@ -37,12 +39,14 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(400);
 
 /// The intents of one dataset.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Intents {
     pub store: Arc<dyn ObjectStore>,
     pub prefix: RemotePrefix,
     pub dataset: DatasetName,
     pub guarantee: Guarantee,
+    /// Where the length of pauses comes from.
+    pub jitter: Mutex<StdRng>,
 }
 
 impl Intents {
@@ -101,8 +105,8 @@ impl Intents {
         let mut conflicts = Vec::new();
         for round in 0..TRIES {
             if round > 0 {
-                let pause = rand::rng().random_range(PAUSE_MIN..PAUSE_MAX) * round;
-                tokio::time::sleep(pause).await;
+                let pause = self.jitter.lock().random_range(PAUSE_MIN..PAUSE_MAX);
+                tokio::time::sleep(pause * round).await;
             }
             match self.store.put(&key, own.encode(), &Expect::Absent, &PutAttributes::default()).await {
                 // Nobody else writes this key: it is ours from before, or the answer was lost.

@@ -9,6 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
 use crate::clock::Clock;
 use crate::commit::CommitError;
 use crate::commit::CommitOptions;
@@ -16,10 +20,10 @@ use crate::commit::Log;
 use crate::commit::NoProgress;
 use crate::commit::Progress;
 use crate::commit::announce::Intents;
-use crate::commit::log::Appended;
-use crate::commit::log::Draft;
 use crate::commit::send::Found;
 use crate::commit::send::Sender;
+use crate::log::Appended;
+use crate::log::Draft;
 use crate::name::DatasetName;
 use crate::name::ObjectKey;
 use crate::name::RemotePrefix;
@@ -88,6 +92,7 @@ pub async fn gc(
         prefix: prefix.clone(),
         dataset: dataset.clone(),
         guarantee: Guarantee::Enforced,
+        jitter: Mutex::new(StdRng::seed_from_u64(0)), // nothing is announced here
     };
     let sweep = Sweep { store, prefix, log, intents, author, now: clock.now(), options };
     let mut report = GcReport::default();

@@ -33,13 +33,14 @@ mod announce;
 mod content;
 mod gc;
 mod journal;
-mod log;
 mod plan;
 mod prepare;
 mod publish;
 mod rollback;
 mod run;
 mod send;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;
 
@@ -64,11 +65,12 @@ use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::guarantee::Guarantee;
 
+pub use crate::log::Log;
+use crate::log::LogError;
 pub use gc::GcOptions;
 pub use gc::GcReport;
 pub use gc::gc;
 pub use journal::JournalError;
-pub use log::Log;
 pub use plan::AlreadyThere;
 pub use plan::CommitPlan;
 pub use plan::Conflict;
@@ -104,6 +106,8 @@ pub struct CommitOptions {
     pub part_bytes: u64,
     /// Memory for bodies in bytes. A single part may be larger, for objects beyond 80 GB.
     pub memory_bytes: u64,
+    /// Where ids and pauses come from, so that a simulation can be repeated; `None`: the system.
+    pub entropy: Option<u64>,
 }
 
 impl Default for CommitOptions {
@@ -115,6 +119,7 @@ impl Default for CommitOptions {
             allow_unenforced: false,
             part_bytes: PART_BYTES_DEFAULT,
             memory_bytes: MEMORY_BYTES_DEFAULT,
+            entropy: None,
         }
     }
 }
@@ -323,6 +328,16 @@ pub enum CommitError {
     /// The log moved on each time that its end was reached.
     #[error("others commit to this dataset all the time; the record could not be written")]
     Crowded,
+}
+
+impl From<LogError> for CommitError {
+    fn from(err: LogError) -> Self {
+        match err {
+            LogError::Store(err) => Self::Store(err),
+            LogError::Record { key, source } => Self::Record { key, source },
+            LogError::Crowded => Self::Crowded,
+        }
+    }
 }
 
 impl From<StagingError> for CommitError {

@@ -477,7 +477,7 @@ mod tests {
             (&["a"], &["a/x", "a/y"], "!a:directory"),
             (&["a"], &["a/"], "!a:directory"),
             (&["a"], &["a//x"], "!a:directory"),
-            (&["a/b", "a/c"], &["a"], "!a:file"),
+            (&["a/b", "a/c"], &["a"], "+a/b +a/c !a:file"),
             (&["a/b/c", "ok"], &["a", "a/b=9"], "+a/b/c +ok !a:file !a/b:file"),
             (&["d/"], &[], "d/"),
             (&["d/"], &["d/"], ""),

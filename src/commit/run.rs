@@ -18,6 +18,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use tokio::runtime::Handle;
 use tokio::runtime::RuntimeFlavor;
 use ulid::Ulid;
@@ -31,10 +33,10 @@ use crate::commit::announce::Intents;
 use crate::commit::journal::Journal;
 use crate::commit::journal::Note;
 use crate::commit::journal::Progress;
-use crate::commit::log::Appended;
-use crate::commit::log::Draft;
 use crate::commit::plan::CommitPlan;
 use crate::commit::send::Sender;
+use crate::log::Appended;
+use crate::log::Draft;
 use crate::name::ETag;
 use crate::name::RelPath;
 use crate::record::Changes;
@@ -144,7 +146,11 @@ pub async fn abort(ctx: &CommitContext) -> Result<(), CommitError> {
 }
 
 fn new_txid(ctx: &CommitContext) -> String {
-    Ulid::from_datetime(ctx.clock.now()).to_string()
+    Ulid::from_datetime_with_source(ctx.clock.now(), &mut entropy(ctx)).to_string()
+}
+
+fn entropy(ctx: &CommitContext) -> StdRng {
+    ctx.options.entropy.map_or_else(|| StdRng::seed_from_u64(rand::random()), StdRng::seed_from_u64)
 }
 
 /// Runs what waits for the local disk without holding up others on this runtime.
@@ -161,6 +167,7 @@ impl<'c> Run<'c> {
             prefix: ctx.prefix.clone(),
             dataset: ctx.dataset().clone(),
             guarantee: ctx.guarantee,
+            jitter: Mutex::new(entropy(ctx)),
         };
         let sender = Sender::new(&ctx.store, &txid, ctx.guarantee, &ctx.options, &ctx.progress);
         Self {
@@ -260,7 +267,7 @@ impl<'c> Run<'c> {
         let announced = self.state.lock().intent_head;
         let Some(head) = announced else { return Ok(None) };
         let newest = self.log.head_from(head).await?;
-        self.log.find(&self.txid, head + 1..=newest).await
+        Ok(self.log.find(&self.txid, head + 1..=newest).await?)
     }
 
     fn fenced(&self, record: &CommitRecord) -> CommitError {

@@ -238,7 +238,12 @@ impl Machine {
             clock: Arc::new(SystemClock),
             author: Author { user: self.user.clone(), host: "lab".into() },
             // Anything over 1000 bytes goes up in parts: of the least size, but in parts.
-            options: CommitOptions { part_bytes: 1000, workers: 4, ..CommitOptions::default() },
+            options: CommitOptions {
+                part_bytes: 1000,
+                workers: 4,
+                allow_unenforced: true,
+                ..CommitOptions::default()
+            },
             guarantee: Guarantee::Enforced,
             progress: Arc::new(NoProgress),
         }
@@ -322,4 +327,593 @@ async fn a_commit_publishes_everything_and_leaves_nothing_behind() {
     assert!(last > at("put datasets/run/frames/1.png") && last > at("complete datasets/run/frames/big.bin"));
     assert!(last < at("put .dsfs/datasets/log/run/0000000001"));
     assert!(matches!(commit(&ctx).await, Err(CommitError::NothingStaged)));
+}
+
+/// The versions of everything that is there.
+async fn versions(store: &MemoryStore) -> BTreeMap<ObjectKey, ETag> {
+    let mut versions = BTreeMap::new();
+    for key in store.snapshot().into_keys() {
+        let etag = store.head(&key).await.unwrap().etag;
+        versions.insert(key, etag);
+    }
+    versions
+}
+
+fn conflicts(result: Result<CommitReport, CommitError>) -> Vec<String> {
+    match result {
+        Err(CommitError::Conflict { conflicts }) => {
+            conflicts.into_iter().map(|conflict| conflict.path).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_names_everything_and_sends_nothing() {
+    let bucket = Arc::new(MemoryStore::default());
+    for taken in ["frames/1.png", "frames/big.bin/x", "nothing"] {
+        bucket.overwrite_out_of_band(&key(taken), Bytes::from_static(b"foreign"));
+    }
+    let before = versions(&bucket).await;
+    let machine = Machine::new("ann");
+    let staged = machine.stage(FILES).staged();
+    let store = TripStore::new(bucket.clone(), None);
+    let ctx = machine.context(store.clone());
+    assert_eq!(conflicts(commit(&ctx).await), ["frames/1.png", "frames/big.bin", "nothing"]);
+    assert_eq!(versions(&bucket).await, before);
+    let writes = store.log.lock().iter().filter(|request| !request.starts_with("list")).count();
+    assert_eq!(writes, 0, "{:?}", store.log.lock());
+    assert_eq!(machine.staged(), staged);
+    let planned = plan(&ctx).await.unwrap();
+    assert_eq!(planned.conflicts.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_there_already_is_not_a_conflict() {
+    let bucket = Arc::new(MemoryStore::default());
+    let machine = Machine::new("ann");
+    machine.stage(&FILES[..3]);
+    commit(&machine.context(bucket.clone())).await.unwrap();
+    let before = versions(&bucket).await;
+    // The same again, and nothing else: there is nothing to be recorded.
+    machine.stage(&FILES[..3]);
+    let report = commit(&machine.context(bucket.clone())).await.unwrap();
+    assert_eq!((report.seq, report.files, report.already_there), (None, 0, 3));
+    assert_eq!(versions(&bucket).await, before);
+    // Beside something new.
+    machine.stage(&[("frames/1.png", b"one"), ("new", b"n")]);
+    let report = commit(&machine.context(bucket.clone())).await.unwrap();
+    assert_eq!((report.seq, report.files, report.already_there), (Some(2), 1, 1));
+    // Of the same size, but another.
+    machine.stage(&[("frames/1.png", b"two")]);
+    assert_eq!(conflicts(commit(&machine.context(bucket)).await), ["frames/1.png"]);
+}
+
+/// A store into which somebody else puts an object just before the first write of a file.
+struct Intruder {
+    inner: Arc<MemoryStore>,
+    victim: &'static str,
+}
+
+impl fmt::Debug for Intruder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Intruder")
+    }
+}
+
+impl Intruder {
+    fn intrude(&self, wrote: &ObjectKey) {
+        let victim = key(self.victim);
+        if *wrote == victim && !self.inner.snapshot().contains_key(&victim) {
+            self.inner.overwrite_out_of_band(&victim, Bytes::from_static(b"foreign"));
+        }
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Intruder {
+    fn describe(&self) -> String {
+        "intruder".into()
+    }
+    async fn check_access(&self) -> Result<(), StoreError> {
+        self.inner.check_access().await
+    }
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        self.inner.list(request).await
+    }
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        self.inner.head(key).await
+    }
+    async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        self.inner.get(key, etag, range).await
+    }
+    async fn put(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        expect: &Expect,
+        attributes: &PutAttributes,
+    ) -> Result<ETag, StoreError> {
+        self.intrude(key);
+        self.inner.put(key, body, expect, attributes).await
+    }
+    async fn create_multipart(
+        &self,
+        key: &ObjectKey,
+        attributes: &PutAttributes,
+    ) -> Result<UploadId, StoreError> {
+        self.inner.create_multipart(key, attributes).await
+    }
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartReceipt, StoreError> {
+        self.inner.put_part(key, upload, number, body).await
+    }
+    async fn complete_multipart(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[PartReceipt],
+        expect: &Expect,
+    ) -> Result<ETag, StoreError> {
+        self.intrude(key);
+        self.inner.complete_multipart(key, upload, parts, expect).await
+    }
+    async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
+        self.inner.abort_multipart(key, upload).await
+    }
+    async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.inner.delete(key, etag).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_midway_takes_back_what_is_ours_and_nothing_else() {
+    for victim in ["frames/1.png", "frames/big.bin", "nothing", "data.jsonl"] {
+        for guarantee in [Guarantee::Enforced, Guarantee::SinglePut] {
+            let bucket = Arc::new(MemoryStore::default());
+            let foreign = bucket.overwrite_out_of_band(&key("other"), Bytes::from_static(b"foreign"));
+            let machine = Machine::new("ann");
+            let staged = machine.stage(FILES).staged();
+            let store = Arc::new(Intruder { inner: bucket.clone(), victim });
+            let ctx = CommitContext { guarantee, ..machine.context(store) };
+            assert_eq!(conflicts(commit(&ctx).await), [victim]);
+            let left: Vec<String> = objects(&bucket).into_keys().collect();
+            let mut expected = ["other", victim];
+            expected.sort_unstable();
+            assert_eq!(left, expected, "{guarantee:?}");
+            assert_eq!(bucket.head(&key("other")).await.unwrap().etag, foreign);
+            assert_eq!(objects(&bucket)[victim], b"foreign"[..]);
+            assert_eq!(bucket.open_uploads(), 0, "{victim} {guarantee:?}");
+            assert!(state(&bucket, "intents").is_empty() && state(&bucket, "log").is_empty());
+            assert_eq!(machine.staged(), staged);
+        }
+    }
+}
+
+/// Requests of a commit that meets no fault.
+async fn requests_of(files: &[(&str, &[u8])], guarantee: Guarantee) -> usize {
+    let machine = Machine::new("ann");
+    machine.stage(files);
+    let store = TripStore::new(Arc::new(MemoryStore::default()), None);
+    let ctx = CommitContext { guarantee, ..machine.context(store.clone()) };
+    commit(&ctx).await.unwrap();
+    store.requests.load(Ordering::Relaxed)
+}
+
+async fn expect_published(bucket: &Arc<MemoryStore>, lost_uploads: usize, what: &str) {
+    let mut expected: BTreeMap<String, Bytes> =
+        FILES.iter().map(|(at, content)| ((*at).to_owned(), Bytes::from_static(content))).collect();
+    expected.insert("other".into(), Bytes::from_static(b"foreign"));
+    assert_eq!(objects(bucket), expected, "{what}");
+    assert_eq!(bucket.open_uploads(), lost_uploads, "{what}");
+    assert!(state(bucket, "intents").is_empty(), "{what}");
+    let head = log(bucket).head().await.unwrap();
+    let tree = log(bucket).snapshot(head).await.unwrap();
+    assert_eq!((head, tree.entries.len(), tree.markers.len()), (1, 4, 1), "{what}");
+    for entry in tree.entries.values() {
+        let meta = bucket.head(&key(entry.path.as_str())).await.unwrap();
+        assert_eq!(meta.etag, entry.etag, "{what}");
+    }
+}
+
+fn bucket_with_foreign() -> Arc<MemoryStore> {
+    let bucket = Arc::new(MemoryStore::default());
+    bucket.overwrite_out_of_band(&key("other"), Bytes::from_static(b"foreign"));
+    bucket
+}
+
+/// What stands for dsfs after a crash at request `at`: half a commit, and a restarted machine.
+async fn crashed(at: usize, trip: Trip, guarantee: Guarantee) -> Option<(Arc<MemoryStore>, Machine)> {
+    let bucket = bucket_with_foreign();
+    let mut machine = Machine::new("ann");
+    machine.stage(FILES);
+    let store = TripStore::new(bucket.clone(), Some((at, trip)));
+    let ctx = CommitContext { guarantee, ..machine.context(store.clone()) };
+    let outcome = store.until_crash(commit(&ctx)).await;
+    drop(ctx);
+    match outcome {
+        Some(Ok(_)) => return None, // it was over before that
+        Some(Err(CommitError::Interrupted { .. })) | None => {}
+        Some(Err(err)) => {
+            assert!(trip == Trip::Unreachable || trip == Trip::LostReply, "{at} {trip:?}: {err}");
+            assert_eq!(objects(&bucket).len(), 1, "{at} {trip:?}: {err}");
+            assert_eq!(machine.staged().len(), 4, "{at} {trip:?}: {err}");
+            return None;
+        }
+    }
+    machine.restart();
+    Some((bucket, machine))
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_crash_at_any_request_a_resume_completes_the_commit() {
+    for guarantee in [Guarantee::Enforced, Guarantee::SinglePut, Guarantee::BestEffort] {
+        let total = requests_of(FILES, guarantee).await;
+        for at in 0..total {
+            for trip in [Trip::CrashBefore, Trip::CrashAfter, Trip::Unreachable, Trip::LostReply] {
+                let Some((bucket, machine)) = crashed(at, trip, guarantee).await else { continue };
+                let what = format!("request {at}, {trip:?}, {guarantee:?}");
+                let ctx = CommitContext { guarantee, ..machine.context(bucket.clone()) };
+                assert!(matches!(commit(&ctx).await, Err(CommitError::Unfinished { .. })));
+                let report = resume(&ctx).await.unwrap_or_else(|err| panic!("{what}: {err}"));
+                assert_eq!(report.seq, Some(1), "{what}");
+                expect_published(&bucket, lost_uploads(trip, at, guarantee).await, &what).await;
+                assert!(machine.staged().is_empty(), "{what}");
+                assert!(matches!(resume(&ctx).await, Err(CommitError::NothingToResume)));
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_crash_at_any_request_an_abort_leaves_everything_as_it_was() {
+    for guarantee in [Guarantee::Enforced, Guarantee::SinglePut] {
+        let total = requests_of(FILES, guarantee).await;
+        for at in 0..total {
+            for trip in [Trip::CrashBefore, Trip::CrashAfter, Trip::Unreachable] {
+                let Some((bucket, machine)) = crashed(at, trip, guarantee).await else { continue };
+                let what = format!("request {at}, {trip:?}, {guarantee:?}");
+                let ctx = CommitContext { guarantee, ..machine.context(bucket.clone()) };
+                match abort(&ctx).await {
+                    Ok(()) => {
+                        assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"], "{what}");
+                        assert_eq!(bucket.open_uploads(), lost_uploads(trip, at, guarantee).await, "{what}");
+                        assert_eq!(machine.staged().len(), 4, "{what}");
+                        // And then it can be committed after all.
+                        commit(&ctx).await.unwrap_or_else(|err| panic!("{what}: {err}"));
+                    }
+                    Err(CommitError::AlreadyCommitted { seq: 1, .. }) => {
+                        resume(&ctx).await.unwrap_or_else(|err| panic!("{what}: {err}"));
+                        expect_published(&bucket, lost_uploads(trip, at, guarantee).await, &what).await;
+                    }
+                    Err(err) => panic!("{what}: {err}"),
+                }
+                assert_eq!(objects(&bucket).len(), 6, "{what}");
+            }
+        }
+    }
+}
+
+/// An upload whose very name was lost with the answer cannot be given up by anybody.
+async fn lost_uploads(trip: Trip, at: usize, guarantee: Guarantee) -> usize {
+    let machine = Machine::new("ann");
+    machine.stage(FILES);
+    let store = TripStore::new(bucket_with_foreign(), None);
+    commit(&CommitContext { guarantee, ..machine.context(store.clone()) }).await.unwrap();
+    let created = store.log.lock().get(at).is_some_and(|what| what.starts_with("create"));
+    usize::from(created && matches!(trip, Trip::CrashAfter | Trip::LostReply))
+}
+
+/// Aborting, too, can be interrupted at every request, and is completed by either of both.
+#[tokio::test(start_paused = true)]
+async fn an_abort_that_is_interrupted_can_be_repeated() {
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    for again in 0..20 {
+        let Some((bucket, mut machine)) = crashed(total - 4, Trip::CrashBefore, Guarantee::Enforced).await
+        else {
+            panic!("the commit was over");
+        };
+        let store = TripStore::new(bucket.clone(), Some((again, Trip::CrashBefore)));
+        let ctx = machine.context(store.clone());
+        let done = store.until_crash(abort(&ctx)).await;
+        drop(ctx);
+        machine.restart();
+        let ctx = machine.context(bucket.clone());
+        if done.is_none() && again % 2 == 0 {
+            abort(&ctx).await.unwrap();
+        } else if done.is_none() {
+            match resume(&ctx).await {
+                Err(CommitError::Aborted { .. }) => {}
+                Ok(report) => {
+                    assert_eq!(report.seq, Some(1)); // it had not begun to abort
+                    continue;
+                }
+                Err(err) => panic!("{err}"),
+            }
+        }
+        assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"]);
+        assert_eq!(machine.staged().len(), 4);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_midway_takes_everything_back() {
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    for at in 0..total {
+        let bucket = bucket_with_foreign();
+        let machine = Machine::new("ann");
+        machine.stage(FILES);
+        let store = TripStore::new(bucket.clone(), Some((at, Trip::Denied)));
+        match commit(&machine.context(store)).await {
+            Err(CommitError::Interrupted { .. }) | Ok(_) => {
+                // Behind the commit point it only goes forward.
+                assert_eq!(log(&bucket).head().await.unwrap(), 1, "request {at}");
+            }
+            Err(_) => {
+                assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"], "request {at}");
+                assert_eq!(bucket.open_uploads(), 0, "request {at}");
+                assert_eq!(machine.staged().len(), 4, "request {at}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_committers_of_different_files_take_successive_numbers() {
+    let bucket = Arc::new(MemoryStore::default());
+    let (ann, bob) = (Machine::new("ann"), Machine::new("bob"));
+    ann.stage(&[("a/1", b"1"), ("a/2", &BIG)]);
+    bob.stage(&[("b/1", b"1"), ("a/3", b"3")]);
+    let (ann_ctx, bob_ctx) = (ann.context(bucket.clone()), bob.context(bucket.clone()));
+    let (first, second) = tokio::join!(commit(&ann_ctx), commit(&bob_ctx));
+    let mut numbers = [first.unwrap().seq, second.unwrap().seq];
+    numbers.sort();
+    assert_eq!(numbers, [Some(1), Some(2)]);
+    let tree = log(&bucket).snapshot(2).await.unwrap();
+    assert_eq!(tree.entries.len(), 4);
+    assert!(state(&bucket, "intents").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_overlapping_committers_at_most_one_wins_and_the_other_changes_nothing() {
+    for round in 0..20 {
+        let bucket = Arc::new(MemoryStore::default());
+        let (ann, bob) = (Machine::new("ann"), Machine::new("bob"));
+        ann.stage(&[("a", b"ann"), ("shared", b"ann")]);
+        bob.stage(&[("b", b"bob"), ("shared", b"bob"), ("data.jsonl", b"{}")]);
+        let slow = TripStore::new(bucket.clone(), None);
+        let (ann_ctx, bob_ctx) = (ann.context(slow), bob.context(bucket.clone()));
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(round * 3)).await;
+            commit(&bob_ctx).await
+        };
+        let (first, second) = tokio::join!(commit(&ann_ctx), late);
+        let published = objects(&bucket);
+        match (first, second) {
+            (Ok(_), Err(CommitError::Conflict { conflicts })) => {
+                assert_eq!(published.keys().collect::<Vec<_>>(), ["a", "shared"]);
+                assert_eq!(conflicts[0].path, "shared");
+                assert_eq!(bob.staged().len(), 3);
+            }
+            (Err(CommitError::Conflict { conflicts }), Ok(_)) => {
+                assert_eq!(published.keys().collect::<Vec<_>>(), ["b", "data.jsonl", "shared"]);
+                assert_eq!(conflicts[0].path, "shared");
+                assert_eq!(ann.staged().len(), 2);
+            }
+            (Err(CommitError::Conflict { .. }), Err(CommitError::Conflict { .. })) => {
+                assert!(published.is_empty());
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(state(&bucket, "intents").is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn replacing_and_deleting_take_the_version_that_was_seen() {
+    let bucket = Arc::new(MemoryStore::default());
+    let machine = Machine::new("ann");
+    machine.stage(&[("old", b"1"), ("gone", b"2"), ("kept", b"3")]);
+    let report = commit(&machine.context(bucket.clone())).await.unwrap();
+    let etag = |at: &str| report.published.iter().find(|file| file.path.as_str() == at).unwrap().etag.clone();
+    let stage_changes = |content: &[u8]| {
+        let dataset = machine.dataset();
+        let base = |at: &str, kind| Base { etag: etag(at), size_bytes: 1, kind };
+        dataset.set_base(&path("old"), &base("old", BaseKind::Replace)).unwrap();
+        dataset.set_base(&path("gone"), &base("gone", BaseKind::Delete)).unwrap();
+        machine.stage(&[("old", content)]);
+    };
+    stage_changes(b"new");
+    let mut ctx = machine.context(bucket.clone());
+    assert_eq!(conflicts(commit(&ctx).await), ["gone", "old"]);
+    ctx.options.overwrite = true;
+    let report = commit(&ctx).await.unwrap();
+    assert_eq!((report.seq, report.files, report.deleted.len()), (Some(2), 1, 1));
+    assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["kept", "old"]);
+    let record = log(&bucket).record(2).await.unwrap().unwrap().body;
+    assert_eq!(record.changes.entries[0].replaced, Some(etag("old")));
+    assert_eq!(record.changes.deleted[0].etag, etag("gone"));
+    // A third version is a conflict, not a victim.
+    machine.dataset().discard(&crate::name::DirPath::root()).unwrap();
+    stage_changes(b"third");
+    let before = versions(&bucket).await;
+    let ctx = CommitContext { staging: machine.dataset(), ..ctx };
+    assert_eq!(conflicts(commit(&ctx).await), ["old"]);
+    assert_eq!(versions(&bucket).await, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_remote_that_promises_nothing_needs_consent() {
+    let machine = Machine::new("ann");
+    machine.stage(FILES);
+    let mut ctx = machine.context(Arc::new(MemoryStore::default()));
+    ctx.guarantee = Guarantee::BestEffort;
+    ctx.options.allow_unenforced = false;
+    assert!(matches!(commit(&ctx).await, Err(CommitError::Unenforced)));
+    assert_eq!(machine.staged().len(), 4);
+    ctx.options.allow_unenforced = true;
+    assert_eq!(commit(&ctx).await.unwrap().seq, Some(1));
+}
+
+/// A clock that is set by hand.
+#[derive(Debug)]
+struct SetClock(Mutex<SystemTime>);
+
+impl Clock for SetClock {
+    fn now(&self) -> SystemTime {
+        *self.0.lock()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_commit_is_ended_by_others_and_cannot_come_back() {
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let clock = Arc::new(SetClock(Mutex::new(start)));
+    let day = Duration::from_secs(24 * 60 * 60);
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    let bucket = bucket_with_foreign();
+    let mut machine = Machine::new("ann");
+    machine.stage(FILES);
+    // It is taken for dead while it publishes: the answer to its last marker never comes.
+    let store = TripStore::new(bucket.clone(), Some((total - 7, Trip::CrashAfter)));
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(store.clone()) };
+    assert!(store.until_crash(commit(&ctx)).await.is_none());
+    drop(ctx);
+    assert!(objects(&bucket).len() > 2 && log(&bucket).head().await.unwrap() == 0);
+    let shared: Arc<dyn ObjectStore> = bucket.clone();
+    let bob = Author { user: "bob".into(), host: "desk".into() };
+    let collect = || {
+        let (shared, bob, clock) = (shared.clone(), bob.clone(), clock.clone());
+        async move { gc(&shared, &prefix(), &name(), &bob, &*clock, &GcOptions::default()).await.unwrap() }
+    };
+    assert_eq!(collect().await.live.len(), 1, "it may still be at work");
+    *clock.0.lock() += day;
+    assert_eq!(collect().await.ended.len(), 1);
+    assert_eq!(collect().await.waiting.len(), 1, "and its intent goes on hiding its files");
+    assert_eq!(state(&bucket, "intents").len(), 1);
+    // The one that was taken for dead comes back, and finds the log ahead of it.
+    machine.restart();
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(bucket.clone()) };
+    match resume(&ctx).await {
+        Err(CommitError::Fenced { by, .. }) => assert_eq!(by, "bob@desk"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"]);
+    assert_eq!(machine.staged().len(), 4);
+    *clock.0.lock() += day;
+    assert_eq!(collect().await.cleared.len(), 1);
+    assert!(state(&bucket, "intents").is_empty());
+    assert_eq!(commit(&ctx).await.unwrap().seq, Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn gc_sweeps_what_a_dead_commit_left() {
+    let clock = Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))));
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    let bucket = bucket_with_foreign();
+    let machine = Machine::new("ann");
+    machine.stage(FILES);
+    let store = TripStore::new(bucket.clone(), Some((total - 7, Trip::CrashAfter)));
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(store.clone()) };
+    assert!(store.until_crash(commit(&ctx)).await.is_none());
+    let left = objects(&bucket).len() - 1;
+    assert!(left > 0);
+    let shared: Arc<dyn ObjectStore> = bucket.clone();
+    let mut reports = Vec::new();
+    for _ in 0..3 {
+        *clock.0.lock() += Duration::from_secs(24 * 60 * 60);
+        let options = GcOptions::default();
+        let report = gc(&shared, &prefix(), &name(), &Author::default(), &*clock, &options).await.unwrap();
+        reports.push(report);
+    }
+    assert_eq!((reports[0].ended.len(), reports[1].removed.len(), reports[1].cleared.len()), (1, left, 1));
+    assert_eq!(reports[2], GcReport::default());
+    assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_committers_may_yield_but_never_neither() {
+    let bucket: Arc<dyn ObjectStore> = Arc::new(MemoryStore::default());
+    let intents = Intents {
+        store: bucket.clone(),
+        prefix: prefix(),
+        dataset: name(),
+        guarantee: Guarantee::Enforced,
+        jitter: Mutex::new(rand::SeedableRng::seed_from_u64(0)),
+    };
+    let intent = |txid: &str, creates: &[&str]| Intent {
+        dataset: name(),
+        txid: txid.into(),
+        author: Author { user: txid.into(), host: "lab".into() },
+        time: SystemTime::UNIX_EPOCH,
+        creates: creates.iter().map(|at| path(at)).collect(),
+        markers: Vec::new(),
+        replaces: Vec::new(),
+        deletes: Vec::new(),
+    };
+    let log = Log::new(bucket.clone(), prefix(), name());
+    intents.announce(&intent("A", &["x/y"]), &log).await.unwrap();
+    intents.announce(&intent("B", &["z"]), &log).await.unwrap();
+    match intents.announce(&intent("C", &["x"]), &log).await {
+        Err(CommitError::Conflict { conflicts }) => {
+            assert_eq!(conflicts.len(), 1);
+            assert_eq!(conflicts[0].to_string(), "x is being published by A@lab (commit A)");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(intents.all().await.unwrap().len(), 2, "the third one has withdrawn");
+    intents.withdraw("A").await.unwrap();
+    intents.announce(&intent("C", &["x"]), &log).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_file_is_sent_once_whatever_happens() {
+    let parts = 3;
+    let content: Vec<u8> = (0..(parts * (5 << 20) - 17)).map(|i: u32| (i % 251) as u8).collect();
+    let bucket = bucket_with_foreign();
+    let mut machine = Machine::new("ann");
+    machine.stage(&[("big", &content)]);
+    let sent = |store: &TripStore| store.log.lock().iter().filter(|what| what.starts_with("part")).count();
+    // Crash at the second part, then at the record.
+    let first = TripStore::new(bucket.clone(), Some((5, Trip::CrashBefore)));
+    let mut ctx = machine.context(first.clone());
+    ctx.options.workers = 1;
+    assert!(first.until_crash(commit(&ctx)).await.is_none());
+    drop(ctx);
+    machine.restart();
+    let planned = plan(&machine.context(bucket.clone())).await.unwrap();
+    assert_eq!(planned.create.len(), 1);
+    let second = TripStore::new(bucket.clone(), None);
+    let mut ctx = machine.context(second.clone());
+    ctx.options.workers = 1;
+    resume(&ctx).await.unwrap();
+    assert_eq!((sent(&first), sent(&second)), (2, 2), "{:?} {:?}", first.log.lock(), second.log.lock());
+    assert_eq!(objects(&bucket)["big"], content);
+}
+
+#[tokio::test(start_paused = true)]
+async fn published_files_are_handed_to_the_cache() {
+    #[derive(Default)]
+    struct Shelf(Mutex<Vec<(String, u64, Vec<u8>)>>);
+    impl Admit for Shelf {
+        fn admit(&self, key: &ObjectKey, _: &ETag, size_bytes: u64, path: &Path) -> io::Result<()> {
+            let content = fs::read(path)?;
+            fs::remove_file(path)?;
+            self.0.lock().push((key.to_string(), size_bytes, content));
+            if key.as_str().ends_with("data.jsonl") { Err(io::Error::other("full")) } else { Ok(()) }
+        }
+    }
+    let machine = Machine::new("ann");
+    machine.stage(FILES);
+    let shelf = Arc::new(Shelf::default());
+    let ctx =
+        CommitContext { cache: Some(shelf.clone()), ..machine.context(Arc::new(MemoryStore::default())) };
+    commit(&ctx).await.unwrap();
+    assert_eq!(shelf.0.lock().len(), 4);
+    assert_eq!(shelf.0.lock()[1], ("datasets/run/frames/1.png".into(), 3, b"one".to_vec()));
 }

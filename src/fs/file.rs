@@ -61,9 +61,12 @@ impl DatasetFs {
                 self.copy_up(&dataset, &path, truncate).await?;
                 Err(FsError::Stale)
             }
-            Node::Published(_, _, file) => {
+            Node::Published(dataset, path, file) => {
                 let file = self.tree.catalog().resolve_version(&file).await?;
-                self.opened_published(ino, file)
+                let size_bytes = file.size_bytes;
+                let opened = self.opened_published(ino, file)?;
+                self.ahead.opened(self.tree.catalog(), &self.reader, &dataset, &path, size_bytes);
+                Ok(opened)
             }
         }
     }

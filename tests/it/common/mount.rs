@@ -65,9 +65,7 @@ impl Default for Setup {
 /// A mount that is gone when dropped.
 pub struct TestMount {
     pub store: Arc<MemoryStore>,
-    pub fs: Arc<DatasetFs>,
     pub staging: Arc<Staging>,
-    pub catalog: Arc<Catalog>,
     mounted: Option<MountedFs>,
     runtime: Option<Runtime>,
     dir: TempDir,
@@ -121,7 +119,7 @@ impl TestMount {
             MountOptions { read_only: setup.read_only, allow_other: false, fs_name: "dsfs-test".into() };
         let mounted = MountedFs::mount(Arc::clone(&fs), runtime.handle().clone(), &mountpoint, &options)
             .expect("a FUSE mount, for which these tests need /dev/fuse and the right to use it");
-        Self { store: memory, fs, staging, catalog, mounted: Some(mounted), runtime: Some(runtime), dir }
+        Self { store: memory, staging, mounted: Some(mounted), runtime: Some(runtime), dir }
     }
 
     /// A path in the mount.

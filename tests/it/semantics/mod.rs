@@ -1,5 +1,6 @@
 //! What SEMANTICS.md promises, one file a chapter, on a real mount.
 
+mod commits;
 mod published;
 mod replace;
 mod staged;
