@@ -116,7 +116,7 @@ impl Run<'_> {
             SendError::Taken { found } => self.taken(path, job, found),
             SendError::Other(err) => {
                 // Whatever the reason, the last word on this object has not been heard.
-                self.ambiguous.store(true, Ordering::Relaxed);
+                self.sender.ambiguous.store(true, Ordering::Relaxed);
                 err
             }
         }

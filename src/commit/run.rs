@@ -62,8 +62,6 @@ pub(super) struct Run<'c> {
     journal: Option<Mutex<Journal>>,
     /// What the journal says.
     pub state: Mutex<Progress>,
-    /// Whether the answer to a write was lost: then it may still be carried out.
-    pub ambiguous: AtomicBool,
     /// Whether anything was sent, that has to be taken back.
     sent: AtomicBool,
 }
@@ -120,8 +118,9 @@ pub async fn resume(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
     let mut run = Run::new(ctx, sealed.txid().to_owned());
     run.open_journal(&sealed, false)?;
     // Requests of the process that is gone may still be on their way.
-    run.ambiguous.store(true, Ordering::Relaxed);
-    if run.state.lock().aborting {
+    run.sender.ambiguous.store(true, Ordering::Relaxed);
+    let aborting = run.state.lock().aborting;
+    if aborting && run.committed().await?.is_none() {
         run.roll_back(&sealed).await?;
         return Err(CommitError::Aborted { txid: run.txid });
     }
@@ -137,9 +136,9 @@ pub async fn abort(ctx: &CommitContext) -> Result<(), CommitError> {
     let sealed = ctx.staging.sealed().ok_or(CommitError::NothingToResume)?;
     let mut run = Run::new(ctx, sealed.txid().to_owned());
     run.open_journal(&sealed, true)?;
-    run.ambiguous.store(true, Ordering::Relaxed);
-    if let Some(record) = run.ended().await?.filter(|record| record.outcome == Outcome::Commit) {
-        return Err(CommitError::AlreadyCommitted { txid: run.txid, seq: record.body.seq });
+    run.sender.ambiguous.store(true, Ordering::Relaxed);
+    if let Some(seq) = run.committed().await? {
+        return Err(CommitError::AlreadyCommitted { txid: run.txid, seq });
     }
     run.note(Note::Aborting)?;
     run.roll_back(&sealed).await
@@ -180,7 +179,6 @@ impl<'c> Run<'c> {
             message: ctx.options.message.clone(),
             journal: None,
             state: Mutex::default(),
-            ambiguous: AtomicBool::new(false),
             sent: AtomicBool::new(false),
         }
     }
@@ -244,7 +242,12 @@ impl<'c> Run<'c> {
             blocking(|| self.ctx.staging.finish(sealed))?;
             return Ok(self.report(None, changes, already_there));
         }
-        match self.log.append(&self.draft(Outcome::Commit, changes), head).await? {
+        let appended = self.log.append(&self.draft(Outcome::Commit, changes), head).await;
+        if appended.is_err() {
+            // The record may still appear: then the commit has succeeded, whatever is done now.
+            self.sender.ambiguous.store(true, Ordering::Relaxed);
+        }
+        match appended? {
             Appended::Recorded(record) => {
                 self.note(Note::Committed { seq: record.body.seq })?;
                 self.finish(sealed, record, already_there).await
@@ -268,6 +271,12 @@ impl<'c> Run<'c> {
         let Some(head) = announced else { return Ok(None) };
         let newest = self.log.head_from(head).await?;
         Ok(self.log.find(&self.txid, head + 1..=newest).await?)
+    }
+
+    /// The number under which the log has this commit, if it has it.
+    async fn committed(&self) -> Result<Option<u64>, CommitError> {
+        let record = self.ended().await?.filter(|record| record.outcome == Outcome::Commit);
+        Ok(record.map(|record| record.body.seq))
     }
 
     fn fenced(&self, record: &CommitRecord) -> CommitError {
@@ -343,7 +352,7 @@ impl<'c> Run<'c> {
     /// thaws.
     async fn roll_back(&self, sealed: &Sealed) -> Result<(), CommitError> {
         let state = self.state.lock().clone();
-        let ambiguous = self.ambiguous.load(Ordering::Relaxed);
+        let ambiguous = self.sender.ambiguous.load(Ordering::Relaxed);
         if let (true, Some(head)) = (ambiguous, state.intent_head) {
             let draft = self.draft(Outcome::Abort, Changes::default());
             if let Appended::Contradicted(record) = self.log.append(&draft, head).await? {

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -104,6 +106,9 @@ pub(super) struct Sender {
     memory_units: u32,
     memory: Semaphore,
     progress: Arc<dyn Progress>,
+    /// Whether the answer to a write was lost: then that one may still be carried out, even if a
+    /// repetition of it was answered.
+    pub ambiguous: AtomicBool,
 }
 
 fn memory_units(bytes: u64) -> u32 {
@@ -137,6 +142,7 @@ impl Sender {
             memory_units,
             memory: Semaphore::new(memory_units as usize),
             progress: Arc::clone(progress),
+            ambiguous: AtomicBool::new(false),
         }
     }
 
@@ -247,6 +253,9 @@ impl Sender {
 
     /// Whether a HEAD has to tell what happened.
     fn is_ambiguous(&self, err: &StoreError) -> bool {
+        if matches!(err, StoreError::Unavailable { .. }) {
+            self.ambiguous.store(true, Ordering::Relaxed);
+        }
         matches!(err, StoreError::AlreadyExists { .. } | StoreError::Changed { .. }) || err.is_transient()
     }
 

@@ -54,7 +54,7 @@ use crate::store::UploadId;
 use crate::store::list_all;
 use crate::store::memory::MemoryStore;
 
-const SEEDS_DEFAULT: u64 = 400;
+const SEEDS_DEFAULT: u64 = 300;
 const ROUNDS: usize = 4;
 /// Longest time that a request takes, and that one which was given up is carried out after.
 const DELAY_MS_MAX: u64 = 40;
@@ -78,6 +78,7 @@ struct World {
     start: Instant,
     foreign: Mutex<BTreeMap<ObjectKey, ETag>>,
     acknowledged: Mutex<BTreeMap<String, CommitReport>>,
+    aloud: bool,
 }
 
 impl fmt::Debug for World {
@@ -109,6 +110,9 @@ struct Line {
     /// Told when the actor dies; an actor without it does not.
     death: Option<Arc<Notify>>,
     faults: bool,
+    who: String,
+    /// Every request is told, for one seed at a time.
+    aloud: bool,
 }
 
 impl fmt::Debug for Line {
@@ -117,6 +121,7 @@ impl fmt::Debug for Line {
     }
 }
 
+#[derive(Debug)]
 enum Fate {
     Fine,
     /// Fails, and is not carried out.
@@ -148,12 +153,19 @@ impl Line {
         (delay, fate)
     }
 
-    async fn send<T, F>(&self, request: impl FnOnce(Arc<MemoryStore>) -> F) -> Result<T, StoreError>
+    async fn send<T, F>(
+        &self,
+        what: String,
+        request: impl FnOnce(Arc<MemoryStore>) -> F,
+    ) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
         let (delay, fate) = self.fate();
+        if self.aloud {
+            eprintln!("{:?} {} {what}: {fate:?} after {delay:?}", Instant::now(), self.who);
+        }
         let request = request(Arc::clone(&self.bucket));
         tokio::time::sleep(delay).await;
         let lost = || Err(StoreError::unavailable("simulation", "injected"));
@@ -193,16 +205,19 @@ impl ObjectStore for Line {
         Ok(())
     }
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        let what = format!("list {}", request.prefix);
         let request = request.clone();
-        self.send(|bucket| async move { bucket.list(&request).await }).await
+        self.send(what, |bucket| async move { bucket.list(&request).await }).await
     }
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        let what = format!("head {}", key);
         let key = key.clone();
-        self.send(|bucket| async move { bucket.head(&key).await }).await
+        self.send(what, |bucket| async move { bucket.head(&key).await }).await
     }
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        let what = format!("get {}", key);
         let (key, etag) = (key.clone(), etag.clone());
-        self.send(|bucket| async move { bucket.get(&key, &etag, range).await }).await
+        self.send(what, |bucket| async move { bucket.get(&key, &etag, range).await }).await
     }
     async fn put(
         &self,
@@ -211,16 +226,18 @@ impl ObjectStore for Line {
         expect: &Expect,
         attributes: &PutAttributes,
     ) -> Result<ETag, StoreError> {
+        let what = format!("put {}", key);
         let (key, expect, attributes) = (key.clone(), expect.clone(), attributes.clone());
-        self.send(|bucket| async move { bucket.put(&key, body, &expect, &attributes).await }).await
+        self.send(what, |bucket| async move { bucket.put(&key, body, &expect, &attributes).await }).await
     }
     async fn create_multipart(
         &self,
         key: &ObjectKey,
         attributes: &PutAttributes,
     ) -> Result<UploadId, StoreError> {
+        let what = format!("create_multipart {}", key);
         let (key, attributes) = (key.clone(), attributes.clone());
-        self.send(|bucket| async move { bucket.create_multipart(&key, &attributes).await }).await
+        self.send(what, |bucket| async move { bucket.create_multipart(&key, &attributes).await }).await
     }
     async fn put_part(
         &self,
@@ -229,8 +246,9 @@ impl ObjectStore for Line {
         number: u32,
         body: Bytes,
     ) -> Result<PartReceipt, StoreError> {
+        let what = format!("put_part {}", key);
         let (key, upload) = (key.clone(), upload.clone());
-        self.send(|bucket| async move { bucket.put_part(&key, &upload, number, body).await }).await
+        self.send(what, |bucket| async move { bucket.put_part(&key, &upload, number, body).await }).await
     }
     async fn complete_multipart(
         &self,
@@ -239,17 +257,23 @@ impl ObjectStore for Line {
         parts: &[PartReceipt],
         expect: &Expect,
     ) -> Result<ETag, StoreError> {
+        let what = format!("complete_multipart {}", key);
         let (key, upload, parts, expect) = (key.clone(), upload.clone(), parts.to_vec(), expect.clone());
-        self.send(|bucket| async move { bucket.complete_multipart(&key, &upload, &parts, &expect).await })
-            .await
+        self.send(
+            what,
+            |bucket| async move { bucket.complete_multipart(&key, &upload, &parts, &expect).await },
+        )
+        .await
     }
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
+        let what = format!("abort_multipart {}", key);
         let (key, upload) = (key.clone(), upload.clone());
-        self.send(|bucket| async move { bucket.abort_multipart(&key, &upload).await }).await
+        self.send(what, |bucket| async move { bucket.abort_multipart(&key, &upload).await }).await
     }
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        let what = format!("delete {}", key);
         let (key, etag) = (key.clone(), etag.clone());
-        self.send(|bucket| async move { bucket.delete(&key, &etag).await }).await
+        self.send(what, |bucket| async move { bucket.delete(&key, &etag).await }).await
     }
 }
 
@@ -292,7 +316,14 @@ impl Machine {
 
     fn context(&self, death: Option<Arc<Notify>>, faults: bool) -> CommitContext {
         let world = &self.world;
-        let line = Line { bucket: Arc::clone(&world.bucket), dice: Arc::clone(&world.dice), death, faults };
+        let line = Line {
+            bucket: Arc::clone(&world.bucket),
+            dice: Arc::clone(&world.dice),
+            death,
+            faults,
+            who: self.user.clone(),
+            aloud: world.aloud,
+        };
         let clock = SimClock { start: world.start };
         CommitContext {
             store: Arc::new(line),
@@ -369,7 +400,11 @@ impl Machine {
             Some(Err(CommitError::NotRestored { .. } | CommitError::Unenforced)) => {
                 panic!("nothing is replaced here");
             }
-            Some(Err(_)) => {}
+            Some(Err(err)) => {
+                if self.world.aloud {
+                    eprintln!("{}: {err}", self.user);
+                }
+            }
         }
     }
 }
@@ -392,6 +427,8 @@ async fn read_once(world: &World) {
         dice: Arc::clone(&world.dice),
         death: None,
         faults: false,
+        who: "other".into(),
+        aloud: false,
     });
     let listed = list_all(&*line, ListRequest::recursive(prefix().dataset(&name()))).await.unwrap();
     let mut named: BTreeSet<ObjectKey> = BTreeSet::new();
@@ -439,8 +476,14 @@ async fn strangers(world: &World) {
 }
 
 async fn collect_garbage(world: &World, dead_after: Duration, sweep_after: Duration) -> GcReport {
-    let line =
-        Line { bucket: Arc::clone(&world.bucket), dice: Arc::clone(&world.dice), death: None, faults: false };
+    let line = Line {
+        bucket: Arc::clone(&world.bucket),
+        dice: Arc::clone(&world.dice),
+        death: None,
+        faults: false,
+        who: "reader".into(),
+        aloud: false,
+    };
     let line: Arc<dyn ObjectStore> = Arc::new(line);
     let options = GcOptions { dead_after, sweep_after, dry_run: false };
     let author = Author { user: "gc".into(), host: "lab".into() };
@@ -454,6 +497,7 @@ async fn run(seed: u64) {
         start: Instant::now(),
         foreign: Mutex::default(),
         acknowledged: Mutex::default(),
+        aloud: setting("DSFS_SEED").is_some(),
     });
     let mut machines: Vec<Machine> = (0..3).map(|number| Machine::new(&world, number)).collect();
     let busy = futures_util::future::join_all(machines.iter_mut().map(Machine::live));
