@@ -96,6 +96,7 @@ fn rows(config: &Config) -> Vec<Row> {
             origin: "from the remote's name".to_owned(),
         },
         Row::new("read-timeout", &config.read_timeout, |timeout| units::show_duration(*timeout)),
+        Row::new("list-ttl", &config.list_ttl, |ttl| units::show_duration(*ttl)),
         Row::new("read-only", &config.read_only, yes_or_no),
         Row::new("allow-other", &config.allow_other, yes_or_no),
         Row::new("allow-replace", &config.allow_replace, yes_or_no),

@@ -54,6 +54,9 @@ pub struct MountOptions {
     /// How long a read waits for the remote before it fails [default: 60s]
     #[arg(long, value_name = "TIME")]
     read_timeout: Option<String>,
+    /// How long a listing counts as the truth, before the remote is asked again [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    list_ttl: Option<String>,
     /// Nothing can be written
     #[arg(long)]
     read_only: bool,
@@ -81,6 +84,7 @@ impl MountOptions {
             cache_limit: self.cache_limit.clone(),
             memory_limit: self.memory_limit.clone(),
             read_timeout: self.read_timeout.clone(),
+            list_ttl: self.list_ttl.clone(),
             read_only: self.read_only.then_some(true),
             allow_other: self.allow_other.then_some(true),
             allow_replace: self.allow_replace.then_some(true),

@@ -49,6 +49,8 @@ pub struct Layer {
     pub memory_limit: Option<String>,
     /// How long a read waits for the remote.
     pub read_timeout: Option<String>,
+    /// How long a listing counts as the truth.
+    pub list_ttl: Option<String>,
     /// Mount without a way to write.
     pub read_only: Option<bool>,
     /// Let other users in.
@@ -122,6 +124,7 @@ fn flag_of(key: &'static str) -> &'static str {
         "state-dir" => "--state-dir",
         "memory-limit" => "--memory-limit",
         "read-timeout" => "--read-timeout",
+        "list-ttl" => "--list-ttl",
         "read-only" => "--read-only",
         "allow-other" => "--allow-other",
         "allow-replace" => "--allow-replace",
@@ -142,6 +145,7 @@ const VARIABLES: &[(&str, &[&str])] = &[
     ("state-dir", &["DSFS_STATE_DIR"]),
     ("memory-limit", &["DSFS_MEMORY_LIMIT"]),
     ("read-timeout", &["DSFS_READ_TIMEOUT"]),
+    ("list-ttl", &["DSFS_LIST_TTL"]),
 ];
 
 /// A key pair: the variable of the id, of the secret, of the session token.
@@ -176,6 +180,7 @@ pub fn of_environment(env: &Environment) -> Source {
         state_dir: take("state-dir").map(PathBuf::from),
         memory_limit: take("memory-limit"),
         read_timeout: take("read-timeout"),
+        list_ttl: take("list-ttl"),
         ..Layer::default()
     };
     // The first family of which anything is set; if that is half a pair, it is an error later on.

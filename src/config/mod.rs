@@ -62,6 +62,8 @@ pub struct Config {
     pub memory_limit_bytes: Setting<u64>,
     /// How long a read waits for the remote.
     pub read_timeout: Setting<Duration>,
+    /// How long a listing counts as the truth, before the remote is asked again.
+    pub list_ttl: Setting<Duration>,
     /// Mount without a way to write.
     pub read_only: Setting<bool>,
     /// Let other users in.

@@ -21,6 +21,7 @@ use crate::name::RemotePrefix;
 const DEFAULT_CACHE_LIMIT_BYTES: u64 = 20 << 30;
 const DEFAULT_MEMORY_LIMIT_BYTES: u64 = 256 << 20;
 const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(60);
+const DEFAULT_LIST_TTL: Duration = Duration::from_secs(60);
 /// Less than this and a single prefetch window would not fit.
 const MEMORY_LIMIT_BYTES_MIN: u64 = 16 << 20;
 /// Shorter, and a healthy server far away would be called dead.
@@ -63,6 +64,7 @@ pub(super) fn resolve(
             DEFAULT_MEMORY_LIMIT_BYTES,
             MEMORY_LIMIT_BYTES_MIN,
         )?,
+        list_ttl: parsed(sources, "list-ttl", |l| l.list_ttl.as_ref(), DEFAULT_LIST_TTL, units::parse_duration)?,
         read_timeout: parsed(
             sources,
             "read-timeout",

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::RwLock;
 
@@ -30,8 +29,6 @@ use crate::record::Author;
 use crate::staging::Holder;
 use crate::staging::Staging;
 
-/// How long a listing counts as the truth.
-const CATALOG_TTL: Duration = Duration::from_secs(60);
 /// Share of the memory limit for blocks on their way to the cache's disk; the rest is the reader's.
 const CACHE_MEMORY_SHARE: u64 = 4;
 
@@ -124,7 +121,7 @@ pub fn mount(
 ) -> Result<(Arc<DatasetFs>, MountedFs), Failure> {
     let store = Arc::clone(&workspace.remote.store);
     let prefix = workspace.remote.remote.prefix.clone();
-    let catalog = Arc::new(Catalog::new(Arc::clone(&store), prefix, CATALOG_TTL));
+    let catalog = Arc::new(Catalog::new(Arc::clone(&store), prefix, config.list_ttl.value));
     let memory_bytes = config.memory_limit_bytes.value;
     let options = ReadOptions {
         memory_bytes: memory_bytes - memory_bytes / CACHE_MEMORY_SHARE,

@@ -6,7 +6,9 @@ mod common;
 
 mod architecture;
 mod cli;
+mod clients;
 mod contract;
+mod failures;
 mod s3;
 mod semantics;
 mod stores;

@@ -1,5 +1,6 @@
 //! What tests of several kinds need: servers and mounts.
 
 pub mod double;
+pub mod home;
 pub mod mount;
 pub mod servers;

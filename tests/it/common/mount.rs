@@ -48,6 +48,9 @@ pub struct Setup {
     pub passthrough: bool,
     pub catalog_ttl: Duration,
     pub read_timeout: Duration,
+    /// Elsewhere than beside the mount.
+    pub state_dir: Option<PathBuf>,
+    pub cache_dir: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -58,6 +61,8 @@ impl Default for Setup {
             passthrough: true,
             catalog_ttl: Duration::from_secs(60),
             read_timeout: Duration::from_secs(20),
+            state_dir: None,
+            cache_dir: None,
         }
     }
 }
@@ -88,10 +93,11 @@ impl TestMount {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let prefix = RemotePrefix::parse("datasets/").unwrap();
         let holder = Holder { pid: std::process::id(), socket: None, mountpoint: None };
-        let staging = Arc::new(Staging::open(&dir.path().join("state"), &holder).unwrap());
+        let state_dir = setup.state_dir.clone().unwrap_or_else(|| dir.path().join("state"));
+        let staging = Arc::new(Staging::open(&state_dir, &holder).unwrap());
         let catalog = Arc::new(Catalog::new(Arc::clone(&store), prefix, setup.catalog_ttl));
         let cache = BlockCache::open(CacheOptions {
-            dir: dir.path().join("cache"),
+            dir: setup.cache_dir.clone().unwrap_or_else(|| dir.path().join("cache")),
             limit_bytes: 1 << 30,
             reserve_bytes: 0,
             memory_bytes: 64 << 20,
@@ -104,7 +110,7 @@ impl TestMount {
             passthrough: setup.passthrough,
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
-            state_dir: dir.path().join("state"),
+            state_dir,
         };
         let fs = DatasetFs::new(
             Arc::clone(&catalog),

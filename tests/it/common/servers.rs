@@ -40,7 +40,7 @@ impl Drop for Server {
     }
 }
 
-fn tool(name: &str) -> PathBuf {
+pub fn tool(name: &str) -> PathBuf {
     #[expect(clippy::disallowed_methods, reason = "tests have no configuration of their own")]
     let venv = env::var_os("DSFS_TEST_VENV")
         .expect("DSFS_TEST_VENV names the environment that scripts/test-env.sh makes");
