@@ -125,7 +125,7 @@ fn blocks_are_kept_across_restarts_and_only_those() {
     {
         let cache = open(dir.path());
         let entry = cache.entry(&id("a"), whole.len() as u64);
-        assert_eq!(readable(&entry, &whole), []);
+        assert_eq!(readable(&entry, &whole), [0_u64; 0]);
         store(&entry, &whole, 2..4);
         store(&entry, &whole, 10..11);
         assert_eq!(readable(&entry, &whole), [2, 3, 10]);
@@ -139,7 +139,7 @@ fn blocks_are_kept_across_restarts_and_only_those() {
         Some(2 * BLOCK_BYTES as usize - 16)
     );
     assert_eq!(read(&entry, BLOCK_BYTES..3 * BLOCK_BYTES), None);
-    assert_eq!(readable(&cache.entry(&id("b"), whole.len() as u64), &whole), []);
+    assert_eq!(readable(&cache.entry(&id("b"), whole.len() as u64), &whole), [0_u64; 0]);
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn a_small_object_is_sound_or_not_there() {
             let entry = cache.entry(&id(&name), size);
             assert_eq!(readable(&entry, &whole), [0]);
             damage(&cache.paths.of(&id(&name), Suffix::One));
-            assert_eq!(readable(&entry, &whole), [], "{what}");
+            assert_eq!(readable(&entry, &whole), [0_u64; 0], "{what}");
             assert!(entry.whole_file().is_none());
             store(&entry, &whole, 0..1);
             assert_eq!(readable(&entry, &whole), [0], "{what}");
@@ -343,7 +343,7 @@ fn two_caches_in_one_directory_share_what_they_store() {
     let size = 4 * MIB;
     let whole = content("a", size);
     let (a, b) = (one.entry(&id("a"), size), two.entry(&id("a"), size));
-    assert_eq!(readable(&b, &whole), []);
+    assert_eq!(readable(&b, &whole), [0_u64; 0]);
     store(&a, &whole, 0..8);
     store(&b, &whole, 8..16);
     a.refresh(0..32);
@@ -429,7 +429,7 @@ fn a_directory_in_trouble_is_bypassed_and_used_again_later() {
     assert!(cache.usage().bypassed.is_some() && !cache.admits());
     let whole = content("a", MIB);
     let entry = cache.entry(&id("a"), MIB);
-    assert_eq!(readable(&entry, &whole), []);
+    assert_eq!(readable(&entry, &whole), [0_u64; 0]);
     entry.written(entry.store(0, &whole));
     assert!(cache.usage().bypassed.is_some());
     fs::remove_file(&root).unwrap();
@@ -451,7 +451,7 @@ fn a_local_file_is_taken_over_and_not_copied() {
         fs::write(&path, &whole).unwrap();
         assert!(cache.admit_file(&id(&name), &path, size + 1).is_err());
         let before = cache.entry(&id(&name), size);
-        assert_eq!(readable(&before, &whole), []);
+        assert_eq!(readable(&before, &whole), [0_u64; 0]);
         cache.admit_file(&id(&name), &path, size).unwrap();
         assert!(!path.exists());
         assert_eq!(readable(&before, &whole).len() as u64, block::count(size));
