@@ -31,6 +31,9 @@ use crate::tree::inode::Node;
 /// Smallest published file that is worth handing to the kernel whole: below, a passthrough
 /// open costs more than it saves.
 const PASSTHROUGH_BYTES_MIN: u64 = 64 * 1024;
+/// Largest cached file that is verified before `open` answers, the first time after a start; it
+/// takes a few hundredths of a second. Larger ones are read through us meanwhile.
+const VERIFY_AT_OPEN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes copied at a time when a published file is staged for replacement.
 const COPY_UP_BYTES: u32 = 1024 * 1024;
 
@@ -64,7 +67,7 @@ impl DatasetFs {
             Node::Published(dataset, path, file) => {
                 let file = self.tree.catalog().resolve_version(&file).await?;
                 let size_bytes = file.size_bytes;
-                let opened = self.opened_published(ino, file)?;
+                let opened = self.opened_published(ino, file).await?;
                 self.ahead.opened(self.tree.catalog(), &self.reader, &dataset, &path, size_bytes);
                 Ok(opened)
             }
@@ -138,12 +141,20 @@ impl DatasetFs {
         Ok(Opened { fh, mode, writable })
     }
 
-    fn opened_published(&self, ino: Ino, file: RemoteFile) -> Result<Opened, FsError> {
+    async fn opened_published(&self, ino: Ino, file: RemoteFile) -> Result<Opened, FsError> {
         let etag = file.etag.ok_or(FsError::Stale)?;
-        let object = self.reader.open(ObjectVersion { key: file.key, etag, size_bytes: file.size_bytes });
-        let whole = (self.can_pass_through() && file.size_bytes >= PASSTHROUGH_BYTES_MIN)
-            .then(|| object.whole_file())
-            .flatten();
+        let size_bytes = file.size_bytes;
+        let object = self.reader.open(ObjectVersion { key: file.key, etag, size_bytes });
+        let mut whole = None;
+        if self.can_pass_through() && size_bytes >= PASSTHROUGH_BYTES_MIN {
+            whole = object.whole_file();
+            if whole.is_none() && size_bytes <= VERIFY_AT_OPEN_BYTES_MAX {
+                whole = object.verified_file().await; // at once `None` if it is not all there
+            } else if whole.is_none() {
+                let object = Arc::clone(&object);
+                tokio::spawn(async move { object.verified_file().await }); // for the next open
+            }
+        }
         let mode = whole.map_or(IoMode::Cached, IoMode::Passthrough);
         let (fh, mode) = self.open.insert(Handle::Published(ino, object.handle()), mode, None);
         Ok(Opened { fh, mode, writable: false })
