@@ -496,7 +496,8 @@ mod tests {
         let seen = base("e", BaseKind::Replace);
         let older = base("d", BaseKind::Replace);
         let gone = base("e", BaseKind::Delete);
-        let table: &[(&[(&str, Base)], &[&str], bool, &str)] = &[
+        type Case<'a> = (&'a [(&'a str, Base)], &'a [&'a str], bool, &'a str);
+        let table: &[Case<'_>] = &[
             (&[("a", seen.clone())], &["a=2"], true, "~a"),
             (&[("a", seen.clone())], &["a=2"], false, "!a:replaces"),
             (&[("a", older.clone())], &["a=2"], true, "!a:changed"),

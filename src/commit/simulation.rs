@@ -541,9 +541,10 @@ async fn check_end(world: &World) {
             assert_eq!(entry.map(|entry| &entry.etag), Some(&file.etag), "acknowledged and not there");
         }
     }
-    for (key, etag) in &*world.foreign.lock() {
-        let meta = futures_util::FutureExt::boxed(world.bucket.head(key)).await;
-        assert_eq!(meta.map(|meta| meta.etag).ok().as_ref(), Some(etag), "a foreign object changed: {key}");
+    let foreign = world.foreign.lock().clone();
+    for (key, etag) in &foreign {
+        let meta = world.bucket.head(key).await.ok();
+        assert_eq!(meta.map(|meta| meta.etag).as_ref(), Some(etag), "a foreign object changed: {key}");
     }
     let intents = list_all(&*bucket, ListRequest::recursive(prefix().intents(&name()))).await.unwrap();
     assert!(intents.objects.is_empty(), "left behind: {:?}", intents.objects);
@@ -551,7 +552,7 @@ async fn check_end(world: &World) {
     let listed = list_all(&*bucket, ListRequest::recursive(prefix().dataset(&name()))).await.unwrap();
     for object in listed.objects.iter().filter(|object| !object.key.as_str().ends_with('/')) {
         let etag = object.etag.clone().unwrap();
-        let known = recorded.contains(&etag) || world.foreign.lock().values().any(|known| *known == etag);
+        let known = recorded.contains(&etag) || foreign.values().any(|known| *known == etag);
         assert!(known, "{} is nobody's", object.key);
     }
 }
