@@ -1,3 +1,7 @@
-//! The `dsfs` command.
+//! The command `dsfs`. All of it is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dsfs::cli::main()
+}

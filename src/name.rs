@@ -139,6 +139,12 @@ impl DatasetName {
 pub struct RelPath(Arc<str>);
 parsed_newtype!(RelPath);
 
+impl std::borrow::Borrow<str> for RelPath {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl RelPath {
     /// Parses a path, all components of it.
     ///
@@ -317,6 +323,12 @@ impl RemotePrefix {
     #[must_use]
     pub fn intents(&self, name: &DatasetName) -> KeyPrefix {
         KeyPrefix(format!("{STATE_PREFIX}{}intents/{name}/", self.0).into())
+    }
+
+    /// The prefix of the intents of all datasets.
+    #[must_use]
+    pub fn all_intents(&self) -> KeyPrefix {
+        KeyPrefix(format!("{STATE_PREFIX}{}intents/", self.0).into())
     }
 
     /// The key of one intent.

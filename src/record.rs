@@ -431,17 +431,25 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Moves on by one record: the next one.
+    pub fn advance(&mut self, record: &CommitBody) {
+        self.take(&record.changes);
+        self.seq = record.seq;
+    }
+
+    fn take(&mut self, changes: &Changes) {
+        for gone in &changes.deleted {
+            self.entries.remove(&gone.path);
+        }
+        self.entries.extend(changes.entries.iter().map(|entry| (entry.path.clone(), entry.clone())));
+        self.markers.extend(changes.markers.iter().cloned());
+    }
+
     /// The state after `record`, whose base this is.
     #[must_use]
     pub fn after(mut self, record: &CommitBody) -> Self {
-        for changes in [&record.tail, &record.changes] {
-            for gone in &changes.deleted {
-                self.entries.remove(&gone.path);
-            }
-            self.entries.extend(changes.entries.iter().map(|entry| (entry.path.clone(), entry.clone())));
-            self.markers.extend(changes.markers.iter().cloned());
-        }
-        self.seq = record.seq;
+        self.take(&record.tail);
+        self.advance(record);
         self
     }
 }

@@ -52,8 +52,10 @@ pub struct HiddenKey {
 pub struct Listing {
     /// By name.
     pub entries: BTreeMap<Arc<str>, RemoteEntry>,
-    /// What was left out.
+    /// What cannot be shown.
     pub hidden: Vec<HiddenKey>,
+    /// What the dataset's log says is not to be shown: see [`view`](crate::catalog::view).
+    pub withheld: Vec<HiddenKey>,
     /// The level's own `dir/` marker is there: it exists even with nothing in it.
     pub marker: bool,
 }
@@ -86,9 +88,9 @@ impl Listing {
         } else if matches!(self.entries.get(name), Some(RemoteEntry::Directory)) {
             self.hide(object.key.as_str(), "a directory of the same name is shown instead".into());
         } else {
+            let name = name.into();
             let ListedObject { key, size_bytes, etag, modified } = object;
-            let file = RemoteFile { key, size_bytes, etag, modified };
-            self.entries.insert(name.into(), RemoteEntry::File(file));
+            self.entries.insert(name, RemoteEntry::File(RemoteFile { key, size_bytes, etag, modified }));
         }
     }
 

@@ -8,28 +8,43 @@
 //! 2. **One listing for many askers.** Whoever asks while a level is being listed waits for it.
 //! 3. **What this machine published is known without asking** ([`Catalog::publish`]).
 //!
+//! 4. **Half a commit is never shown.** What is listed is held against the dataset's log and
+//!    intents, read after it (`view`), and all levels of a dataset move to a new snapshot together.
+//!
 //! Not known here: what is staged, inodes, the kernel.
 
+mod history;
 pub mod listing;
+pub mod view;
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::catalog::history::Histories;
+use crate::catalog::listing::HiddenKey;
 use crate::catalog::listing::Listing;
 use crate::catalog::listing::RemoteEntry;
 use crate::catalog::listing::RemoteFile;
+use crate::catalog::view::History;
+use crate::catalog::view::Place;
+use crate::log::LogError;
 use crate::name::DatasetName;
 use crate::name::DirPath;
 use crate::name::KeyPrefix;
 use crate::name::RelPath;
 use crate::name::RemotePrefix;
+use crate::record::Changes;
 use crate::store::ListRequest;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
+use crate::store::list_all;
 
 /// How long a stale answer stands before the remote is asked again, after a failure.
 const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(5);
@@ -66,9 +81,17 @@ impl Known {
     }
 }
 
+/// Told of what others have published, when it is noticed.
+pub trait NewsListener: fmt::Debug + Send + Sync {
+    /// These paths of a dataset are not what they were.
+    fn changed(&self, name: &DatasetName, paths: &[RelPath]);
+}
+
 /// The remote tree, as far as it is known.
 #[derive(Debug)]
 pub struct Catalog {
+    histories: Histories,
+    listener: OnceLock<Arc<dyn NewsListener>>,
     store: Arc<dyn ObjectStore>,
     prefix: RemotePrefix,
     ttl: Duration,
@@ -86,7 +109,15 @@ impl Catalog {
     /// A catalog that knows nothing yet and keeps each answer for `ttl`.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, prefix: RemotePrefix, ttl: Duration) -> Self {
-        Self { store, prefix, ttl, slots: Mutex::default() }
+        let histories = Histories::new(Arc::clone(&store), prefix.clone());
+        Self { store, prefix, ttl, slots: Mutex::default(), histories, listener: OnceLock::new() }
+    }
+
+    /// Names who is told of other machines' commits. Once; a second one is not heard.
+    pub fn listen(&self, listener: Arc<dyn NewsListener>) {
+        if self.listener.set(listener).is_err() {
+            tracing::debug!("somebody listens to the catalog already");
+        }
     }
 
     /// Where the datasets are in the bucket.
@@ -98,9 +129,7 @@ impl Catalog {
     /// The level as last seen, if that is recent enough: never waits.
     #[must_use]
     pub fn fresh(&self, level: &Level) -> Option<Known> {
-        let slot = self.slots.lock().get(level).cloned()?;
-        let known = slot.known.lock().clone()?;
-        known.is_fresh().then_some(known)
+        self.last_known(level).filter(Known::is_fresh)
     }
 
     /// The level, listed if it has to be.
@@ -150,7 +179,19 @@ impl Catalog {
             return Ok(known.listing.entries.contains_key(name.as_str()));
         }
         let level = Level::Directory(name.clone(), DirPath::root());
-        Ok(self.level(&level).await?.listing.exists())
+        match self.level(&level).await {
+            Ok(known) => Ok(known.listing.exists()),
+            // The datasets were listed once: what was known then is better than nothing.
+            Err(err) => match self.last_known(&Level::Datasets) {
+                Some(known) => Ok(known.listing.entries.contains_key(name.as_str())),
+                None => Err(err),
+            },
+        }
+    }
+
+    fn last_known(&self, level: &Level) -> Option<Known> {
+        let slot = self.slots.lock().get(level).cloned()?;
+        slot.known.lock().clone()
     }
 
     /// The file with its version: as listed, or by HEAD where listings do not say.
@@ -182,6 +223,15 @@ impl Catalog {
         if !files.is_empty() {
             self.amend(&Level::Datasets, |listing| {
                 listing.entries.insert(name.as_str().into(), RemoteEntry::Directory);
+            });
+        }
+    }
+
+    /// Takes in what this machine has deleted, without asking the remote.
+    pub fn withdraw(&self, name: &DatasetName, paths: &[RelPath]) {
+        for path in paths {
+            self.amend(&Level::Directory(name.clone(), path.parent()), |listing| {
+                listing.entries.remove(path.file_name());
             });
         }
     }
@@ -221,32 +271,126 @@ impl Catalog {
         (!exists).then(|| Known { listing: Arc::default(), ..parent })
     }
 
-    fn key_prefix(&self, level: &Level) -> KeyPrefix {
+    async fn list(&self, level: &Level) -> Result<Listing, StoreError> {
         match level {
-            Level::Datasets => self.prefix.datasets(),
-            Level::Directory(name, dir) => self.prefix.directory(name, dir),
+            Level::Datasets => self.list_datasets().await,
+            Level::Directory(name, dir) => self.list_directory(name, dir).await,
         }
     }
 
-    async fn list(&self, level: &Level) -> Result<Listing, StoreError> {
-        let prefix = self.key_prefix(level);
+    async fn list_objects(&self, prefix: &KeyPrefix) -> Result<Listing, StoreError> {
         let mut request = ListRequest::one_level(prefix.clone());
         let mut listing = Listing::default();
         loop {
             let page = self.store.list(&request).await?;
             request.continuation = page.continuation.clone();
-            listing.add_page(&prefix, page);
+            listing.add_page(prefix, page);
             if request.continuation.is_none() {
-                break;
+                return Ok(listing);
             }
         }
-        if *level == Level::Datasets {
-            // Only directories with a dataset's name are datasets; our own state is not.
-            listing.entries.retain(|name, entry| {
-                *entry == RemoteEntry::Directory && DatasetName::parse(name).is_ok()
-            });
+    }
+
+    async fn list_datasets(&self) -> Result<Listing, StoreError> {
+        let mut listing = self.list_objects(&self.prefix.datasets()).await?;
+        // Only directories with a dataset's name are datasets; our own state is not.
+        listing
+            .entries
+            .retain(|name, entry| *entry == RemoteEntry::Directory && DatasetName::parse(name).is_ok());
+        // A dataset that somebody is making for the first time appears when it is committed.
+        let intents = self.prefix.all_intents();
+        for below in list_all(&*self.store, ListRequest::one_level(intents.clone())).await?.prefixes {
+            let name = below.as_str().strip_prefix(intents.as_str()).and_then(|name| name.strip_suffix('/'));
+            let Some(name) = name.filter(|name| listing.entries.contains_key(*name)) else { continue };
+            let Ok(dataset) = DatasetName::parse(name) else { continue };
+            let top = Level::Directory(dataset, DirPath::root());
+            if !Box::pin(self.level(&top)).await?.listing.exists() {
+                listing.entries.remove(name);
+            }
         }
         Ok(listing)
+    }
+
+    /// One directory, as of one snapshot.
+    async fn list_directory(&self, name: &DatasetName, dir: &DirPath) -> Result<Listing, StoreError> {
+        let place = Place { prefix: &self.prefix, dataset: name, dir };
+        let prefix = self.prefix.directory(name, dir);
+        let mut first = true;
+        loop {
+            let mark = self.histories.mark(name);
+            let mut listing = self.list_objects(&prefix).await?;
+            if !listing.exists() && mark.is_beginning() {
+                return Ok(listing); // nothing there, and no log that says otherwise
+            }
+            let reading = self.histories.read(name, mark).await.map_err(LogError::into_store_error)?;
+            self.take_news(name, &reading.news);
+            let recent = reading.since_mark.clone().unwrap_or_default();
+            let doubts = view::apply(&mut listing, place, &reading.history, &recent);
+            // The first time, nothing tells a file that was deleted by another tool from one whose
+            // record came after the listing. The second time does.
+            if std::mem::take(&mut first) && reading.since_mark.is_none() && !doubts.missing.is_empty() {
+                continue;
+            }
+            for path in doubts.directories {
+                if !self.has_foreign(name, &path, &reading.history).await? {
+                    listing.entries.remove(path.file_name());
+                }
+            }
+            listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey {
+                key: format!("{prefix}{}", path.file_name()),
+                reason: "committed, and deleted since by another tool".into(),
+            }));
+            return Ok(listing);
+        }
+    }
+
+    /// Whether there is anything below a directory that no unfinished commit has put there.
+    async fn has_foreign(
+        &self,
+        name: &DatasetName,
+        dir: &RelPath,
+        history: &History,
+    ) -> Result<bool, StoreError> {
+        let dataset = self.prefix.dataset(name);
+        let mut request = ListRequest::recursive(self.prefix.directory(name, &dir.clone().into()));
+        loop {
+            let page = self.store.list(&request).await?;
+            let mut paths = page.objects.iter().filter_map(|object| dataset.strip(&object.key));
+            if paths.any(|path| !view::is_announced(path, history)) {
+                return Ok(true);
+            }
+            match page.continuation {
+                Some(next) => request.continuation = Some(next),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// Moves every level of a dataset that is known to the snapshot that was just read.
+    fn take_news(&self, name: &DatasetName, news: &Changes) {
+        if news.is_empty() {
+            return;
+        }
+        let files: BTreeMap<RelPath, RemoteFile> = news
+            .entries
+            .iter()
+            .filter_map(|entry| {
+                let file = RemoteFile {
+                    key: self.prefix.key(name, &entry.path).ok()?,
+                    size_bytes: entry.size_bytes,
+                    etag: Some(entry.etag.clone()),
+                    modified: entry.mtime,
+                };
+                Some((entry.path.clone(), file))
+            })
+            .collect();
+        let deleted: Vec<RelPath> = news.deleted.iter().map(|gone| gone.path.clone()).collect();
+        self.withdraw(name, &deleted);
+        self.publish(name, &files.clone().into_iter().collect::<Vec<_>>());
+        if let Some(listener) = self.listener.get() {
+            let paths: Vec<RelPath> = files.into_keys().chain(deleted).collect();
+            listener.changed(name, &paths);
+        }
     }
 }
 

@@ -33,7 +33,6 @@ mod announce;
 mod content;
 mod gc;
 mod journal;
-mod log;
 mod plan;
 mod prepare;
 mod publish;
@@ -66,11 +65,12 @@ use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::guarantee::Guarantee;
 
+pub use crate::log::Log;
+use crate::log::LogError;
 pub use gc::GcOptions;
 pub use gc::GcReport;
 pub use gc::gc;
 pub use journal::JournalError;
-pub use log::Log;
 pub use plan::AlreadyThere;
 pub use plan::CommitPlan;
 pub use plan::Conflict;
@@ -328,6 +328,16 @@ pub enum CommitError {
     /// The log moved on each time that its end was reached.
     #[error("others commit to this dataset all the time; the record could not be written")]
     Crowded,
+}
+
+impl From<LogError> for CommitError {
+    fn from(err: LogError) -> Self {
+        match err {
+            LogError::Store(err) => Self::Store(err),
+            LogError::Record { key, source } => Self::Record { key, source },
+            LogError::Crowded => Self::Crowded,
+        }
+    }
 }
 
 impl From<StagingError> for CommitError {

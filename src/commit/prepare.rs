@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use futures_util::StreamExt;
 use futures_util::TryStreamExt;
 use futures_util::stream;
@@ -86,11 +87,10 @@ impl Run<'_> {
             return Ok(surveyed);
         }
         let snapshot = self.log.snapshot(self.log.head().await?).await?;
-        let verdicts: Vec<Verdict> = stream::iter(draft.doubtful.drain(..))
-            .map(|doubt| self.settle(doubt, sealed, &snapshot))
-            .buffered(self.sender.workers)
-            .try_collect()
-            .await?;
+        let settling: Vec<_> =
+            draft.doubtful.drain(..).map(|doubt| self.settle(doubt, sealed, &snapshot).boxed()).collect();
+        let verdicts: Vec<Verdict> =
+            stream::iter(settling).buffered(self.sender.workers).try_collect().await?;
         for verdict in verdicts {
             surveyed.take(verdict);
         }
@@ -168,16 +168,10 @@ impl Run<'_> {
         let plan = &surveyed.plan;
         let files: Vec<&PlannedFile> = plan.create.iter().chain(&plan.replace).collect();
         self.ctx.progress.phase(Phase::Hash, files.len() as u64, plan.bytes());
-        let jobs: BTreeMap<RelPath, Job> = stream::iter(files)
-            .map(|file| async {
-                let cid = self.cid_of(file, Some(sealed)).await?;
-                self.ctx.progress.file_done();
-                let PlannedFile { path, key, size_bytes, modified, expect } = file.clone();
-                Ok::<_, CommitError>((path, Job { key, size_bytes, cid, modified, expect }))
-            })
-            .buffer_unordered(self.sender.workers)
-            .try_collect()
-            .await?;
+        // Boxed and collected: the compiler cannot show that a stream over borrowing closures is Send.
+        let hashing: Vec<_> = files.into_iter().map(|file| self.job(sealed, file).boxed()).collect();
+        let jobs: BTreeMap<RelPath, Job> =
+            stream::iter(hashing).buffer_unordered(self.sender.workers).try_collect().await?;
         let large: Vec<(&RelPath, &Job)> = jobs
             .iter()
             .filter(|(path, job)| {
@@ -186,12 +180,18 @@ impl Run<'_> {
             .collect();
         let bytes = large.iter().map(|(_, job)| job.size_bytes).sum();
         self.ctx.progress.phase(Phase::Upload, large.len() as u64, bytes);
-        let uploads: HashMap<RelPath, Uploaded> = stream::iter(large)
-            .map(|(path, job)| self.upload(sealed, path, job))
-            .buffer_unordered(self.sender.workers)
-            .try_collect()
-            .await?;
+        let sending: Vec<_> =
+            large.into_iter().map(|(path, job)| self.upload(sealed, path, job).boxed()).collect();
+        let uploads: HashMap<RelPath, Uploaded> =
+            stream::iter(sending).buffer_unordered(self.sender.workers).try_collect().await?;
         Ok(Prepared { jobs, uploads })
+    }
+
+    async fn job(&self, sealed: &Sealed, file: &PlannedFile) -> Result<(RelPath, Job), CommitError> {
+        let cid = self.cid_of(file, Some(sealed)).await?;
+        self.ctx.progress.file_done();
+        let PlannedFile { path, key, size_bytes, modified, expect } = file.clone();
+        Ok((path, Job { key, size_bytes, cid, modified, expect }))
     }
 
     async fn upload(

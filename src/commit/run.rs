@@ -33,10 +33,10 @@ use crate::commit::announce::Intents;
 use crate::commit::journal::Journal;
 use crate::commit::journal::Note;
 use crate::commit::journal::Progress;
-use crate::commit::log::Appended;
-use crate::commit::log::Draft;
 use crate::commit::plan::CommitPlan;
 use crate::commit::send::Sender;
+use crate::log::Appended;
+use crate::log::Draft;
 use crate::name::ETag;
 use crate::name::RelPath;
 use crate::record::Changes;
@@ -270,7 +270,7 @@ impl<'c> Run<'c> {
         let announced = self.state.lock().intent_head;
         let Some(head) = announced else { return Ok(None) };
         let newest = self.log.head_from(head).await?;
-        self.log.find(&self.txid, head + 1..=newest).await
+        Ok(self.log.find(&self.txid, head + 1..=newest).await?)
     }
 
     /// The number under which the log has this commit, if it has it.

@@ -433,7 +433,7 @@ async fn read_once(world: &World) {
     let listed = list_all(&*line, ListRequest::recursive(prefix().dataset(&name()))).await.unwrap();
     let mut named: BTreeSet<ObjectKey> = BTreeSet::new();
     for object in list_all(&*line, ListRequest::recursive(prefix().intents(&name()))).await.unwrap().objects {
-        let Some(body) = log::read_object(&*line, &object.key).await.unwrap() else { continue };
+        let Some(body) = crate::log::read_object(&*line, &object.key).await.unwrap() else { continue };
         let intent = Intent::decode(&body).unwrap();
         named.extend(intent.creates.iter().map(|at| prefix().key(&name(), at).unwrap()));
         let dirs = intent.markers.iter().map(|at| prefix().marker_key(&name(), &at.clone().into()).unwrap());

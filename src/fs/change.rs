@@ -178,7 +178,12 @@ impl DatasetFs {
         Ok(())
     }
 
-    async fn check_renamable(&self, dataset: &DatasetName, path: &RelPath, found: &Found) -> Result<(), FsError> {
+    async fn check_renamable(
+        &self,
+        dataset: &DatasetName,
+        path: &RelPath,
+        found: &Found,
+    ) -> Result<(), FsError> {
         let published = match found {
             Found::Staged(_) => false,
             Found::Published(_) => true,

@@ -114,7 +114,7 @@ impl FsError {
             Self::Name(err) => name_errno(err),
             Self::Store(err) => store_errno(err),
             Self::Read(err) => read_errno(err),
-            Self::Staging(err) => staging_errno(err),
+            Self::Staging(err) => err.errno(),
             Self::Local(err) => io_errno(err),
         }
     }
@@ -174,4 +174,12 @@ fn store_errno(err: &StoreError) -> i32 {
 /// The local disk's own errno is the truth: ENOSPC must stay ENOSPC.
 fn io_errno(err: &std::io::Error) -> i32 {
     err.raw_os_error().unwrap_or(libc::EIO)
+}
+
+fn read_errno(err: &ReadError) -> i32 {
+    match err {
+        ReadError::Changed { .. } => libc::ESTALE,
+        ReadError::Timeout { .. } => libc::ETIMEDOUT,
+        ReadError::Store(err) => store_errno(err),
+    }
 }

@@ -52,7 +52,8 @@ impl DatasetFs {
                 }
                 let staged = self.tree.staging().dataset(&dataset).ok_or(FsError::Stale)?;
                 let access = if writable { Access::ReadWrite } else { Access::Read };
-                let file = staged.open_file(&path, access, truncate).map_err(|err| gone_is_stale(err, &path))?;
+                let file =
+                    staged.open_file(&path, access, truncate).map_err(|err| gone_is_stale(err, &path))?;
                 self.opened_staged(ino, file, writable)
             }
             Node::Published(dataset, path, _) if writable || truncate => {
@@ -60,9 +61,12 @@ impl DatasetFs {
                 self.copy_up(&dataset, &path, truncate).await?;
                 Err(FsError::Stale)
             }
-            Node::Published(_, _, file) => {
+            Node::Published(dataset, path, file) => {
                 let file = self.tree.catalog().resolve_version(&file).await?;
-                self.opened_published(ino, file)
+                let size_bytes = file.size_bytes;
+                let opened = self.opened_published(ino, file)?;
+                self.ahead.opened(self.tree.catalog(), &self.reader, &dataset, &path, size_bytes);
+                Ok(opened)
             }
         }
     }
@@ -97,7 +101,12 @@ impl DatasetFs {
         Ok((entry, opened))
     }
 
-    fn open_existing(&self, dataset: &DatasetName, path: &RelPath, flags: i32) -> Result<(Entry, Opened), FsError> {
+    fn open_existing(
+        &self,
+        dataset: &DatasetName,
+        path: &RelPath,
+        flags: i32,
+    ) -> Result<(Entry, Opened), FsError> {
         let staged = self.staged_dataset(dataset)?;
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let access = if writable { Access::ReadWrite } else { Access::Read };
@@ -123,7 +132,8 @@ impl DatasetFs {
 
     fn opened_staged(&self, ino: Ino, file: StagedFile, writable: bool) -> Result<Opened, FsError> {
         let local = Arc::new(file.try_clone()?);
-        let mode = if self.can_pass_through() { IoMode::Passthrough(Arc::clone(&local)) } else { IoMode::Cached };
+        let mode =
+            if self.can_pass_through() { IoMode::Passthrough(Arc::clone(&local)) } else { IoMode::Cached };
         let (fh, mode) = self.open.insert(Handle::Staged(ino, file), mode, Some(local));
         Ok(Opened { fh, mode, writable })
     }
@@ -185,14 +195,8 @@ impl DatasetFs {
     /// The staging disk's.
     pub fn fsync(&self, fh: u64, data_only: bool) -> Result<(), FsError> {
         let handle = self.open.get(fh)?;
-        let Handle::Staged(ino, file) = &*handle else { return Ok(()) };
-        if data_only { file.sync_data()? } else { file.sync_all()? }
-        if let Some(Node::Staged(dataset, path)) = self.inodes.get(*ino)
-            && let Some(staged) = self.tree.staging().dataset(&dataset)
-        {
-            staged.sync_dir(&path.parent())?;
-        }
-        Ok(())
+        let Handle::Staged(_, file) = &*handle else { return Ok(()) };
+        Ok(if data_only { file.sync_data()? } else { file.sync_all()? })
     }
 
     /// Makes the staged entries of a directory durable.
@@ -238,11 +242,18 @@ impl DatasetFs {
 
     /// Stages a copy of a published file, which takes its place in the tree: a whole copy, or an empty
     /// file if it is about to be truncated anyway.
-    pub(super) async fn copy_up(&self, dataset: &DatasetName, path: &RelPath, empty: bool) -> Result<(), FsError> {
+    pub(super) async fn copy_up(
+        &self,
+        dataset: &DatasetName,
+        path: &RelPath,
+        empty: bool,
+    ) -> Result<(), FsError> {
         if !self.options.allow_replace {
             return Err(FsError::Published(format!("{dataset}/{path}")));
         }
-        let Some(Found::Published(file)) = self.tree.lookup(dataset, path).await?.value else { return Ok(()) };
+        let Some(Found::Published(file)) = self.tree.lookup(dataset, path).await?.value else {
+            return Ok(());
+        };
         let file = self.tree.catalog().resolve_version(&file).await?;
         let etag = file.etag.clone().ok_or(FsError::Stale)?;
         let base = Base { etag: etag.clone(), size_bytes: file.size_bytes, kind: BaseKind::Replace };
@@ -264,13 +275,11 @@ impl DatasetFs {
 }
 
 fn gone_is_stale(err: StagingError, path: &RelPath) -> FsError {
-    match err {
-        StagingError::NotFound { .. } => {
-            tracing::debug!("{path} is staged no more: the kernel looks it up again");
-            FsError::Stale
-        }
-        other => FsError::Staging(other),
+    if err.errno() == libc::ENOENT {
+        tracing::debug!("{path} is staged no more: the kernel looks it up again");
+        return FsError::Stale;
     }
+    FsError::Staging(err)
 }
 
 /// Reads from a local file without clearing the buffer first; fewer bytes only at its end.

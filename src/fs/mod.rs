@@ -13,28 +13,35 @@
 //! 2. A handle reads one version: its inode belongs to (path, `ETag`), and its reader pins it.
 //! 3. No lock of this module is held across an `.await` or a call into the kernel.
 //!
-//! `dir` lists, `file` reads and writes, `change` makes, moves and removes, `xattr` tells a
+//! `dir` lists, `ahead` and `walk` guess what is opened next, `file` reads and writes, `change` makes, moves and removes, `xattr` tells a
 //! file's state, `open` keeps the handles, `error` has the table of errnos.
 
+mod ahead;
 pub mod attr;
 pub mod change;
 pub mod dir;
 pub mod error;
 pub mod file;
 pub mod open;
+pub mod walk;
 pub mod xattr;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::catalog::Catalog;
+use crate::catalog::NewsListener;
+use crate::catalog::listing::RemoteFile;
 use crate::clock::Clock;
+use crate::fs::ahead::Ahead;
 use crate::fs::attr::Attr;
 use crate::fs::attr::AttrRules;
 use crate::fs::error::FsError;
@@ -53,6 +60,7 @@ use crate::tree::Tree;
 use crate::tree::inode::Ino;
 use crate::tree::inode::InodeTable;
 use crate::tree::inode::Node;
+use crate::tree::inode::ROOT;
 
 /// How long the kernel may keep a published file's attributes: they belong to a version, and a
 /// version does not change.
@@ -67,6 +75,8 @@ pub struct FsOptions {
     pub read_only: bool,
     /// Published files may be replaced and deleted, in staging.
     pub allow_replace: bool,
+    /// Whole local files may be handed to the kernel, where it permits that.
+    pub passthrough: bool,
     /// The owner of everything shown.
     pub uid: u32,
     /// The group of everything shown.
@@ -108,11 +118,26 @@ pub struct DatasetFs {
     reader: Arc<Reader>,
     inodes: InodeTable,
     open: OpenTable,
+    ahead: Ahead,
     options: FsOptions,
     rules: AttrRules,
     clock: Arc<dyn Clock>,
     passthrough: AtomicBool,
     kernel: OnceLock<Arc<dyn KernelCache>>,
+}
+
+/// Carries what the catalog notices to the kernel.
+#[derive(Debug)]
+struct Notices {
+    fs: Weak<DatasetFs>,
+}
+
+impl NewsListener for Notices {
+    fn changed(&self, name: &DatasetName, paths: &[RelPath]) {
+        if let Some(fs) = self.fs.upgrade() {
+            fs.invalidate_all(name, paths.iter());
+        }
+    }
 }
 
 /// Where a name is, before it is known what is there.
@@ -139,6 +164,7 @@ impl DatasetFs {
             reader,
             inodes: InodeTable::default(),
             open: OpenTable::default(),
+            ahead: Ahead::default(),
             options,
             rules,
             clock,
@@ -178,8 +204,9 @@ impl DatasetFs {
     }
 
     /// Called once by whoever has mounted it: what the kernel can do, and how to reach it.
-    pub fn attach(&self, kernel: Arc<dyn KernelCache>, passthrough: bool) {
-        self.passthrough.store(passthrough, Ordering::Relaxed);
+    pub fn attach(self: &Arc<Self>, kernel: Arc<dyn KernelCache>, passthrough: bool) {
+        self.passthrough.store(passthrough && self.options.passthrough, Ordering::Relaxed);
+        self.tree.catalog().listen(Arc::new(Notices { fs: Arc::downgrade(self) }));
         // A second mount of the same file system does not happen; the first one stays attached.
         let _already_attached = self.kernel.set(kernel);
     }
@@ -244,6 +271,39 @@ impl DatasetFs {
             }
         };
         Ok((attr, ATTR_TTL))
+    }
+
+    /// Takes in a commit: what was staged is published now. The tree moves from one state to the
+    /// other without asking the remote, and the kernel is told which names it has to ask about again.
+    pub fn committed(&self, dataset: &DatasetName, published: &[(RelPath, RemoteFile)], deleted: &[RelPath]) {
+        self.tree.catalog().publish(dataset, published);
+        self.tree.catalog().withdraw(dataset, deleted);
+        let paths = published.iter().map(|(path, _)| path).chain(deleted);
+        self.unstaged(dataset, paths);
+    }
+
+    /// Takes in that these paths are no longer staged: committed, or discarded.
+    pub fn unstaged<'p>(&self, dataset: &DatasetName, paths: impl Iterator<Item = &'p RelPath> + Clone) {
+        for path in paths.clone() {
+            self.inodes.unlink(dataset, path); // the inode belongs to the staged file, not to the name
+        }
+        self.invalidate_all(dataset, paths);
+    }
+
+    /// Tells the kernel that these paths, and so perhaps the directories that lead to them, are
+    /// no longer what they were.
+    fn invalidate_all<'p>(&self, dataset: &DatasetName, paths: impl Iterator<Item = &'p RelPath>) {
+        let mut above = BTreeSet::new();
+        for path in paths {
+            self.invalidate(dataset, path);
+            above.extend(path.ancestors().filter_map(|dir| dir.as_path()));
+        }
+        for dir in above.iter().rev() {
+            self.invalidate(dataset, dir);
+        }
+        if let Some(kernel) = self.kernel.get() {
+            kernel.entry_changed(ROOT, dataset.as_str());
+        }
     }
 
     /// Tells the kernel that a path of a dataset is no longer what it was.

@@ -148,32 +148,40 @@ impl OpenTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::DatasetName;
+    use crate::name::RelPath;
+    use crate::staging::Holder;
+    use crate::staging::Staging;
 
-    fn staged(ino: Ino) -> Handle {
-        // A staged file needs a staging area; a directory handle has no inode. Reads have both.
-        Handle::Staged(ino, StagedFile::for_test(tempfile::tempfile().unwrap()))
+    /// A handle of a staged file; each call makes another file.
+    fn staged(ino: Ino, dir: &tempfile::TempDir) -> Handle {
+        let holder = Holder { pid: std::process::id(), socket: None, mountpoint: None };
+        let dir = tempfile::tempdir_in(dir).unwrap();
+        let staging = Staging::open(dir.path(), &holder).unwrap();
+        let dataset = staging.create_dataset(&DatasetName::parse("run").unwrap()).unwrap();
+        Handle::Staged(ino, dataset.create_file(&RelPath::parse("a").unwrap(), 0o644).unwrap())
     }
 
     #[test]
     fn the_first_open_chooses_the_mode_and_the_last_close_forgets_it() {
-        let table = OpenTable::default();
+        let (table, dir) = (OpenTable::default(), tempfile::tempdir().unwrap());
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let (first, mode) = table.insert(staged(7), IoMode::Cached, None);
+        let (first, mode) = table.insert(staged(7, &dir), IoMode::Cached, None);
         assert!(matches!(mode, IoMode::Cached));
-        let (second, mode) = table.insert(staged(7), IoMode::Passthrough(Arc::clone(&file)), None);
+        let (second, mode) = table.insert(staged(7, &dir), IoMode::Passthrough(Arc::clone(&file)), None);
         assert!(matches!(mode, IoMode::Cached), "sticky while open");
         table.remove(first);
         assert!(table.mode(7).is_some());
         table.remove(second);
         assert!(table.mode(7).is_none());
-        let (_, mode) = table.insert(staged(7), IoMode::Passthrough(file), None);
+        let (_, mode) = table.insert(staged(7, &dir), IoMode::Passthrough(file), None);
         assert!(matches!(mode, IoMode::Passthrough(_)));
     }
 
     #[test]
     fn a_closed_handle_is_a_bad_handle() {
-        let table = OpenTable::default();
-        let (fh, _) = table.insert(staged(7), IoMode::Cached, None);
+        let (table, dir) = (OpenTable::default(), tempfile::tempdir().unwrap());
+        let (fh, _) = table.insert(staged(7, &dir), IoMode::Cached, None);
         assert!(table.get(fh).is_ok());
         table.remove(fh);
         assert!(matches!(table.get(fh), Err(FsError::BadHandle(bad)) if bad == fh));

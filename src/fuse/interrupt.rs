@@ -63,7 +63,9 @@ mod tests {
     #[test]
     fn only_signals_that_will_be_delivered_count() {
         let status = |pending: u64, shared: u64, blocked: u64, ignored: u64| {
-            format!("Name:\tcat\nSigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\n")
+            format!(
+                "Name:\tcat\nSigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\n"
+            )
         };
         let (int, kill) = (1 << 1, 1 << 8);
         assert!(!must_stop(&status(0, 0, 0, 0)));

@@ -67,7 +67,6 @@ use crate::fs::attr::Kind;
 use crate::fs::change::Changes;
 use crate::fs::change::RenameMode;
 use crate::fs::error::FsError;
-use crate::fs::open::IoMode;
 use crate::fs::open::Opened;
 use crate::fuse::backing::Backings;
 use crate::fuse::interrupt::interruptible;
@@ -343,7 +342,14 @@ impl Filesystem for FuseAdapter {
         });
     }
 
-    fn symlink(&self, _req: &Request, _parent: INodeNo, _link_name: &OsStr, _target: &Path, reply: ReplyEntry) {
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _link_name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
         reply.error(log_errno("symlink", &FsError::NotPermitted("symbolic links: an object store has none")));
     }
 
@@ -506,7 +512,14 @@ impl Filesystem for FuseAdapter {
         }
     }
 
-    fn readdirplus(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         let snapshot = match self.fs.snapshot(fh.0) {
             Ok(snapshot) => snapshot,
             Err(err) => return reply.error(log_errno("readdirplus", &err)),
@@ -533,7 +546,14 @@ impl Filesystem for FuseAdapter {
         reply.ok();
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         self.fs.release(fh.0);
         reply.ok();
     }

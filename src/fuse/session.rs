@@ -73,7 +73,8 @@ impl MountedFs {
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName(options.fs_name.clone()),
-            MountOption::Subtype("dsfs".into()),
+            // Not `Subtype`: that reaches fusermount3 only, and root's mounts would be plain `fuse`.
+            MountOption::CUSTOM("subtype=dsfs".into()),
             MountOption::DefaultPermissions,
             MountOption::NoAtime,
             MountOption::NoDev,
@@ -159,7 +160,8 @@ impl Unmounter {
 /// Whether the kernel lets us hand files over. It grants the capability to anybody and refuses
 /// at the first file, so a file is tried.
 fn passthrough_permitted(session: &Session<FuseAdapter>, dir: &Path) -> bool {
-    let file = rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    let file =
+        rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
     match file.map_err(io::Error::from).and_then(|file| BackingId::create_raw(session, file)) {
         Ok(_) => true, // one id, given back when the connection ends
         Err(err) => {

@@ -200,7 +200,7 @@ impl StagedDataset {
     }
 
     /// Runs a change of a directory, making the directory first where it is missing.
-    fn in_parent<T>(
+    pub(super) fn in_parent<T>(
         &self,
         tree: &Tree,
         path: &RelPath,

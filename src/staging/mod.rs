@@ -33,6 +33,7 @@
 mod base;
 mod dataset;
 mod file;
+mod import;
 mod lock;
 mod seal;
 mod tree;
@@ -57,6 +58,7 @@ pub use base::Base;
 pub use base::BaseKind;
 pub use dataset::StagedDataset;
 pub use file::StagedFile;
+pub use import::StagedImport;
 pub use lock::Holder;
 pub use seal::Contents;
 pub use seal::Sealed;
@@ -192,6 +194,17 @@ pub struct StagedAttr {
     pub accessed: SystemTime,
     /// The local file's inode number: it stays the same through every rename.
     pub local_ino: u64,
+}
+
+impl StagedAttr {
+    /// The attributes of an open file of the staging tree, which may have no name any more.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn of_file(file: &std::fs::File) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(file)?;
+        tree::attr_of(&stat, StagedState::Open).ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
+    }
 }
 
 /// What is staged for one dataset, in numbers.

@@ -295,3 +295,67 @@ impl ObjectStore for FaultyStore {
         self.run(fault.as_ref(), self.inner.delete(key, etag)).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::collect;
+    use crate::store::memory::MemoryStore;
+
+    fn key() -> ObjectKey {
+        ObjectKey::from_listing("a")
+    }
+
+    fn setup() -> (Arc<MemoryStore>, FaultyStore) {
+        let memory = Arc::new(MemoryStore::default());
+        (Arc::clone(&memory), FaultyStore::new(memory))
+    }
+
+    async fn put(store: &FaultyStore, body: &'static str) -> Result<ETag, StoreError> {
+        let body = Bytes::from_static(body.as_bytes());
+        store.put(&key(), body, &Expect::Absent, &PutAttributes::default()).await
+    }
+
+    #[tokio::test]
+    async fn a_script_is_for_the_next_request_of_its_kind() {
+        let (memory, store) = setup();
+        store.script(Operation::Put, Fault::LostReply);
+        assert!(matches!(store.head(&key()).await, Err(StoreError::NotFound { .. })));
+        assert!(put(&store, "1").await.is_err_and(|err| err.is_transient()));
+        assert!(memory.head(&key()).await.is_ok(), "it was carried out");
+        assert!(matches!(put(&store, "2").await, Err(StoreError::AlreadyExists { .. })));
+        store.script(Operation::Put, Fault::IgnoreCondition);
+        put(&store, "3").await.unwrap();
+        assert_eq!(memory.snapshot()[&key()], "3");
+    }
+
+    #[tokio::test]
+    async fn a_truncated_body_ends_in_an_error_after_its_bytes() {
+        let (memory, store) = setup();
+        let etag = memory.overwrite_out_of_band(&key(), Bytes::from_static(b"0123456789"));
+        for cut in [0, 4] {
+            store.script(Operation::Get, Fault::Truncate(cut));
+            let body: Vec<_> = store.get(&key(), &etag, 0..10).await.unwrap().collect().await;
+            let (last, pieces) = body.split_last().unwrap();
+            assert!(last.is_err());
+            assert_eq!(pieces.iter().flatten().map(|piece| piece.len() as u64).sum::<u64>(), cut);
+        }
+        assert_eq!(collect(store.get(&key(), &etag, 0..10).await.unwrap(), 10).await.unwrap().len(), 10);
+    }
+
+    #[tokio::test]
+    async fn a_seed_repeats_itself() {
+        let odds = Odds { before: 300, lost_reply: 300, delay: 0, delay_max: Duration::ZERO };
+        let mut runs = Vec::new();
+        for seed in [1, 1, 2] {
+            let store = FaultyStore::seeded(Arc::new(MemoryStore::default()), seed, odds);
+            let mut outcomes = Vec::new();
+            for _ in 0..64 {
+                outcomes.push(store.check_access().await.is_ok());
+            }
+            runs.push(outcomes);
+        }
+        assert_eq!(runs[0], runs[1]);
+        assert_ne!(runs[0], runs[2]);
+    }
+}

@@ -16,6 +16,9 @@
 //!    that another process began, cannot be told from somebody else's; after an ambiguous
 //!    failure its conflict is reported as [`StoreError::Unavailable`], "may have been written".
 //!
+//! An upload whose creation got no answer is left behind, empty and invisible, since nobody
+//! knows its name; servers give such uploads up after some days.
+//!
 //! Retries of a `get` end where its body begins; who reads the body asks for the rest.
 //!
 //! # What this module does not know
@@ -54,9 +57,9 @@ use crate::store::PartReceipt;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
 use crate::store::UploadId;
+use crate::store::complete_allowance;
+use crate::store::upload_allowance;
 
-/// The slowest line that an upload is waited for, in bytes per second.
-const UPLOAD_RATE_MIN: u64 = 64 * 1024;
 /// Uploads whose attributes are remembered; one that is forgotten is not resolved, only reported.
 const UPLOADS_REMEMBERED_MAX: usize = 4096;
 
@@ -69,7 +72,8 @@ pub struct RetryOptions {
     pub backoff_base: Duration,
     /// Bound of every pause.
     pub backoff_max: Duration,
-    /// How long one attempt may take; the time a body takes on a very slow line comes on top.
+    /// How long one attempt may take; what a body needs on a very slow line, or
+    /// an upload to be completed, comes on top.
     pub attempt_timeout: Duration,
     /// How long all attempts together may take, pauses included; likewise.
     pub deadline: Duration,
@@ -166,14 +170,13 @@ impl RetryingStore {
     async fn attempts<T, F>(
         &self,
         subject: &str,
-        body_bytes: usize,
+        allowance: Duration,
         again: fn(&StoreError) -> bool,
         mut attempt: impl FnMut() -> F,
     ) -> Outcome<(T, OwnedSemaphorePermit)>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let allowance = Duration::from_secs(body_bytes as u64 / UPLOAD_RATE_MIN);
         let deadline = Instant::now() + self.options.deadline + allowance;
         let mut ambiguous = false;
         let mut failures = 0;
@@ -207,13 +210,13 @@ impl RetryingStore {
     async fn plain<T, F>(
         &self,
         subject: &str,
-        body_bytes: usize,
+        allowance: Duration,
         attempt: impl FnMut() -> F,
     ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let outcome = self.attempts(subject, body_bytes, StoreError::is_transient, attempt).await;
+        let outcome = self.attempts(subject, allowance, StoreError::is_transient, attempt).await;
         outcome.result.map(|(value, _permit)| value)
     }
 
@@ -274,20 +277,21 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn check_access(&self) -> Result<(), StoreError> {
-        self.plain("bucket", 0, || self.inner.check_access()).await
+        self.plain("bucket", Duration::ZERO, || self.inner.check_access()).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        self.plain(request.prefix.as_str(), 0, || self.inner.list(request)).await
+        self.plain(request.prefix.as_str(), Duration::ZERO, || self.inner.list(request)).await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
-        self.plain(key.as_str(), 0, || self.inner.head(key)).await
+        self.plain(key.as_str(), Duration::ZERO, || self.inner.head(key)).await
     }
 
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
         let attempt = || self.inner.get(key, etag, range.clone());
-        let (body, permit) = self.attempts(key.as_str(), 0, StoreError::is_transient, attempt).await.result?;
+        let (body, permit) =
+            self.attempts(key.as_str(), Duration::ZERO, StoreError::is_transient, attempt).await.result?;
         // The request is under way until its body is read or dropped.
         let body = body.map(move |piece| {
             let _held = &permit;
@@ -304,7 +308,9 @@ impl ObjectStore for RetryingStore {
         attributes: &PutAttributes,
     ) -> Result<ETag, StoreError> {
         let attempt = || self.inner.put(key, body.clone(), expect, attributes);
-        let outcome = self.attempts(key.as_str(), body.len(), StoreError::is_transient, attempt).await;
+        let outcome = self
+            .attempts(key.as_str(), upload_allowance(body.len()), StoreError::is_transient, attempt)
+            .await;
         let ours = OurWrite { attributes: Some(attributes), size_bytes: Some(body.len() as u64) };
         self.finish_write(key, outcome, &ours).await
     }
@@ -314,7 +320,8 @@ impl ObjectStore for RetryingStore {
         key: &ObjectKey,
         attributes: &PutAttributes,
     ) -> Result<UploadId, StoreError> {
-        let upload = self.plain(key.as_str(), 0, || self.inner.create_multipart(key, attributes)).await?;
+        let upload =
+            self.plain(key.as_str(), Duration::ZERO, || self.inner.create_multipart(key, attributes)).await?;
         let open = OpenUpload { attributes: attributes.clone(), parts: BTreeMap::new() };
         self.uploads.lock().put(upload.clone(), open);
         Ok(upload)
@@ -328,7 +335,7 @@ impl ObjectStore for RetryingStore {
         body: Bytes,
     ) -> Result<PartReceipt, StoreError> {
         let attempt = || self.inner.put_part(key, upload, number, body.clone());
-        let receipt = self.plain(key.as_str(), body.len(), attempt).await?;
+        let receipt = self.plain(key.as_str(), upload_allowance(body.len()), attempt).await?;
         if let Some(open) = self.uploads.lock().get_mut(upload) {
             open.parts.insert(number, body.len() as u64);
         }
@@ -345,7 +352,7 @@ impl ObjectStore for RetryingStore {
         let attempt = || self.inner.complete_multipart(key, upload, parts, expect);
         // Two writers met: S3 has given the upload up, so asking for it again is of no use.
         let again = |err: &StoreError| matches!(err, StoreError::Unavailable { .. });
-        let outcome = self.attempts(key.as_str(), 0, again, attempt).await;
+        let outcome = self.attempts(key.as_str(), complete_allowance(parts.len()), again, attempt).await;
         let open = self.uploads.lock().get(upload).cloned();
         let size_of = |open: &OpenUpload| parts.iter().map(|part| open.parts.get(&part.number)).sum();
         let ours = OurWrite {
@@ -358,13 +365,13 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
-        self.plain(key.as_str(), 0, || self.inner.abort_multipart(key, upload)).await?;
+        self.plain(key.as_str(), Duration::ZERO, || self.inner.abort_multipart(key, upload)).await?;
         self.uploads.lock().pop(upload);
         Ok(())
     }
 
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
-        self.plain(key.as_str(), 0, || self.inner.delete(key, etag)).await
+        self.plain(key.as_str(), Duration::ZERO, || self.inner.delete(key, etag)).await
     }
 }
 

@@ -202,11 +202,7 @@ fn moved(node: &Node, dataset: &DatasetName, from: &RelPath, below: &DirPath, to
         Node::Directory(name, dir) if name == dataset => {
             Some(Node::Directory(name.clone(), new_path(&dir.as_path()?)?.into()))
         }
-        Node::Root
-        | Node::Unlinked(_)
-        | Node::Published(..)
-        | Node::Staged(..)
-        | Node::Directory(..) => None,
+        Node::Root | Node::Unlinked(_) | Node::Published(..) | Node::Staged(..) | Node::Directory(..) => None,
     }
 }
 

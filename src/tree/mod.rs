@@ -134,7 +134,11 @@ impl Tree {
     ///
     /// # Errors
     /// The staging disk's; the remote's, if it has to be asked and cannot.
-    pub async fn lookup(&self, name: &DatasetName, path: &RelPath) -> Result<Answer<Option<Found>>, TreeError> {
+    pub async fn lookup(
+        &self,
+        name: &DatasetName,
+        path: &RelPath,
+    ) -> Result<Answer<Option<Found>>, TreeError> {
         let staged = self.staging.dataset(name);
         if let Some(staged) = &staged {
             if let Some(attr) = staged.lookup(path)? {

@@ -50,9 +50,9 @@ const TEMP_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug)]
 pub(super) struct Bucket {
     pub path: PathBuf,
-    /// Device and inode of the root when it was opened: a network share that is not mounted any
-    /// more must not look like an empty bucket.
-    identity: (u64, u64),
+    /// The root's inode number when it was opened: a network share that is not mounted any more
+    /// must not look like an empty bucket. Not its device, which changes when it is mounted anew.
+    root_inode: u64,
     /// Whether extended attributes are to be tried.
     pub xattrs: bool,
     pub names: KeptNames,
@@ -70,8 +70,7 @@ impl Bucket {
         let stat = place::open_root(&path)
             .and_then(|root| Ok(rustix::fs::fstat(root)?))
             .map_err(|err| no_bucket(&path, err))?;
-        let identity = (stat.st_dev, stat.st_ino);
-        let bucket = Self { path, identity, xattrs: true, names: KeptNames::default() };
+        let bucket = Self { path, root_inode: stat.st_ino, xattrs: true, names: KeptNames::default() };
         bucket.sweep_temps();
         Ok(bucket)
     }
@@ -80,7 +79,7 @@ impl Bucket {
     pub(super) fn root(&self) -> Result<OwnedFd, StoreError> {
         let root = place::open_root(&self.path).map_err(|err| no_bucket(&self.path, err))?;
         let stat = rustix::fs::fstat(&root).map_err(|err| no_bucket(&self.path, err.into()))?;
-        if (stat.st_dev, stat.st_ino) != self.identity {
+        if stat.st_ino != self.root_inode {
             let reason = "another directory is there than at the start; is its file system mounted?";
             return Err(StoreError::unavailable(self.path.display(), reason));
         }

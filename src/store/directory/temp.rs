@@ -86,13 +86,18 @@ impl TempFile {
     pub(super) fn publish_new(&self, parent: impl AsFd, name: &str) -> io::Result<()> {
         let parent = parent.as_fd();
         match rustix::fs::renameat_with(&self.dir, &self.name, parent, name, RenameFlags::NOREPLACE) {
-            // Network file systems: link(2) is as atomic, in two steps.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                rustix::fs::linkat(&self.dir, &self.name, parent, name, AtFlags::empty())?;
-                rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::empty())?;
-            }
+            // What network file systems say.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return self.link_new(parent, name),
             done => done?,
         }
+        Ok(rustix::fs::fsync(parent)?)
+    }
+
+    /// The same in two steps, of which the first decides: for a moment the file has two names.
+    pub(super) fn link_new(&self, parent: impl AsFd, name: &str) -> io::Result<()> {
+        let parent = parent.as_fd();
+        rustix::fs::linkat(&self.dir, &self.name, parent, name, AtFlags::empty())?;
+        rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::empty())?;
         Ok(rustix::fs::fsync(parent)?)
     }
 

@@ -72,7 +72,7 @@ pub struct S3Options {
     /// How long a TCP and TLS handshake may take.
     pub connect_timeout: Duration,
     /// How long a server may be silent: until an answer begins, and between two pieces of a body.
-    /// Requests with a body get the time on top that the body takes at a very slow line's speed.
+    /// What a body needs on a very slow line, or an upload to be completed, comes on top.
     pub request_timeout: Duration,
 }
 

@@ -57,6 +57,8 @@ use crate::store::PartReceipt;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
 use crate::store::UploadId;
+use crate::store::complete_allowance;
+use crate::store::upload_allowance;
 
 pub use self::connect::S3Credentials;
 pub use self::connect::S3Options;
@@ -64,9 +66,6 @@ pub use self::connect::S3Options;
 use self::connect::ServerClock;
 use self::error::Subject;
 use self::error::chain;
-
-/// The slowest line that an upload is waited for, in bytes per second.
-const UPLOAD_RATE_MIN: u64 = 64 * 1024;
 
 /// A bucket on an S3-compatible service.
 pub struct S3Store {
@@ -107,17 +106,17 @@ impl S3Store {
         self.clock.now()
     }
 
-    /// Waits for an answer for as long as is decent for a request with a body of `body_bytes`.
+    /// Waits for an answer, for the time that a request has and the `allowance` that this one gets on top.
     async fn answer<T, E>(
         &self,
         subject: Subject<'_>,
-        body_bytes: usize,
+        allowance: Duration,
         request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     ) -> Result<T, Failure>
     where
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
     {
-        let limit = self.request_timeout + Duration::from_secs(body_bytes as u64 / UPLOAD_RATE_MIN);
+        let limit = self.request_timeout + allowance;
         match timeout(limit, request).await {
             Ok(Ok(output)) => Ok(output),
             Ok(Err(err)) => Err(Failure {
@@ -260,7 +259,7 @@ impl ObjectStore for S3Store {
 
     async fn check_access(&self) -> Result<(), StoreError> {
         let request = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
-        self.answer(Subject::Bucket, 0, request).await?;
+        self.answer(Subject::Bucket, Duration::ZERO, request).await?;
         Ok(())
     }
 
@@ -275,7 +274,7 @@ impl ObjectStore for S3Store {
             .max_keys(i32::from(request.keys_max))
             .encoding_type(EncodingType::Url)
             .send();
-        let output = self.answer(Subject::Bucket, 0, call).await?;
+        let output = self.answer(Subject::Bucket, Duration::ZERO, call).await?;
         let mut page = listing::page(&output);
         if output.is_truncated() == Some(true) {
             let next = output.next_continuation_token().map(str::to_owned);
@@ -294,7 +293,7 @@ impl ObjectStore for S3Store {
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
         let subject = Subject::Read(key);
         let request = self.client.head_object().bucket(&self.bucket).key(key.as_str()).send();
-        let output = self.answer(subject, 0, request).await?;
+        let output = self.answer(subject, Duration::ZERO, request).await?;
         let etag = output.e_tag().map(ETag::from_server);
         let size_bytes = output.content_length().and_then(|len| u64::try_from(len).ok());
         let (Some(etag), Some(size_bytes)) = (etag, size_bytes) else {
@@ -319,7 +318,7 @@ impl ObjectStore for S3Store {
             .if_match(quoted(etag))
             .range(format!("bytes={}-{}", range.start, range.end - 1))
             .send();
-        let reply = match self.answer(Subject::Read(key), 0, request).await {
+        let reply = match self.answer(Subject::Read(key), Duration::ZERO, request).await {
             Err(Failure { status: Some(416), .. }) => {
                 return Err(self.explain_bad_range(key, etag, &range).await);
             }
@@ -343,7 +342,7 @@ impl ObjectStore for S3Store {
         expect: &Expect,
         attributes: &PutAttributes,
     ) -> Result<ETag, StoreError> {
-        let len = body.len();
+        let allowance = upload_allowance(body.len());
         let (if_none_match, if_match) = condition(expect);
         let mut call = self
             .client
@@ -361,7 +360,7 @@ impl ObjectStore for S3Store {
         if self.unsigned_bodies {
             call = call.disable_payload_signing();
         }
-        let output = self.answer(Subject::Write(key, expect), len, call.send()).await?;
+        let output = self.answer(Subject::Write(key, expect), allowance, call.send()).await?;
         self.written_etag(key, output.e_tag()).await
     }
 
@@ -379,7 +378,7 @@ impl ObjectStore for S3Store {
         for (name, value) in &attributes.metadata {
             call = call.metadata(name, value);
         }
-        let output = self.answer(Subject::Write(key, &Expect::Absent), 0, call.send()).await?;
+        let output = self.answer(Subject::Write(key, &Expect::Absent), Duration::ZERO, call.send()).await?;
         match output.upload_id {
             Some(id) => Ok(UploadId(id)),
             None => {
@@ -396,7 +395,7 @@ impl ObjectStore for S3Store {
         number: u32,
         body: Bytes,
     ) -> Result<PartReceipt, StoreError> {
-        let len = body.len();
+        let allowance = upload_allowance(body.len());
         let checksum = crc32c_header(&body);
         let mut call = self
             .client
@@ -411,7 +410,7 @@ impl ObjectStore for S3Store {
         if self.unsigned_bodies {
             call = call.disable_payload_signing();
         }
-        let output = self.answer(Subject::Upload(key), len, call.send()).await?;
+        let output = self.answer(Subject::Upload(key), allowance, call.send()).await?;
         let Some(etag) = output.e_tag().map(ETag::from_server) else {
             let reason = format!("the answer to part {number} has no ETag");
             return Err(StoreError::Rejected { key: key.to_string(), reason });
@@ -426,14 +425,14 @@ impl ObjectStore for S3Store {
         parts: &[PartReceipt],
         expect: &Expect,
     ) -> Result<ETag, StoreError> {
-        let parts = parts.iter().map(|part| {
+        let completed = parts.iter().map(|part| {
             CompletedPart::builder()
                 .part_number(i32::try_from(part.number).unwrap_or(i32::MAX))
                 .e_tag(quoted(&part.etag))
                 .set_checksum_crc32_c(part.checksum.clone())
                 .build()
         });
-        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.collect())).build();
+        let completed = CompletedMultipartUpload::builder().set_parts(Some(completed.collect())).build();
         let (if_none_match, if_match) = condition(expect);
         let call = self
             .client
@@ -441,11 +440,12 @@ impl ObjectStore for S3Store {
             .bucket(&self.bucket)
             .key(key.as_str())
             .upload_id(&upload.0)
-            .multipart_upload(parts)
+            .multipart_upload(completed)
             .set_if_none_match(if_none_match)
             .set_if_match(if_match)
             .send();
-        let output = self.answer(Subject::Write(key, expect), 0, call).await?;
+        let allowance = complete_allowance(parts.len());
+        let output = self.answer(Subject::Write(key, expect), allowance, call).await?;
         self.written_etag(key, output.e_tag()).await
     }
 
@@ -457,7 +457,7 @@ impl ObjectStore for S3Store {
             .key(key.as_str())
             .upload_id(&upload.0)
             .send();
-        match self.answer(Subject::Upload(key), 0, call).await {
+        match self.answer(Subject::Upload(key), Duration::ZERO, call).await {
             Ok(_) | Err(Failure { error: StoreError::NoSuchUpload { .. }, .. }) => Ok(()),
             Err(failure) => Err(failure.error),
         }
@@ -474,12 +474,12 @@ impl ObjectStore for S3Store {
         let expect = Expect::Version(etag.clone());
         let subject = Subject::Write(key, &expect);
         let call = || self.client.delete_object().bucket(&self.bucket).key(key.as_str());
-        let outcome = self.answer(subject, 0, call().if_match(quoted(etag)).send()).await;
+        let outcome = self.answer(subject, Duration::ZERO, call().if_match(quoted(etag)).send()).await;
         match outcome {
             Ok(_) => Ok(()),
             // "Not implemented" speaks of the condition, not of deleting.
             Err(Failure { status: Some(501), .. }) => {
-                self.answer(subject, 0, call().send()).await?;
+                self.answer(subject, Duration::ZERO, call().send()).await?;
                 Ok(())
             }
             // Gone by now, or another version: a look tells which.

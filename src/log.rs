@@ -11,7 +11,6 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::commit::CommitError;
 use crate::name::DatasetName;
 use crate::name::ObjectKey;
 use crate::name::RemotePrefix;
@@ -20,6 +19,7 @@ use crate::record::CommitBody;
 use crate::record::CommitRecord;
 use crate::record::Footing;
 use crate::record::Outcome;
+use crate::record::RecordError;
 use crate::record::Snapshot;
 use crate::store::Expect;
 use crate::store::ListRequest;
@@ -35,6 +35,39 @@ const CLOCK_SKEW_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often the end of the log may move away before a writer gives up.
 const APPEND_TRIES: u32 = 64;
 
+/// Why a log could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The remote's answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something in the bucket could not be read.
+    #[error("{key}: {source}")]
+    Record {
+        /// Which object.
+        key: ObjectKey,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// Others kept writing records before ours.
+    #[error("too many others write to the dataset's log at once")]
+    Crowded,
+}
+
+impl LogError {
+    /// As an answer of the store, for those who only read.
+    #[must_use]
+    pub fn into_store_error(self) -> StoreError {
+        match self {
+            Self::Store(err) => err,
+            Self::Record { ref key, .. } => {
+                StoreError::Rejected { key: key.to_string(), reason: self.to_string() }
+            }
+            Self::Crowded => StoreError::unavailable("the log", self),
+        }
+    }
+}
+
 /// The log of one dataset.
 #[derive(Clone, Debug)]
 pub struct Log {
@@ -45,14 +78,14 @@ pub struct Log {
 
 /// A record as its author wants it, before its number is known.
 #[derive(Clone, Debug)]
-pub(super) struct Draft {
+pub(crate) struct Draft {
     pub outcome: Outcome,
     pub body: CommitBody,
 }
 
 /// What became of an attempt to end a commit in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Appended {
+pub(crate) enum Appended {
     /// The record is there, with this number; it may have been there before.
     Recorded(CommitRecord),
     /// Another record ended the same commit the other way.
@@ -60,7 +93,7 @@ pub(super) enum Appended {
 }
 
 /// The whole content of a small object; `None` if there is none.
-pub(super) async fn read_object(
+pub(crate) async fn read_object(
     store: &dyn ObjectStore,
     key: &ObjectKey,
 ) -> Result<Option<Bytes>, StoreError> {
@@ -132,6 +165,11 @@ impl Log {
         Ok(there)
     }
 
+    /// For a record that was there and is gone: nobody deletes records.
+    pub(crate) fn lost(&self, seq: u64) -> LogError {
+        StoreError::NotFound { key: self.prefix.log_key(&self.dataset, seq) }.into()
+    }
+
     async fn exists(&self, seq: u64) -> Result<bool, StoreError> {
         match self.store.head(&self.prefix.log_key(&self.dataset, seq)).await {
             Ok(_) => Ok(true),
@@ -143,22 +181,22 @@ impl Log {
     /// One record; `None` if there is none of that number.
     ///
     /// # Errors
-    /// The store's, and [`CommitError::Record`].
-    pub async fn record(&self, seq: u64) -> Result<Option<CommitRecord>, CommitError> {
+    /// [`LogError`].
+    pub async fn record(&self, seq: u64) -> Result<Option<CommitRecord>, LogError> {
         if seq == 0 {
             return Ok(None);
         }
         let key = self.prefix.log_key(&self.dataset, seq);
         let Some(object) = read_object(&*self.store, &key).await? else { return Ok(None) };
         let record = CommitRecord::decode(&object);
-        record.map(Some).map_err(|source| CommitError::Record { key, source })
+        record.map(Some).map_err(|source| LogError::Record { key, source })
     }
 
     /// The tree after record `seq`, from two objects.
     ///
     /// # Errors
-    /// The store's, and [`CommitError::Record`].
-    pub async fn snapshot(&self, seq: u64) -> Result<Snapshot, CommitError> {
+    /// [`LogError`].
+    pub async fn snapshot(&self, seq: u64) -> Result<Snapshot, LogError> {
         match self.record(seq).await? {
             Some(record) => self.snapshot_after(&record.body).await,
             None if seq == 0 => Ok(Snapshot::default()),
@@ -169,22 +207,22 @@ impl Log {
     /// The tree after a record that has been read already.
     ///
     /// # Errors
-    /// The store's, and [`CommitError::Record`].
-    pub async fn snapshot_after(&self, record: &CommitBody) -> Result<Snapshot, CommitError> {
+    /// [`LogError`].
+    pub async fn snapshot_after(&self, record: &CommitBody) -> Result<Snapshot, LogError> {
         let Some(base) = record.base else { return Ok(Snapshot::default().after(record)) };
         let key = self.prefix.snapshot_key(&self.dataset, base.seq);
         let object = read_object(&*self.store, &key).await?;
         let object = object.ok_or_else(|| StoreError::NotFound { key: key.clone() })?;
-        let base = Snapshot::decode(&object).map_err(|source| CommitError::Record { key, source })?;
+        let base = Snapshot::decode(&object).map_err(|source| LogError::Record { key, source })?;
         Ok(base.after(record))
     }
 
     /// The record that ended commit `txid`, among `range`, newest first.
-    pub(super) async fn find(
+    pub(crate) async fn find(
         &self,
         txid: &str,
         range: RangeInclusive<u64>,
-    ) -> Result<Option<CommitRecord>, CommitError> {
+    ) -> Result<Option<CommitRecord>, LogError> {
         for seq in range.rev() {
             if let Some(record) = self.record(seq).await?.filter(|record| record.body.txid == txid) {
                 return Ok(Some(record));
@@ -194,12 +232,12 @@ impl Log {
     }
 
     /// As [`Self::find`] from `head` down, but gives up at records that were written long before `time`.
-    pub(super) async fn find_since(
+    pub(crate) async fn find_since(
         &self,
         txid: &str,
         head: u64,
         time: SystemTime,
-    ) -> Result<Option<CommitRecord>, CommitError> {
+    ) -> Result<Option<CommitRecord>, LogError> {
         for seq in (1..=head).rev() {
             let Some(record) = self.record(seq).await? else { continue };
             if record.body.txid == txid {
@@ -213,7 +251,7 @@ impl Log {
     }
 
     /// Writes a record at the end of the log, unless one behind `seen` has ended the same commit.
-    pub(super) async fn append(&self, draft: &Draft, seen: u64) -> Result<Appended, CommitError> {
+    pub(crate) async fn append(&self, draft: &Draft, seen: u64) -> Result<Appended, LogError> {
         let mut known = seen;
         for _ in 0..APPEND_TRIES {
             let head = self.head_from(known).await?;
@@ -240,11 +278,11 @@ impl Log {
                 Err(err) => return Err(err.into()),
             }
         }
-        Err(CommitError::Crowded)
+        Err(LogError::Crowded)
     }
 
     /// The record for the place behind `head`; writes the snapshot that it needs, if it needs one.
-    async fn numbered(&self, draft: &Draft, head: u64) -> Result<CommitBody, CommitError> {
+    async fn numbered(&self, draft: &Draft, head: u64) -> Result<CommitBody, LogError> {
         let last = self.record(head).await?.map(|record| record.body);
         let mut footing = Footing::after(last.as_ref());
         if let (true, Some(last)) = (footing.snapshot_due, &last) {

@@ -1,0 +1,480 @@
+//! One object version in the cache, whether or not anything of it is there.
+
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::block;
+use crate::block::BLOCK_BYTES;
+use crate::cache::BlockCache;
+use crate::cache::files::Files;
+use crate::cache::files::Lookup;
+use crate::cache::files::Stamp;
+use crate::cache::format;
+use crate::cache::format::HEADER_BYTES;
+use crate::cache::format::Header;
+use crate::cache::format::Kind;
+use crate::cache::format::VersionId;
+use crate::cache::paths;
+use crate::cache::paths::Suffix;
+
+/// Bytes read at a time when a whole file is verified.
+const VERIFY_BYTES: u64 = 1024 * 1024;
+/// How often the making of a pair of files is tried again when other processes interfere.
+const CREATE_ATTEMPTS: usize = 4;
+
+/// A place in the cache for one object version. Shared by all that read it in this process.
+#[derive(Debug)]
+pub struct Entry {
+    cache: Arc<BlockCache>,
+    id: VersionId,
+    size_bytes: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Nobody has looked yet.
+    Unknown,
+    /// Looked: nothing there.
+    Absent,
+    Open(Arc<Files>),
+}
+
+impl Entry {
+    pub(crate) fn new(cache: Arc<BlockCache>, id: VersionId, size_bytes: u64) -> Self {
+        Self { cache, id, size_bytes, state: Mutex::new(State::Unknown) }
+    }
+
+    /// An object of at most one block has a file of another form; see [`crate::cache::format`].
+    fn is_small(&self) -> bool {
+        is_small(self.size_bytes)
+    }
+
+    /// Whether a block is in the cache, checked or not.
+    pub fn is_present(&self, index: u64) -> bool {
+        if self.is_small() {
+            return index == 0 && self.cache.paths.of(&self.id, Suffix::One).exists();
+        }
+        self.files().is_some_and(|files| files.is_present(index))
+    }
+
+    /// Bytes out of a mapping, if all of them are present and verified: no copy. **Only for the
+    /// kernel**: this process must not touch them (a foreign truncation would be SIGBUS).
+    pub fn mapped(&self, bytes: &Range<u64>) -> Option<Bytes> {
+        let hit = self.files()?.mapped(bytes)?;
+        self.cache.counters.hits.fetch_add(1, Ordering::Relaxed);
+        Some(hit)
+    }
+
+    /// Bytes out of the cache, checked by their blocks' checksums the first time in this process.
+    /// `bytes` is not empty and lies inside the object. With `wait` unset, does not wait for the
+    /// disk, but for a small object's file.
+    pub fn read(&self, bytes: &Range<u64>, wait: bool) -> Lookup {
+        let found = if self.is_small() {
+            let whole = self.read_one();
+            whole.map_or(Lookup::Miss, |whole| {
+                Lookup::Hit(whole.slice(bytes.start as usize..bytes.end as usize))
+            })
+        } else {
+            self.read_blocks(bytes, wait)
+        };
+        let counter = match &found {
+            Lookup::Hit(_) => &self.cache.counters.hits,
+            Lookup::Miss => &self.cache.counters.misses,
+            Lookup::WouldBlock => return found,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    fn read_blocks(&self, bytes: &Range<u64>, wait: bool) -> Lookup {
+        let Some(files) = self.files() else { return Lookup::Miss };
+        match files.read(bytes, wait) {
+            Ok(found) => found,
+            Err(damaged) => {
+                self.cache.damaged(&self.id, damaged.len() as u64);
+                if !files.is_linked() {
+                    self.discard();
+                }
+                Lookup::Miss
+            }
+        }
+    }
+
+    /// Looks again for what other processes have cached of `blocks`.
+    pub fn refresh(&self, blocks: Range<u64>) {
+        if self.is_small() {
+            return;
+        }
+        let mut state = self.state.lock();
+        match &*state {
+            State::Open(files) => {
+                let _ = files.load(blocks); // what cannot be read is absent
+            }
+            State::Unknown | State::Absent => *state = self.look(),
+        }
+    }
+
+    /// Writes whole blocks, from block `first` on, that come verified from the network.
+    ///
+    /// # Errors
+    /// The local disk's. The caller reports it to the cache's health; nothing else is lost.
+    pub(crate) fn store(&self, first: u64, content: &[u8]) -> io::Result<()> {
+        let added = if self.is_small() {
+            self.store_one(content)?
+        } else {
+            self.files_for_writing()?.store(first, content)?
+        };
+        self.cache.added(&self.id, added);
+        Ok(())
+    }
+
+    /// A queued write ended.
+    pub(crate) fn written(&self, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.cache.health.succeeded(),
+            Err(err) => {
+                self.cache.health.failed("writing failed", &err);
+                self.cache.look_after(); // a full disk may have something to evict
+            }
+        }
+    }
+
+    /// Queues whole blocks for [`Self::store`], if there is room in the queue at once.
+    pub fn try_store_later(self: &Arc<Self>, first: u64, content: Bytes) -> bool {
+        self.cache.admits() && self.cache.queue.try_push(Arc::clone(self), first, content)
+    }
+
+    /// Queues whole blocks for [`Self::store`]. Waits for room in the queue, at most `patience`;
+    /// false if they were dropped. Dropped blocks are fetched again when they are needed again.
+    pub async fn store_later(self: &Arc<Self>, first: u64, content: Bytes, patience: Duration) -> bool {
+        if !self.cache.admits() {
+            return false;
+        }
+        self.cache.queue.push(Arc::clone(self), first, content, patience).await
+    }
+
+    /// The data file, if the whole object is in it and every block was verified by this process:
+    /// for passthrough. Never for objects of at most one block.
+    pub fn whole_file(&self) -> Option<Arc<File>> {
+        let files = self.files()?;
+        (files.is_whole() && files.is_linked()).then(|| Arc::clone(files.data()))
+    }
+
+    /// Whether every block is present, so that [`Self::verify`] is worth its time.
+    pub fn is_complete(&self) -> bool {
+        !self.is_small() && self.files().is_some_and(|files| files.is_complete())
+    }
+
+    /// Checks every block of a complete file that was not checked yet: reads the disk, blocking.
+    /// Whether the file is whole now.
+    pub fn verify(&self) -> bool {
+        let Some(files) = self.files().filter(|files| files.is_complete()) else { return false };
+        if files.is_whole() {
+            return true;
+        }
+        let pieces = (0..self.size_bytes).step_by(VERIFY_BYTES as usize);
+        let mut pieces = pieces.map(|start| start..(start + VERIFY_BYTES).min(self.size_bytes));
+        pieces.all(|piece| matches!(self.read_blocks(&piece, true), Lookup::Hit(_))) && files.is_whole()
+    }
+
+    /// Whether every one of these blocks is present and verified.
+    pub fn is_verified(&self, mut blocks: Range<u64>) -> bool {
+        self.files().is_some_and(|files| blocks.all(|index| files.is_verified(index)))
+    }
+
+    /// Reads and checks `bytes`, blocking, so that the next look at them finds them in memory.
+    pub fn warm(&self, bytes: Range<u64>) {
+        for start in bytes.clone().step_by(VERIFY_BYTES as usize) {
+            if !matches!(
+                self.read_blocks(&(start..(start + VERIFY_BYTES).min(bytes.end)), true),
+                Lookup::Hit(_)
+            ) {
+                return;
+            }
+        }
+    }
+
+    /// Looks at the disk anew at the next use: files were renamed into place.
+    pub(crate) fn reset(&self) {
+        *self.state.lock() = State::Unknown;
+    }
+
+    /// Whether what is open can still be found by others; else looks anew at the next use.
+    pub(crate) fn check_linked(&self) {
+        let mut state = self.state.lock();
+        if matches!(&*state, State::Open(files) if !files.is_linked()) {
+            *state = State::Unknown;
+        }
+    }
+
+    fn files(&self) -> Option<Arc<Files>> {
+        if self.is_small() {
+            return None;
+        }
+        let mut state = self.state.lock();
+        if matches!(*state, State::Unknown) {
+            *state = self.look();
+        }
+        match &*state {
+            State::Open(files) => Some(Arc::clone(files)),
+            State::Unknown | State::Absent => None,
+        }
+    }
+
+    fn look(&self) -> State {
+        match self.open_existing() {
+            Ok(Some(files)) => State::Open(Arc::new(files)),
+            Ok(None) => State::Absent,
+            Err(err) => {
+                tracing::debug!(id = %self.id, "cached file cannot be opened: {err}");
+                State::Absent
+            }
+        }
+    }
+
+    /// Opens the pair of files; a pair that does not fit together is removed.
+    fn open_existing(&self) -> io::Result<Option<Files>> {
+        let map_path = self.cache.paths.of(&self.id, Suffix::Map);
+        let Some(map) = paths::open_existing(&map_path)? else { return Ok(None) };
+        let data = paths::open_existing(&self.cache.paths.of(&self.id, Suffix::Data))?;
+        let fits =
+            |file: &File, len: u64| file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == len);
+        let mut head = [0; HEADER_BYTES];
+        let expected = Header { kind: Kind::Map, size_bytes: self.size_bytes, id: self.id };
+        let sound = fits(&map, format::map_len(self.size_bytes))
+            && map.read_exact_at(&mut head, 0).is_ok()
+            && Header::decode(&head) == Some(expected);
+        let data = data.filter(|data| sound && fits(data, self.size_bytes));
+        let Some(data) = data else {
+            self.cache.damaged(&self.id, 1);
+            self.cache.paths.remove_version(&self.id)?;
+            self.cache.index.lock().remove(self.id);
+            return Ok(None);
+        };
+        self.cache.used(&self.id, &map);
+        let files = Files::new(self.id, self.size_bytes, data, map);
+        files.load(0..u64::MAX)?;
+        if self.cache.was_whole(&self.id, files.data()) {
+            files.trust_all();
+        }
+        Ok(Some(files))
+    }
+
+    fn files_for_writing(&self) -> io::Result<Arc<Files>> {
+        let mut state = self.state.lock();
+        if let State::Open(files) = &*state {
+            return Ok(Arc::clone(files));
+        }
+        let files = Arc::new(self.create()?);
+        *state = State::Open(Arc::clone(&files));
+        Ok(files)
+    }
+
+    /// Makes the pair of files, or opens the one that another process has made meanwhile.
+    fn create(&self) -> io::Result<Files> {
+        let paths = &self.cache.paths;
+        let data_path = paths.of(&self.id, Suffix::Data);
+        for _ in 0..CREATE_ATTEMPTS {
+            if let Some(files) = self.open_existing()? {
+                return Ok(files);
+            }
+            let data = paths.create(&data_path, false)?;
+            match data.metadata()?.len() {
+                0 => data.set_len(self.size_bytes)?, // longer, never shorter
+                len if len == self.size_bytes => {}
+                _ => {
+                    paths.remove(&data_path)?;
+                    continue;
+                }
+            }
+            let temporary = paths.temporary(&self.id);
+            let map = paths.create(&temporary, true)?;
+            let header = Header { kind: Kind::Map, size_bytes: self.size_bytes, id: self.id };
+            // A link, unlike a rename, does not replace the map that another process has made.
+            let linked = map
+                .write_all_at(&header.encode(), 0)
+                .and_then(|()| map.set_len(format::map_len(self.size_bytes)))
+                .and_then(|()| std::fs::hard_link(&temporary, paths.of(&self.id, Suffix::Map)));
+            paths.remove(&temporary)?;
+            match linked {
+                Ok(()) => return Ok(Files::new(self.id, self.size_bytes, data, map)),
+                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Err(io::Error::other("other processes keep replacing the cached file"))
+    }
+
+    /// The files do not fit together any more: away with them.
+    fn discard(&self) {
+        let mut state = self.state.lock();
+        *state = State::Absent;
+        let _ = self.cache.paths.remove_version(&self.id); // if it fails, they are found damaged again
+        self.cache.index.lock().remove(self.id);
+    }
+
+    /// A small object, whole; a damaged one is removed.
+    fn read_one(&self) -> Option<Bytes> {
+        let path = self.cache.paths.of(&self.id, Suffix::One);
+        let mut file = paths::open_existing(&path).ok()??;
+        let len = HEADER_BYTES + self.size_bytes as usize;
+        let mut content = Vec::with_capacity(len + 1); // one more, to notice a file that is too long
+        let read = (&mut file).take(len as u64 + 1).read_to_end(&mut content);
+        if read.is_ok() && is_sound(&content, &self.id, self.size_bytes) {
+            self.cache.used(&self.id, &file);
+            return Some(Bytes::from(content).slice(HEADER_BYTES..));
+        }
+        self.cache.damaged(&self.id, 1);
+        let _ = self.cache.paths.remove(&path); // if it fails, it is found damaged again
+        self.cache.index.lock().remove(self.id);
+        None
+    }
+
+    fn store_one(&self, content: &[u8]) -> io::Result<u64> {
+        let path = self.cache.paths.of(&self.id, Suffix::One);
+        if path.exists() {
+            return Ok(0);
+        }
+        self.cache.write_one(&self.id, content)?;
+        Ok((HEADER_BYTES + content.len()) as u64)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let State::Open(files) = &*self.state.lock()
+            && files.is_whole()
+            && let Ok(stamp) = Stamp::of(files.data())
+        {
+            self.cache.remember_whole(self.id, stamp);
+        }
+        self.cache.closed(&self.id);
+    }
+}
+
+/// Whether an object has the one-file form.
+pub(crate) fn is_small(size_bytes: u64) -> bool {
+    size_bytes <= BLOCK_BYTES
+}
+
+/// Whether `content` is the file of this small object, undamaged.
+fn is_sound(content: &[u8], id: &VersionId, size_bytes: u64) -> bool {
+    let Some(body) = content.get(HEADER_BYTES..) else { return false };
+    let kind = Kind::One { crc: crc32c::crc32c(body) };
+    body.len() as u64 == size_bytes && Header::decode(content) == Some(Header { kind, size_bytes, id: *id })
+}
+
+impl BlockCache {
+    /// Writes the file of a small object under a temporary name and renames it into place.
+    pub(crate) fn write_one(&self, id: &VersionId, content: &[u8]) -> io::Result<()> {
+        let kind = Kind::One { crc: crc32c::crc32c(content) };
+        let header = Header { kind, size_bytes: content.len() as u64, id: *id };
+        let temporary = self.paths.temporary(id);
+        let mut file = self.paths.create(&temporary, true)?;
+        let mut whole = Vec::with_capacity(HEADER_BYTES + content.len());
+        whole.extend_from_slice(&header.encode());
+        whole.extend_from_slice(content);
+        let written = file.write_all(&whole).and_then(|()| {
+            rustix::fs::rename(&temporary, self.paths.of(id, Suffix::One)).map_err(io::Error::from)
+        });
+        if written.is_err() {
+            let _ = self.paths.remove(&temporary); // the first error is the one to tell
+        }
+        written
+    }
+
+    /// Takes a whole local file over: by rename, across devices by copy. The file is the
+    /// object's bytes, and nobody writes to it any more; afterwards it is gone.
+    ///
+    /// # Errors
+    /// The local disk's, or `InvalidInput` if the file has another size. Then the file may still
+    /// be there, and the object is not in the cache.
+    pub fn admit_file(&self, id: &VersionId, path: &std::path::Path, size_bytes: u64) -> io::Result<()> {
+        let file = File::open(path)?;
+        if file.metadata()?.len() != size_bytes {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is not as long as the object"));
+        }
+        if is_small(size_bytes) {
+            let mut content = vec![0; size_bytes as usize];
+            file.read_exact_at(&mut content, 0)?;
+            self.write_one(id, &content)?;
+            self.paths.remove(path)?;
+        } else {
+            self.admit_large(id, path, &file, size_bytes)?;
+        }
+        self.index.lock().remove(*id);
+        self.added(id, size_bytes);
+        if let Some(entry) = self.opened(id) {
+            entry.reset();
+        }
+        Ok(())
+    }
+
+    fn admit_large(
+        &self,
+        id: &VersionId,
+        path: &std::path::Path,
+        file: &File,
+        size_bytes: u64,
+    ) -> io::Result<()> {
+        let header = Header { kind: Kind::Map, size_bytes, id: *id };
+        let mut map = Vec::with_capacity(format::map_len(size_bytes) as usize);
+        map.extend_from_slice(&header.encode());
+        let mut block_bytes = vec![0; BLOCK_BYTES as usize];
+        for index in 0..block::count(size_bytes) {
+            let range = block::range_of(index, size_bytes);
+            let content = &mut block_bytes[..(range.end - range.start) as usize];
+            file.read_exact_at(content, range.start)?;
+            map.extend_from_slice(&format::entry(id, index, crc32c::crc32c(content)).to_le_bytes());
+        }
+        // Made before the data moves: this is what creates the directory.
+        let temporary = self.paths.temporary(id);
+        let mut map_file = self.paths.create(&temporary, true)?;
+        let data_path = self.paths.of(id, Suffix::Data);
+        let moved =
+            map_file.write_all(&map).and_then(|()| self.move_file(id, path, &data_path)).and_then(|()| {
+                rustix::fs::rename(&temporary, self.paths.of(id, Suffix::Map)).map_err(io::Error::from)
+            });
+        if let Err(err) = moved {
+            let _ = self.paths.remove(&temporary); // the first error is the one to tell
+            return Err(err);
+        }
+        if let Some(data) = paths::open_existing(&data_path)? {
+            self.remember_whole(*id, Stamp::of(&data)?);
+        }
+        Ok(())
+    }
+
+    fn move_file(&self, id: &VersionId, from: &std::path::Path, to: &std::path::Path) -> io::Result<()> {
+        match rustix::fs::rename(from, to) {
+            Err(rustix::io::Errno::XDEV) => {}
+            result => return Ok(result?),
+        }
+        let temporary = self.paths.temporary(id);
+        let mut copy = self.paths.create(&temporary, true)?;
+        let copied = io::copy(&mut File::open(from)?, &mut copy)
+            .and_then(|_| rustix::fs::rename(&temporary, to).map_err(io::Error::from));
+        if copied.is_err() {
+            let _ = self.paths.remove(&temporary); // the first error is the one to tell
+        }
+        copied?;
+        self.paths.remove(from)
+    }
+}
+
+/// When a file was last written, in whole seconds since 1970.
+pub(crate) fn modified_seconds(meta: &std::fs::Metadata) -> u64 {
+    u64::try_from(meta.mtime()).unwrap_or(0)
+}

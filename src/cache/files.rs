@@ -1,0 +1,285 @@
+//! The open pair of files of one cached version: data and map.
+//!
+//! Many threads read and one of the writer threads writes, without a lock: an entry of the map
+//! is one atomic number in memory, set after the block's bytes are in the data file.
+
+use std::fs::File;
+use std::io;
+use std::io::IoSliceMut;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use crate::block;
+use crate::block::BLOCK_BYTES;
+use crate::cache::format;
+use crate::cache::format::ENTRY_BYTES;
+use crate::cache::format::VersionId;
+use crate::cache::mapping;
+
+/// What a look into the cache found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// The bytes, checked.
+    Hit(Bytes),
+    /// They are there, but the disk has to be waited for.
+    WouldBlock,
+    /// They are not there, or were damaged and are not there any more.
+    Miss,
+}
+
+/// Tells one state of a data file from another, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// The state of a file now.
+    ///
+    /// # Errors
+    /// That of fstat(2).
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self { device: meta.dev(), inode: meta.ino(), changed: (meta.ctime(), meta.ctime_nsec()) })
+    }
+}
+
+/// Data and map of one version, open.
+#[derive(Debug)]
+pub(crate) struct Files {
+    id: VersionId,
+    size_bytes: u64,
+    data: Arc<File>,
+    map: File,
+    /// The map's entries; zero for an absent block.
+    entries: Box<[AtomicU64]>,
+    /// One bit for each block whose bytes this process has compared with its checksum, or written.
+    verified: Box<[AtomicU64]>,
+    verified_count: AtomicU64,
+    mapping: OnceLock<Option<Bytes>>,
+}
+
+impl Files {
+    /// Takes two open files over. `data` is as long as the object.
+    pub(crate) fn new(id: VersionId, size_bytes: u64, data: File, map: File) -> Self {
+        let blocks = block::count(size_bytes);
+        let zeros = |count: u64| (0..count).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            id,
+            size_bytes,
+            data: Arc::new(data),
+            map,
+            entries: zeros(blocks),
+            verified: zeros(blocks.div_ceil(64)),
+            verified_count: AtomicU64::new(0),
+            mapping: OnceLock::new(),
+        }
+    }
+
+    /// Reads the map's entries for `blocks`, where this process knows of none yet: another
+    /// process may have added some.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub(crate) fn load(&self, blocks: Range<u64>) -> io::Result<()> {
+        let blocks = blocks.start..blocks.end.min(self.entries.len() as u64);
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let mut raw = vec![0; (blocks.end - blocks.start) as usize * ENTRY_BYTES];
+        self.map.read_exact_at(&mut raw, format::entry_offset(blocks.start))?;
+        for (index, raw) in blocks.zip(raw.chunks_exact(ENTRY_BYTES)) {
+            let raw = u64::from_le_bytes(raw.try_into().expect("chunks of eight"));
+            if format::entry_crc(&self.id, index, raw).is_some() {
+                let slot = &self.entries[index as usize];
+                let _ = slot.compare_exchange(0, raw, Ordering::Release, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a block is in the file, checked or not.
+    pub(crate) fn is_present(&self, index: u64) -> bool {
+        self.entries.get(index as usize).is_some_and(|raw| raw.load(Ordering::Acquire) != 0)
+    }
+
+    /// Whether this process knows a block's bytes to be right.
+    pub(crate) fn is_verified(&self, index: u64) -> bool {
+        let Some(bits) = self.verified.get(index as usize / 64) else { return false };
+        bits.load(Ordering::Acquire) & (1 << (index % 64)) != 0
+    }
+
+    fn set_verified(&self, index: u64) {
+        let bit = 1 << (index % 64);
+        if self.verified[index as usize / 64].fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            self.verified_count.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Marks everything verified, if everything is present: the caller knows that it is.
+    pub(crate) fn trust_all(&self) {
+        let blocks = self.entries.len() as u64;
+        if (0..blocks).all(|index| self.is_present(index)) {
+            (0..blocks).for_each(|index| self.set_verified(index));
+        }
+    }
+
+    /// Whether every block is present and verified.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.verified_count.load(Ordering::Acquire) == self.entries.len() as u64
+    }
+
+    /// Whether every block is present, verified or not.
+    pub(crate) fn is_complete(&self) -> bool {
+        (0..self.entries.len() as u64).all(|index| self.is_present(index))
+    }
+
+    /// The data file.
+    pub(crate) fn data(&self) -> &Arc<File> {
+        &self.data
+    }
+
+    /// Whether the data file still has its length and its name. Without its name it still can be
+    /// read, but nobody will find it again.
+    pub(crate) fn is_linked(&self) -> bool {
+        self.data.metadata().is_ok_and(|meta| meta.nlink() > 0 && meta.len() == self.size_bytes)
+    }
+
+    /// Whether the data file has the object's length.
+    fn is_full_length(&self) -> bool {
+        self.data.metadata().is_ok_and(|meta| meta.len() == self.size_bytes)
+    }
+
+    /// Verified bytes out of a mapping; see [`mapping::map_for_the_kernel`] for what may be done
+    /// with them.
+    pub(crate) fn mapped(&self, bytes: &Range<u64>) -> Option<Bytes> {
+        if !block::covering(bytes).all(|index| self.is_verified(index)) || !self.is_full_length() {
+            return None;
+        }
+        let mapping = self.mapping.get_or_init(|| mapping::map_for_the_kernel(&self.data));
+        Some(mapping.as_ref()?.slice(bytes.start as usize..bytes.end as usize))
+    }
+
+    /// Bytes read from the data file. Blocks that nobody has checked yet are read whole and
+    /// checked. With `wait` unset only what the page cache holds is read.
+    ///
+    /// # Errors
+    /// The blocks that turned out to be damaged; they are absent from now on.
+    pub(crate) fn read(&self, bytes: &Range<u64>, wait: bool) -> Result<Lookup, Vec<u64>> {
+        let blocks = block::covering(bytes);
+        if !blocks.clone().all(|index| self.is_present(index)) {
+            return Ok(Lookup::Miss);
+        }
+        if blocks.clone().all(|index| self.is_verified(index)) {
+            return match self.read_at(bytes, wait) {
+                Ok(Some(read)) => Ok(Lookup::Hit(read.into())),
+                Ok(None) => Ok(Lookup::WouldBlock),
+                Err(err) => Err(self.unreadable(blocks, &err)),
+            };
+        }
+        let start = block::range_of(blocks.start, self.size_bytes).start;
+        let end = block::range_of(blocks.end - 1, self.size_bytes).end;
+        let read = match self.read_at(&(start..end), wait) {
+            Ok(Some(read)) => read,
+            Ok(None) => return Ok(Lookup::WouldBlock),
+            Err(err) => return Err(self.unreadable(blocks, &err)),
+        };
+        let mut damaged = Vec::new();
+        for (index, content) in blocks.zip(read.chunks(BLOCK_BYTES as usize)) {
+            if self.is_verified(index) {
+                continue;
+            }
+            let raw = self.entries[index as usize].load(Ordering::Acquire);
+            if format::entry_crc(&self.id, index, raw) == Some(crc32c::crc32c(content)) {
+                self.set_verified(index);
+            } else {
+                self.forget(index);
+                damaged.push(index);
+            }
+        }
+        if !damaged.is_empty() {
+            return Err(damaged);
+        }
+        let within = (bytes.start - start) as usize..(bytes.end - start) as usize;
+        Ok(Lookup::Hit(Bytes::from(read).slice(within)))
+    }
+
+    /// Exactly these bytes, or `None` if they are not in memory and `wait` is unset.
+    fn read_at(&self, bytes: &Range<u64>, wait: bool) -> io::Result<Option<Vec<u8>>> {
+        let len = (bytes.end - bytes.start) as usize;
+        if !wait {
+            let mut buffer = vec![0; len];
+            let flags = rustix::io::ReadWriteFlags::NOWAIT;
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            return match rustix::io::preadv2(&*self.data, &mut slices, bytes.start, flags) {
+                Ok(read) if read == len => Ok(Some(buffer)),
+                // Less is in memory than was asked for, or the file system does not tell.
+                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::OPNOTSUPP) => Ok(None),
+                Err(err) => Err(err.into()),
+            };
+        }
+        let mut buffer: Vec<u8> = Vec::with_capacity(len);
+        while buffer.len() < len {
+            let at = bytes.start + buffer.len() as u64;
+            // The capacity may exceed what was asked for, and so may the read.
+            match rustix::io::pread(&*self.data, rustix::buffer::spare_capacity(&mut buffer), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(err) => return Err(err.into()),
+            }
+        }
+        buffer.truncate(len);
+        Ok(Some(buffer))
+    }
+
+    fn unreadable(&self, blocks: Range<u64>, err: &io::Error) -> Vec<u64> {
+        tracing::debug!(id = %self.id, "cached blocks {blocks:?} cannot be read: {err}");
+        blocks.clone().for_each(|index| self.forget(index));
+        blocks.collect()
+    }
+
+    /// Makes a block absent, here and for other processes.
+    fn forget(&self, index: u64) {
+        self.entries[index as usize].store(0, Ordering::Release);
+        let bit = 1 << (index % 64);
+        if self.verified[index as usize / 64].fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
+            self.verified_count.fetch_sub(1, Ordering::AcqRel);
+        }
+        // A map that cannot be written keeps an entry that will fail its check again.
+        let _ = self.map.write_all_at(&[0; ENTRY_BYTES], format::entry_offset(index));
+    }
+
+    /// Writes whole blocks from `first` on: the bytes, then the entries. Returns the bytes that
+    /// were not there before.
+    ///
+    /// # Errors
+    /// The local disk's; then no block counts as present that was not before.
+    pub(crate) fn store(&self, first: u64, content: &[u8]) -> io::Result<u64> {
+        let blocks = first..first + block::count(content.len() as u64);
+        if blocks.clone().all(|index| self.is_present(index)) {
+            return Ok(0);
+        }
+        self.data.write_all_at(content, first * BLOCK_BYTES)?;
+        let mut raw = Vec::with_capacity((blocks.end - first) as usize * ENTRY_BYTES);
+        let mut added = 0;
+        for (index, bytes) in blocks.clone().zip(content.chunks(BLOCK_BYTES as usize)) {
+            let entry = format::entry(&self.id, index, crc32c::crc32c(bytes));
+            raw.extend_from_slice(&entry.to_le_bytes());
+            if self.entries[index as usize].swap(entry, Ordering::AcqRel) == 0 {
+                added += bytes.len() as u64;
+            }
+            self.set_verified(index);
+        }
+        self.map.write_all_at(&raw, format::entry_offset(first))?;
+        Ok(added)
+    }
+}

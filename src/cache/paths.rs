@@ -1,0 +1,142 @@
+//! Where the cache's files are, and the few directory operations on them.
+
+use std::fs;
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use crate::cache::format::VersionId;
+
+/// Digits of an id that name the fan-out directory: 256 of them.
+pub(crate) const FAN_OUT_DIGITS: usize = 2;
+
+/// What a file of the cache holds; the end of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Suffix {
+    /// The object's bytes.
+    Data,
+    /// The block map.
+    Map,
+    /// A small object with its header.
+    One,
+    /// The version is pinned.
+    Pin,
+}
+
+impl Suffix {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Map => "map",
+            Self::One => "one",
+            Self::Pin => "pin",
+        }
+    }
+
+    /// The suffix that a file name ends in.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        [Self::Data, Self::Map, Self::One, Self::Pin].into_iter().find(|suffix| suffix.text() == text)
+    }
+}
+
+/// The cache's directory.
+#[derive(Debug)]
+pub(crate) struct Paths {
+    root: PathBuf,
+    blocks: PathBuf,
+    temporaries: AtomicU64,
+}
+
+impl Paths {
+    /// The layout below `root`.
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), blocks: root.join("blocks"), temporaries: AtomicU64::new(0) }
+    }
+
+    /// The cache's directory itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of the fan-out directories. Everything in it is the cache's to remove.
+    pub(crate) fn blocks(&self) -> &Path {
+        &self.blocks
+    }
+
+    /// The file of a version.
+    pub(crate) fn of(&self, id: &VersionId, suffix: Suffix) -> PathBuf {
+        let name = id.to_string();
+        let (dir, rest) = name.split_at(FAN_OUT_DIGITS);
+        self.blocks.join(dir).join(format!("{rest}.{}", suffix.text()))
+    }
+
+    /// A name that no other file has, beside those of a version.
+    pub(crate) fn temporary(&self, id: &VersionId) -> PathBuf {
+        let serial = self.temporaries.fetch_add(1, Ordering::Relaxed);
+        self.of(id, Suffix::Data).with_extension(format!("tmp-{}-{serial}", std::process::id()))
+    }
+
+    /// Creates a file of mode 0600 for reading and writing, with the directories above it if
+    /// they are missing: also those that somebody deletes under the running daemon.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub(crate) fn create(&self, path: &Path, exclusive: bool) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        if exclusive {
+            options.create_new(true);
+        } else {
+            options.create(true).truncate(false);
+        }
+        match options.open(path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                let parent = path.parent().unwrap_or(&self.blocks);
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+                options.open(path)
+            }
+            result => result,
+        }
+    }
+
+    /// Removes a file; one that is not there counts as removed.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub(crate) fn remove(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes all of a version but its pin. The map goes first: data without a map is nothing.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub(crate) fn remove_version(&self, id: &VersionId) -> io::Result<()> {
+        for suffix in [Suffix::One, Suffix::Map, Suffix::Data] {
+            self.remove(&self.of(id, suffix))?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file of the cache for reading and writing; `None` if it is not there.
+///
+/// # Errors
+/// The local disk's.
+pub(crate) fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(err) => Err(err),
+    }
+}

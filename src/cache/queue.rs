@@ -1,0 +1,103 @@
+//! Writes to the cache's disk, off the path of those who wait for the bytes.
+//!
+//! The queue is bounded in bytes. A disk that is slower than the network slows the fetching
+//! down for a moment, and after that costs the blocks their place in the cache; it never makes
+//! a read fail or hang.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::time;
+
+use crate::cache::entry::Entry;
+
+/// Threads that write. One keeps a disk busy with large writes; the second hides the system
+/// calls that creating small files takes.
+const WRITERS: usize = 2;
+/// Least room in the queue, in bytes: several of the largest pieces that are ever queued.
+const QUEUE_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// Most room in the queue, in bytes.
+const QUEUE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The queue's room is counted in units of this many bytes.
+const UNIT_BYTES: u64 = 4096;
+
+/// The queue of blocks on their way to the disk.
+#[derive(Debug)]
+pub(crate) struct WriteQueue {
+    jobs: mpsc::Sender<Job>,
+    room: Arc<Semaphore>,
+    units: u32,
+}
+
+#[derive(Debug)]
+struct Job {
+    entry: Arc<Entry>,
+    first: u64,
+    content: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl WriteQueue {
+    /// Starts the writers. `memory_bytes` is the memory budget of which the queue takes a part.
+    pub(crate) fn start(memory_bytes: u64) -> Self {
+        let (jobs, receiver) = mpsc::channel();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for number in 0..WRITERS {
+            let receiver = Arc::clone(&receiver);
+            let writer = thread::Builder::new().name(format!("cache-write-{number}"));
+            if let Err(err) = writer.spawn(move || write_all(&receiver)) {
+                tracing::warn!("a thread that writes the block cache cannot be started: {err}");
+            }
+        }
+        let bytes = (memory_bytes / 4).clamp(QUEUE_BYTES_MIN, QUEUE_BYTES_MAX);
+        let units = u32::try_from(bytes / UNIT_BYTES).expect("the largest queue has 16384 units");
+        Self { jobs, room: Arc::new(Semaphore::new(units as usize)), units }
+    }
+
+    /// Queues a write, if there is room at once.
+    pub(crate) fn try_push(&self, entry: Arc<Entry>, first: u64, content: Bytes) -> bool {
+        match Arc::clone(&self.room).try_acquire_many_owned(self.units_of(&content)) {
+            Ok(room) => self.jobs.send(Job { entry, first, content, _room: room }).is_ok(),
+            Err(_full) => false,
+        }
+    }
+
+    /// Queues a write, waiting for room at most `patience`; false if there was none.
+    pub(crate) async fn push(
+        &self,
+        entry: Arc<Entry>,
+        first: u64,
+        content: Bytes,
+        patience: Duration,
+    ) -> bool {
+        let room = Arc::clone(&self.room).acquire_many_owned(self.units_of(&content));
+        match time::timeout(patience, room).await {
+            Ok(Ok(room)) => self.jobs.send(Job { entry, first, content, _room: room }).is_ok(),
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+
+    fn units_of(&self, content: &Bytes) -> u32 {
+        (content.len() as u64).div_ceil(UNIT_BYTES).min(u64::from(self.units)) as u32
+    }
+
+    /// Waits until everything that was queued before is written.
+    pub(crate) async fn drain(&self) {
+        let _all = self.room.acquire_many(self.units).await;
+    }
+}
+
+fn write_all(jobs: &Mutex<mpsc::Receiver<Job>>) {
+    loop {
+        // Idle writers wait for this lock, the first of them for the queue.
+        let Ok(job) = jobs.lock().recv() else { return };
+        let stored = job.entry.store(job.first, &job.content);
+        job.entry.written(stored);
+    }
+}

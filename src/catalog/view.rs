@@ -1,0 +1,400 @@
+//! What a reader shows of a dataset: its newest snapshot, and foreign objects.
+//!
+//! A listing alone would show half a commit while its objects appear one by one. So what is
+//! listed is held against the dataset's log and its intents, both read *after* the listing, the
+//! intents first: whatever the listing saw of a commit is then either named by an intent, and
+//! hidden, or completed by a record, and shown whole. The rules, for an object `o` at a path:
+//!
+//! | the newest snapshot has | and | shown |
+//! | --- | --- | --- |
+//! | this version | | `o`, with the time that the record gives |
+//! | another version | an intent replaces it, or the record came after the listing | the snapshot's |
+//! | another version | otherwise: another tool has overwritten it | `o` |
+//! | nothing | an intent creates it | nothing |
+//! | nothing | an intent or a new record deletes this version | nothing |
+//! | nothing | otherwise: another tool has put it there | `o` |
+//!
+//! A file of the snapshot that the listing lacks is shown if its record came after the listing
+//! began, and otherwise left out and named: another tool has deleted it.
+//!
+//! Pure: what is to be asked of the store is asked by the caller.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::catalog::listing::HiddenKey;
+use crate::catalog::listing::Listing;
+use crate::catalog::listing::RemoteEntry;
+use crate::catalog::listing::RemoteFile;
+use crate::name::DatasetName;
+use crate::name::DirPath;
+use crate::name::ETag;
+use crate::name::RelPath;
+use crate::name::RemotePrefix;
+use crate::record::Changes;
+use crate::record::Entry;
+use crate::record::Intent;
+use crate::record::Snapshot;
+
+/// What the log and the intents say, read after a listing.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// The newest snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// All intents, those of aborted commits among them.
+    pub intents: Arc<Vec<Intent>>,
+}
+
+/// What is left to be found out after [`apply`].
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Doubts {
+    /// Directories in which an intent creates something and the snapshot has nothing: they are
+    /// shown only if there is a foreign object below.
+    pub directories: Vec<RelPath>,
+    /// Files of the snapshot that the listing lacks.
+    pub missing: Vec<RelPath>,
+}
+
+/// Where a directory is in the bucket.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The remote's prefix.
+    pub prefix: &'a RemotePrefix,
+    /// The dataset.
+    pub dataset: &'a DatasetName,
+    /// The directory.
+    pub dir: &'a DirPath,
+}
+
+/// Holds a directory's listing against the history; `recent` is what was recorded since the
+/// listing began.
+pub fn apply(listing: &mut Listing, place: Place<'_>, history: &History, recent: &Changes) -> Doubts {
+    let mut doubts = Doubts::default();
+    let fresh: BTreeSet<&RelPath> = recent.entries.iter().map(|entry| &entry.path).collect();
+    let names: Vec<Arc<str>> = listing.entries.keys().cloned().collect();
+    for name in names {
+        let Ok(path) = place.dir.child(&name) else { continue };
+        match listing.entries.get_mut(&name) {
+            Some(RemoteEntry::File(file)) => {
+                let shown = shown(file, &path, history, recent, &fresh);
+                match shown {
+                    Shown::AsListed => {}
+                    Shown::AsRecorded(entry) => {
+                        *file = remote_file(place, entry).unwrap_or_else(|| file.clone())
+                    }
+                    Shown::Hidden(reason) => {
+                        let key = file.key.to_string();
+                        listing.withheld.push(HiddenKey { key, reason });
+                        listing.entries.remove(&name);
+                    }
+                }
+            }
+            Some(RemoteEntry::Directory) if is_doubtful(&path, history) => doubts.directories.push(path),
+            Some(RemoteEntry::Directory) | None => {}
+        }
+    }
+    if let Some(dir) = place.dir.as_path()
+        && !history.snapshot.markers.contains(&dir)
+        && history.intents.iter().any(|intent| intent.markers.contains(&dir))
+    {
+        listing.marker = false;
+    }
+    complete(listing, place, recent);
+    doubts.missing = missing(listing, place.dir, &history.snapshot);
+    doubts
+}
+
+enum Shown<'h> {
+    AsListed,
+    AsRecorded(&'h Entry),
+    Hidden(String),
+}
+
+fn shown<'h>(
+    file: &RemoteFile,
+    path: &RelPath,
+    history: &'h History,
+    recent: &Changes,
+    fresh: &BTreeSet<&RelPath>,
+) -> Shown<'h> {
+    let names = |versions: &[crate::record::OldVersion]| versions.iter().any(|version| version.path == *path);
+    match history.snapshot.entries.get(path) {
+        Some(entry) if file.etag.as_ref().is_none_or(|etag| *etag == entry.etag) => Shown::AsRecorded(entry),
+        Some(entry) if fresh.contains(path) => Shown::AsRecorded(entry),
+        Some(entry) if history.intents.iter().any(|intent| names(&intent.replaces)) => {
+            Shown::AsRecorded(entry)
+        }
+        Some(_) => Shown::AsListed,
+        None => hidden_by(file.etag.as_ref(), path, history, recent).map_or(Shown::AsListed, Shown::Hidden),
+    }
+}
+
+/// Why a file that the snapshot does not have is not shown; `None`: it is foreign, and shown.
+fn hidden_by(etag: Option<&ETag>, path: &RelPath, history: &History, recent: &Changes) -> Option<String> {
+    let is_old = |version: &crate::record::OldVersion| {
+        version.path == *path && etag.is_none_or(|etag| *etag == version.etag)
+    };
+    if let Some(intent) = history.intents.iter().find(|intent| intent.creates.contains(path)) {
+        let (user, host) = (&intent.author.user, &intent.author.host);
+        return Some(format!("part of commit {} by {user}@{host}, which is not complete", intent.txid));
+    }
+    if recent.deleted.iter().any(is_old)
+        || history.intents.iter().any(|intent| intent.deletes.iter().any(is_old))
+    {
+        return Some("deleted by a commit".into());
+    }
+    None
+}
+
+/// Adds what was recorded since the listing began and the listing does not show yet.
+fn complete(listing: &mut Listing, place: Place<'_>, recent: &Changes) {
+    for entry in &recent.entries {
+        let Some((name, rest)) = below(place.dir, &entry.path) else { continue };
+        if rest {
+            listing.entries.entry(name.into()).or_insert(RemoteEntry::Directory);
+        } else if !listing.entries.contains_key(name)
+            && let Some(file) = remote_file(place, entry)
+        {
+            listing.entries.insert(name.into(), RemoteEntry::File(file));
+        }
+    }
+    for marker in &recent.markers {
+        if let Some((name, _)) = below(place.dir, marker) {
+            listing.entries.entry(name.into()).or_insert(RemoteEntry::Directory);
+        }
+    }
+}
+
+/// The entry of `dir` that leads to `path`, and whether the path goes on below it.
+fn below<'p>(dir: &DirPath, path: &'p RelPath) -> Option<(&'p str, bool)> {
+    if !dir.contains(path) {
+        return None;
+    }
+    let start = if dir.is_root() { 0 } else { dir.as_str().len() + 1 };
+    let rest = &path.as_str()[start..];
+    Some(rest.split_once('/').map_or((rest, false), |(name, _)| (name, true)))
+}
+
+fn is_doubtful(dir: &RelPath, history: &History) -> bool {
+    let dir_path = DirPath::from(dir.clone());
+    let announced = |intent: &Intent| {
+        intent.creates.iter().any(|path| dir_path.contains(path))
+            || intent.markers.iter().any(|path| path == dir || dir_path.contains(path))
+    };
+    history.intents.iter().any(announced) && !holds(&history.snapshot, dir)
+}
+
+/// Whether a snapshot has anything in a directory.
+#[must_use]
+pub fn holds(snapshot: &Snapshot, dir: &RelPath) -> bool {
+    let start = format!("{dir}/");
+    let first = snapshot.entries.range::<str, _>((Bound::Included(&*start), Bound::Unbounded)).next();
+    first.is_some_and(|(path, _)| path.as_str().starts_with(&start))
+        || snapshot.markers.iter().any(|marker| marker == dir || marker.as_str().starts_with(&start))
+}
+
+/// Whether a key below a doubtful directory belongs to a commit that is not complete.
+#[must_use]
+pub fn is_announced(path: &str, history: &History) -> bool {
+    let (file, marker) = (path, path.strip_suffix('/'));
+    history.intents.iter().any(|intent| {
+        intent.creates.iter().any(|created| created.as_str() == file)
+            || marker.is_some_and(|dir| intent.markers.iter().any(|created| created.as_str() == dir))
+    })
+}
+
+/// The snapshot's files directly in `dir` that a listing lacks.
+fn missing(listing: &Listing, dir: &DirPath, snapshot: &Snapshot) -> Vec<RelPath> {
+    children(snapshot, dir).filter(|path| !listing.entries.contains_key(path.file_name())).cloned().collect()
+}
+
+/// A snapshot's files directly in a directory. Whole subdirectories are stepped over.
+fn children<'s>(snapshot: &'s Snapshot, dir: &DirPath) -> impl Iterator<Item = &'s RelPath> {
+    let start = if dir.is_root() { String::new() } else { format!("{dir}/") };
+    let mut from = start.clone();
+    std::iter::from_fn(move || {
+        loop {
+            let range = (Bound::Included(&*from), Bound::Unbounded);
+            let (path, _) = snapshot.entries.range::<str, _>(range).next()?;
+            let rest = path.as_str().strip_prefix(&start)?;
+            match rest.split_once('/') {
+                Some((sub, _)) => from = format!("{start}{sub}0"), // '0' follows '/'
+                None => {
+                    from = format!("{path}\0");
+                    return Some(path);
+                }
+            }
+        }
+    })
+}
+
+fn remote_file(place: Place<'_>, entry: &Entry) -> Option<RemoteFile> {
+    Some(RemoteFile {
+        key: place.prefix.key(place.dataset, &entry.path).ok()?,
+        size_bytes: entry.size_bytes,
+        etag: Some(entry.etag.clone()),
+        modified: entry.mtime,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::name::ObjectKey;
+    use crate::record::Author;
+    use crate::record::ContentId;
+    use crate::record::OldVersion;
+
+    fn path(text: &str) -> RelPath {
+        RelPath::parse(text).unwrap()
+    }
+
+    fn entry(text: &str, etag: &str) -> Entry {
+        Entry {
+            path: path(text),
+            size_bytes: 1,
+            cid: ContentId::OF_NOTHING,
+            etag: ETag::from_server(etag),
+            mtime: SystemTime::UNIX_EPOCH + Duration::from_secs(7),
+            replaced: None,
+        }
+    }
+
+    fn old(text: &str, etag: &str) -> OldVersion {
+        OldVersion { path: path(text), etag: ETag::from_server(etag) }
+    }
+
+    fn intent() -> Intent {
+        Intent {
+            dataset: DatasetName::parse("run").unwrap(),
+            txid: "T".into(),
+            author: Author::default(),
+            time: SystemTime::UNIX_EPOCH,
+            creates: vec![],
+            markers: vec![],
+            replaces: vec![],
+            deletes: vec![],
+        }
+    }
+
+    fn listing(files: &[(&str, &str)], directories: &[&str]) -> Listing {
+        let mut listing = Listing::default();
+        for (name, etag) in files {
+            let file = RemoteFile {
+                key: ObjectKey::from_listing(&format!("d/run/{name}")),
+                size_bytes: 2,
+                etag: Some(ETag::from_server(etag)),
+                modified: SystemTime::UNIX_EPOCH,
+            };
+            listing.entries.insert((*name).into(), RemoteEntry::File(file));
+        }
+        for name in directories {
+            listing.entries.insert((*name).into(), RemoteEntry::Directory);
+        }
+        listing
+    }
+
+    fn history(entries: Vec<Entry>, intents: Vec<Intent>) -> History {
+        let entries = entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
+        let snapshot = Snapshot { seq: 1, entries, ..Snapshot::default() };
+        History { snapshot: Arc::new(snapshot), intents: Arc::new(intents) }
+    }
+
+    /// What is shown of the top directory: names with versions, directories with a slash.
+    fn show(listing: &mut Listing, history: &History, recent: &Changes) -> (Vec<String>, Doubts) {
+        let (prefix, dataset) = (RemotePrefix::parse("d").unwrap(), DatasetName::parse("run").unwrap());
+        let place = Place { prefix: &prefix, dataset: &dataset, dir: &DirPath::root() };
+        let doubts = apply(listing, place, history, recent);
+        let shown = listing.entries.iter().map(|(name, entry)| match entry {
+            RemoteEntry::Directory => format!("{name}/"),
+            RemoteEntry::File(file) => format!("{name}={}", file.etag.as_ref().unwrap()),
+        });
+        (shown.collect(), doubts)
+    }
+
+    #[test]
+    fn without_a_log_everything_is_foreign_and_shown() {
+        let mut listing = listing(&[("a", "1")], &["d"]);
+        let (shown, doubts) = show(&mut listing, &History::default(), &Changes::default());
+        assert_eq!(shown, ["a=1", "d/"]);
+        assert_eq!(doubts, Doubts::default());
+    }
+
+    #[test]
+    fn half_a_commit_is_hidden() {
+        let intent = Intent { creates: vec![path("a"), path("b")], ..intent() };
+        let mut listing = listing(&[("a", "1"), ("foreign", "2")], &[]);
+        let (shown, _) = show(&mut listing, &history(vec![], vec![intent]), &Changes::default());
+        assert_eq!(shown, ["foreign=2"]);
+        assert_eq!(listing.withheld.len(), 1);
+    }
+
+    #[test]
+    fn a_commit_that_ended_while_listing_is_shown_whole() {
+        let (a, b, deep) = (entry("a", "1"), entry("b", "2"), entry("d/e", "3"));
+        let recent = Changes { entries: vec![a.clone(), b.clone(), deep.clone()], ..Changes::default() };
+        let mut listing = listing(&[("a", "1")], &[]);
+        let (shown, doubts) = show(&mut listing, &history(vec![a, b, deep], vec![]), &recent);
+        assert_eq!(shown, ["a=1", "b=2", "d/"]);
+        assert!(doubts.missing.is_empty());
+    }
+
+    #[test]
+    fn committed_files_have_their_own_time() {
+        let mut listing = listing(&[("a", "1")], &[]);
+        show(&mut listing, &history(vec![entry("a", "1")], vec![]), &Changes::default());
+        let Some(RemoteEntry::File(file)) = listing.entries.get("a") else { panic!("a is a file") };
+        assert_eq!(file.modified, SystemTime::UNIX_EPOCH + Duration::from_secs(7));
+    }
+
+    #[test]
+    fn a_replacement_shows_when_it_is_committed() {
+        let intent = Intent { replaces: vec![old("a", "1")], ..intent() };
+        let mut during = listing(&[("a", "2")], &[]);
+        let before = history(vec![entry("a", "1")], vec![intent]);
+        assert_eq!(show(&mut during, &before, &Changes::default()).0, ["a=1"]);
+        let mut after = listing(&[("a", "1")], &[]);
+        let recent = Changes { entries: vec![entry("a", "2")], ..Changes::default() };
+        assert_eq!(show(&mut after, &history(vec![entry("a", "2")], vec![]), &recent).0, ["a=2"]);
+        let mut foreign = listing(&[("a", "9")], &[]);
+        let quiet = history(vec![entry("a", "1")], vec![]);
+        assert_eq!(show(&mut foreign, &quiet, &Changes::default()).0, ["a=9"]);
+    }
+
+    #[test]
+    fn a_deletion_shows_when_it_is_committed() {
+        let intent = Intent { deletes: vec![old("a", "1")], ..intent() };
+        let mut before = listing(&[("a", "1")], &[]);
+        let live = history(vec![entry("a", "1")], vec![intent.clone()]);
+        assert_eq!(show(&mut before, &live, &Changes::default()).0, ["a=1"]);
+        let mut recorded = listing(&[("a", "1")], &[]);
+        assert!(show(&mut recorded, &history(vec![], vec![intent]), &Changes::default()).0.is_empty());
+        let recent = Changes { deleted: vec![old("a", "1")], ..Changes::default() };
+        let mut late = listing(&[("a", "1")], &[]);
+        assert!(show(&mut late, &history(vec![], vec![]), &recent).0.is_empty());
+        let mut again = listing(&[("a", "2")], &[]);
+        assert_eq!(show(&mut again, &history(vec![], vec![]), &recent).0, ["a=2"], "another version");
+    }
+
+    #[test]
+    fn a_directory_that_a_commit_is_making_is_doubtful() {
+        let intent = Intent { creates: vec![path("new/a"), path("old/b")], ..intent() };
+        let mut listing = listing(&[], &["new", "old", "other"]);
+        let (_, doubts) =
+            show(&mut listing, &history(vec![entry("old/a", "1")], vec![intent]), &Changes::default());
+        assert_eq!(doubts.directories, [path("new")]);
+    }
+
+    #[test]
+    fn files_that_another_tool_deleted_are_missed() {
+        let snapshot = vec![entry("a", "1"), entry("b", "1"), entry("d/x", "1"), entry("d-e", "1")];
+        let mut listing = listing(&[("a", "1")], &["d"]);
+        let (shown, doubts) = show(&mut listing, &history(snapshot, vec![]), &Changes::default());
+        assert_eq!(shown, ["a=1", "d/"]);
+        assert_eq!(doubts.missing, [path("b"), path("d-e")]);
+    }
+}

@@ -1,0 +1,176 @@
+//! `dsfs commit`: publish what is staged, all or nothing.
+
+use clap::Args;
+use tokio::sync::watch;
+
+use crate::cli::Context;
+use crate::cli::output::counted;
+use crate::cli::progress::Reporter;
+use crate::cli::target;
+use crate::cli::target::Target;
+use crate::cli::target::TargetArgs;
+use crate::config::Config;
+use crate::config::units;
+use crate::control::client::Client;
+use crate::control::message::CommitOutcome;
+use crate::control::message::CommitRequest;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::control::message::Progress;
+use crate::control::message::Reply;
+use crate::control::message::Request;
+use crate::control::message::Unfinished;
+use crate::daemon::compose::Workspace;
+use crate::daemon::publish;
+use crate::daemon::remote;
+use crate::name::DatasetName;
+use crate::staging::Holder;
+
+/// Publish a dataset's staged changes, all or nothing
+///
+/// Never overwrites: if anything is where a staged file would go, all of it is named, nothing is changed,
+/// and the exit code is 3. What was interrupted is finished first. Works with and without a mount.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dsfs commit run_07 -m 'second calibration'
+  dsfs commit run_07 --dry-run
+  dsfs commit run_07 --abort              undo a commit that was interrupted
+  dsfs commit run_07 --overwrite          publish replacements too (see `dsfs mount --allow-replace`)")]
+pub struct CommitArgs {
+    /// The dataset
+    name: DatasetName,
+    /// Say what would be published, and change nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Replace and delete published files, where that is staged
+    #[arg(long)]
+    overwrite: bool,
+    /// Why, for the commit's record
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
+    /// Go on although the remote cannot refuse to overwrite what another tool writes meanwhile
+    #[arg(long)]
+    allow_unenforced: bool,
+    /// Only finish a commit that was interrupted
+    #[arg(long, conflicts_with_all = ["abort", "dry_run"])]
+    resume: bool,
+    /// Undo a commit that was interrupted; what was staged is staged again
+    #[arg(long, conflicts_with = "dry_run")]
+    abort: bool,
+    /// Uploads at a time
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+impl CommitArgs {
+    fn request(&self) -> CommitRequest {
+        let unfinished = match (self.resume, self.abort) {
+            (true, _) => Unfinished::ResumeOnly,
+            (_, true) => Unfinished::Abort,
+            (false, false) => Unfinished::Resume,
+        };
+        CommitRequest {
+            dataset: self.name.clone(),
+            dry_run: self.dry_run,
+            overwrite: self.overwrite,
+            message: self.message.clone(),
+            allow_unenforced: self.allow_unenforced,
+            unfinished,
+            workers: self.workers.map(usize::from),
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Nothing was published, and why.
+pub fn run(args: &CommitArgs, cx: &mut Context) -> Result<(), Failure> {
+    let request = args.request();
+    let mut reporter = Reporter::new(&cx.out);
+    let result = match target::find(&args.target, cx)? {
+        Target::Daemon(socket) => {
+            let client = Client::connect(&socket).map_err(|err| {
+                Failure::new(FailureKind::Failed, format!("the daemon does not answer: {err}"))
+            })?;
+            client.call(&Request::Commit(request), &mut |progress| reporter.update(progress)).and_then(
+                |reply| {
+                    let Reply::Committed(outcome) = reply else { return Err(target::unexpected(&reply)) };
+                    Ok(outcome)
+                },
+            )
+        }
+        Target::Direct(config) => remote::runtime()?.block_on(directly(&config, &request, &mut reporter)),
+    };
+    reporter.finish();
+    let outcome = result?;
+    if args.json {
+        cx.out.json(&outcome);
+    } else {
+        show(&outcome, cx);
+    }
+    Ok(())
+}
+
+/// Commits in this process. The staging area is locked meanwhile, so that no mount can begin.
+async fn directly(
+    config: &Config,
+    request: &CommitRequest,
+    reporter: &mut Reporter,
+) -> Result<CommitOutcome, Failure> {
+    let remote = remote::open(config).await?;
+    let holder = Holder { pid: std::process::id(), ..Holder::default() };
+    let workspace = Workspace::open(config, remote, &holder)?;
+    let (progress, mut seen) = watch::channel(Progress::default());
+    let work = publish::commit(&workspace, request, progress, None);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            Ok(()) = seen.changed() => {
+                let now = seen.borrow_and_update().clone();
+                reporter.update(&now);
+            }
+        }
+    }
+}
+
+fn show(outcome: &CommitOutcome, cx: &mut Context) {
+    let name = &outcome.dataset;
+    let (files, size) = (counted(outcome.files, "file"), units::show_size(outcome.bytes));
+    if outcome.aborted {
+        cx.out.line(format!("{name}: the interrupted commit is undone; its files are staged again"));
+        return;
+    }
+    let mut also = String::new();
+    if outcome.already_there > 0 {
+        also.push_str(&format!(", {} there already with the same content", outcome.already_there));
+    }
+    if outcome.deleted > 0 {
+        also.push_str(&format!(", {} deleted", outcome.deleted));
+    }
+    if outcome.dry_run {
+        for path in &outcome.paths {
+            cx.out.line(path.as_str().escape_debug().to_string());
+        }
+        cx.out.note(format!(
+            "{name}: would publish {} files ({size}){also}; nothing was changed",
+            outcome.files
+        ));
+        return;
+    }
+    let number = outcome.seq.map(|seq| format!(" as commit {seq}")).unwrap_or_default();
+    cx.out.line(format!("{name}: published {files} ({size}){number}{also}"));
+    if outcome.guarantee.as_deref().is_some_and(|guarantee| guarantee != "enforced") {
+        let grade = outcome.guarantee.as_deref().unwrap_or_default();
+        cx.out.warn(format!(
+            "this remote's guarantee is {grade}: it cannot always refuse to overwrite what other tools write at the same time"
+        ));
+    }
+}

@@ -1,0 +1,192 @@
+//! The command line: one file per command, each with its flags, their help, and one function.
+//!
+//! Commands return a [`Failure`], which is printed here, once, and becomes the exit code by one table
+//! ([`exit`]). Data goes to stdout, everything else to stderr ([`output`]).
+
+mod args;
+mod commit;
+mod completions;
+mod config;
+mod demo;
+mod discard;
+mod doctor;
+pub mod exit;
+mod list;
+mod mount;
+pub mod output;
+mod progress;
+mod status;
+mod target;
+mod umount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::Subcommand;
+
+use crate::cli::args::GlobalArgs;
+use crate::cli::output::Output;
+use crate::config::Config;
+use crate::config::Directories;
+use crate::config::Environment;
+use crate::config::Layer;
+use crate::control::message::Failure;
+use crate::daemon::failure;
+use crate::observe;
+use crate::observe::Verbosity;
+
+/// Datasets in an S3-compatible bucket, as a directory
+///
+/// `dsfs mount` makes the datasets of a bucket a directory that every tool can read. What is written there
+/// is staged on the local disk; `dsfs commit` publishes it, all or nothing, and never overwrites.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "dsfs", version, max_term_width = 100, after_help = exit::TABLE, after_long_help = LONG_AFTER)]
+pub struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const LONG_AFTER: &str = "\
+Examples:
+  dsfs demo                                        something to look at, without a server
+  dsfs mount ~/datasets -b assets -e https://ACCOUNT.r2.cloudflarestorage.com
+  dsfs mount ~/datasets --remote file:///nas/datasets/
+  cp -r run_07 ~/datasets/ && dsfs status && dsfs commit run_07
+  dsfs umount ~/datasets
+
+Keys come from R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY, their AWS_ counterparts, the configuration file,
+or wherever AWS's own tools find theirs. `dsfs config` shows which.
+
+Exit codes:
+  0  done
+  1  failed
+  2  the command line or the configuration is wrong
+  3  conflict: something is there already; nothing was changed
+  4  not found
+  5  the remote cannot be reached, or refuses
+  6  work was left that the next run goes on with";
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    Mount(mount::MountArgs),
+    Umount(umount::UmountArgs),
+    Status(status::StatusArgs),
+    List(list::ListArgs),
+    Commit(commit::CommitArgs),
+    Discard(discard::DiscardArgs),
+    Demo(demo::DemoArgs),
+    Doctor(doctor::DoctorArgs),
+    Config(config::ConfigArgs),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
+}
+
+/// What every command gets.
+#[derive(Debug)]
+pub struct Context {
+    /// The flags that all commands have.
+    pub global: GlobalArgs,
+    /// The environment at the start.
+    pub env: Environment,
+    /// Where to write.
+    pub out: Output,
+}
+
+impl Context {
+    /// The settings in force, with `flags` on top.
+    ///
+    /// # Errors
+    /// What the user got wrong.
+    pub fn config(&self, flags: Layer) -> Result<Config, Failure> {
+        Config::load(flags, self.global.selection(), &self.env).map_err(|err| failure::of_config(&err))
+    }
+
+    /// The base directories.
+    ///
+    /// # Errors
+    /// They are not known.
+    pub fn directories(&self) -> Result<Directories, Failure> {
+        let uid = rustix::process::getuid().as_raw();
+        Directories::find(&self.env, uid).map_err(|err| failure::of_config(&err))
+    }
+
+    /// How much is to be said.
+    #[must_use]
+    pub fn verbosity(&self) -> Verbosity {
+        Verbosity { verbose: self.global.verbose, quiet: self.global.quiet }
+    }
+
+    /// Starts logging to stderr; `usual` is the level without `-v`.
+    pub fn log_to_stderr(&self, usual: &str) {
+        observe::log_to_stderr(self.verbosity(), usual, self.env.get("DSFS_LOG"), self.out.color());
+    }
+}
+
+/// Runs `dsfs` with the arguments of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(err) => {
+            // Help and version are data, and go to stdout; a closed pipe is no error.
+            let _ = err.print();
+            return if err.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::from(exit::DONE) };
+        }
+    };
+    let env = Environment::of_process();
+    let color = env.get("NO_COLOR").is_none();
+    let out = Output::new(cli.global.quiet, color);
+    let mut cx = Context { global: cli.global, env, out };
+    let mut result = dispatch(&cli.command, &mut cx);
+    if let Err(failure) = &result {
+        cx.out.failure(failure);
+    }
+    let written = cx.out.finish();
+    if let Err(failure) = &written {
+        Output::new(false, color).failure(failure);
+    }
+    result = result.and(written);
+    result.map_or_else(|failure| exit::exit_code(failure.kind), |()| ExitCode::from(exit::DONE))
+}
+
+fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
+    match command {
+        Command::Mount(args) => mount::run(args, cx),
+        Command::Umount(args) => umount::run(args, cx),
+        Command::Status(args) => status::run(args, cx),
+        Command::List(args) => list::run(args, cx),
+        Command::Commit(args) => commit::run(args, cx),
+        Command::Demo(args) => demo::run(args, cx),
+        Command::Discard(args) => discard::run(args, cx),
+        Command::Doctor(args) => doctor::run(args, cx),
+        Command::Config(args) => config::run(args, cx),
+        Command::Completions(args) => {
+            completions::run(args, cx);
+            Ok(())
+        }
+        Command::Man(args) => completions::run_man(args, cx),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_defined() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn both_help_texts_have_the_exit_codes() {
+        assert!(LONG_AFTER.ends_with(exit::TABLE));
+    }
+}

@@ -1,0 +1,115 @@
+//! Progress of long work: a bar on a terminal, now and then a line elsewhere, nothing with `--quiet`.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use indicatif::ProgressDrawTarget;
+use indicatif::ProgressStyle;
+
+use crate::cli::output::Output;
+use crate::config::units;
+use crate::control::message::Progress;
+
+/// How often a line is written where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Redraws of the bar per second.
+const REDRAWS_PER_SECOND: u8 = 10;
+
+/// Shows how far something has come.
+#[derive(Debug)]
+pub struct Reporter {
+    how: How,
+}
+
+#[derive(Debug)]
+enum How {
+    Silent,
+    Bar(ProgressBar),
+    Lines { said: Option<(Instant, String)> },
+}
+
+impl Reporter {
+    /// In the manner that fits `output`.
+    #[must_use]
+    pub fn new(output: &Output) -> Self {
+        let how = if output.is_quiet() {
+            How::Silent
+        } else if output.is_interactive() {
+            How::Bar(bar(output.color()))
+        } else {
+            How::Lines { said: None }
+        };
+        Self { how }
+    }
+
+    /// Shows a new state.
+    pub fn update(&mut self, progress: &Progress) {
+        if progress.phase.is_empty() || progress.files_total + progress.bytes_total == 0 {
+            return;
+        }
+        match &mut self.how {
+            How::Silent => {}
+            How::Bar(bar) => {
+                bar.set_length(progress.bytes_total);
+                bar.set_position(progress.bytes_done);
+                bar.set_prefix(progress.phase.clone());
+                bar.set_message(files(progress));
+            }
+            How::Lines { said } => {
+                let due = said
+                    .as_ref()
+                    .is_none_or(|(at, phase)| *phase != progress.phase || at.elapsed() >= LINE_INTERVAL);
+                if due {
+                    *said = Some((Instant::now(), progress.phase.clone()));
+                    let mut output = Output::new(false, false);
+                    output.note(line(progress));
+                }
+            }
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&mut self) {
+        if let How::Bar(bar) = &self.how {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn bar(color: bool) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND));
+    let paint = if color { ".cyan" } else { "" };
+    let template =
+        format!("{{prefix}} [{{bar:30{paint}}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{msg}} {{eta}}");
+    let style = ProgressStyle::with_template(&template).expect("a constant that is a valid template");
+    bar.set_style(style.progress_chars("=> "));
+    bar
+}
+
+fn files(progress: &Progress) -> String {
+    format!("{}/{} files", progress.files_done, progress.files_total)
+}
+
+fn line(progress: &Progress) -> String {
+    let bytes = units::show_size(progress.bytes_done);
+    let total = units::show_size(progress.bytes_total);
+    format!("{}: {}, {bytes} of {total}", progress.phase, files(progress))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_a_bar_shows() {
+        let progress = Progress {
+            phase: "upload".into(),
+            files_done: 1,
+            files_total: 3,
+            bytes_done: 512,
+            bytes_total: 2048,
+        };
+        assert_eq!(line(&progress), "upload: 1/3 files, 512 B of 2 KiB");
+    }
+}

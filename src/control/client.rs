@@ -1,0 +1,79 @@
+//! A command's end of the control socket.
+
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::control::LINE_BYTES_MAX;
+use crate::control::PROTOCOL_VERSION;
+use crate::control::message::Answer;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::control::message::Frame;
+use crate::control::message::Progress;
+use crate::control::message::Reply;
+use crate::control::message::Request;
+
+/// Hearing nothing for this long means that the daemon hangs: it speaks every [`super::KEEPALIVE`].
+pub const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to a daemon.
+    ///
+    /// # Errors
+    /// `NotFound` and `ConnectionRefused` mean that there is none.
+    pub fn connect(socket: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(SILENCE_MAX))?;
+        stream.set_write_timeout(Some(SILENCE_MAX))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// Asks, passes progress on, and returns the outcome.
+    ///
+    /// # Errors
+    /// What the daemon says; or that it says nothing, or not what was expected.
+    pub fn call(
+        mut self,
+        request: &Request,
+        on_progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Reply, Failure> {
+        let lost = |err: io::Error| {
+            let silent = matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+            let what = if silent {
+                format!("the daemon has not answered for {} seconds", SILENCE_MAX.as_secs())
+            } else {
+                format!("the connection to the daemon broke: {err}")
+            };
+            Failure::new(FailureKind::Failed, what).hint("its log says more: `dsfs status` names the file")
+        };
+        let mut line = serde_json::to_vec(&Frame { version: PROTOCOL_VERSION, request })
+            .map_err(|err| lost(err.into()))?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).map_err(lost)?;
+        loop {
+            line.clear();
+            let mut bounded = (&mut self.stream).take(LINE_BYTES_MAX as u64);
+            bounded.read_until(b'\n', &mut line).map_err(lost)?;
+            if line.pop() != Some(b'\n') {
+                return Err(lost(io::ErrorKind::UnexpectedEof.into()));
+            }
+            match serde_json::from_slice(&line).map_err(|err| lost(err.into()))? {
+                Answer::Progress(progress) => on_progress(&progress),
+                Answer::Done(reply) => return Ok(reply),
+                Answer::Failed(failure) => return Err(failure),
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! The daemon's end of the control socket.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::AsyncBufRead;
+use tokio::io::AsyncBufReadExt;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::io::BufReader;
+use tokio::net::UnixListener;
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use tracing::warn;
+
+use crate::control::KEEPALIVE;
+use crate::control::LINE_BYTES_MAX;
+use crate::control::PROTOCOL_VERSION;
+use crate::control::message::Answer;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::control::message::Frame;
+use crate::control::message::Progress;
+use crate::control::message::Reply;
+use crate::control::message::Request;
+
+/// Connections served at a time; further ones wait in the kernel's queue.
+pub const CONNECTIONS_MAX: usize = 16;
+/// How long a client may take to say what it wants.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often progress is passed on.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How long answers that are being written may still take when the daemon ends.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Carries requests out.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// Carries out one request. Dropping the future cancels it: the client has gone.
+    async fn handle(&self, request: Request, progress: watch::Sender<Progress>) -> Result<Reply, Failure>;
+}
+
+/// A listening socket, whose file is removed when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Server {
+    /// Listens at `path`; a socket that a dead daemon left there is replaced. Call inside a runtime.
+    ///
+    /// # Errors
+    /// `AddrInUse` if a daemon answers there; else the file system's own.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        match StdUnixStream::connect(path) {
+            Ok(_) => return Err(io::Error::from(io::ErrorKind::AddrInUse)),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => fs::remove_file(path)?,
+        }
+        Ok(Self { listener: UnixListener::bind(path)?, path: path.to_owned() })
+    }
+
+    /// Serves until `stop`; then answers under way have a moment to be written.
+    pub async fn serve(self, handler: Arc<dyn Handler>, stop: CancellationToken) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                    Ok((stream, _)) => {
+                        let handler = Arc::clone(&handler);
+                        connections.spawn(async move {
+                            if let Err(err) = converse(stream, &*handler).await {
+                                debug!("control connection: {err}");
+                            }
+                        });
+                    }
+                    Err(err) => {
+                        warn!("control socket: {err}");
+                        time::sleep(PROGRESS_INTERVAL).await; // out of file descriptors, most likely
+                    }
+                },
+            }
+        }
+        let drained = async { while connections.join_next().await.is_some() {} };
+        if time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+            debug!("control connections were cut off at shutdown");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(err) = fs::remove_file(&self.path) {
+            debug!("cannot remove {}: {err}", self.path.display());
+        }
+    }
+}
+
+/// One connection: read a request, work on it, tell how it goes.
+async fn converse(stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
+    let peer = stream.peer_cred()?.uid();
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    let own = rustix::process::getuid().as_raw();
+    if peer != own && peer != 0 {
+        let refusal = Failure::new(FailureKind::Failed, "this mount belongs to another user");
+        return say(&mut writer, &Answer::Failed(refusal)).await;
+    }
+    let request = match time::timeout(REQUEST_TIMEOUT, read_request(&mut reader)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(failure)) => return say(&mut writer, &Answer::Failed(failure)).await,
+        Err(_) => return Ok(()),
+    };
+    let (progress, mut seen) = watch::channel(Progress::default());
+    let mut work = handler.handle(request, progress);
+    let mut ticks = time::interval(PROGRESS_INTERVAL);
+    let mut last_said = time::Instant::now();
+    let mut rest = [0; 1];
+    let answer = loop {
+        tokio::select! {
+            result = &mut work => break result.map_or_else(Answer::Failed, Answer::Done),
+            _ = ticks.tick() => {
+                let changed = seen.has_changed().unwrap_or(false);
+                if changed || last_said.elapsed() >= KEEPALIVE {
+                    let now = seen.borrow_and_update().clone();
+                    say(&mut writer, &Answer::Progress(now)).await?;
+                    last_said = time::Instant::now();
+                }
+            }
+            _ = reader.read(&mut rest) => return Ok(()), // the client has gone: `work` is dropped
+        }
+    };
+    say(&mut writer, &answer).await
+}
+
+async fn say(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    if line.len() >= LINE_BYTES_MAX {
+        let failure = Failure::new(FailureKind::Failed, "the answer is too long for the control socket");
+        line = serde_json::to_vec(&Answer::Failed(failure))?;
+    }
+    line.push(b'\n');
+    writer.write_all(&line).await
+}
+
+/// Reads and checks the one line of a client.
+async fn read_request(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Request, Failure> {
+    let refuse = |reason: &str| Failure::new(FailureKind::Failed, format!("not a request of dsfs: {reason}"));
+    let mut line = Vec::new();
+    let bound = LINE_BYTES_MAX as u64;
+    reader.take(bound).read_until(b'\n', &mut line).await.map_err(|err| refuse(&err.to_string()))?;
+    if line.pop() != Some(b'\n') {
+        return Err(refuse("the line is too long, or cut off"));
+    }
+    let frame: Frame<serde_json::Value> =
+        serde_json::from_slice(&line).map_err(|err| refuse(&err.to_string()))?;
+    if frame.version != PROTOCOL_VERSION {
+        let message = format!(
+            "the daemon speaks version {PROTOCOL_VERSION} of the control protocol, this command version {}",
+            frame.version
+        );
+        return Err(
+            Failure::new(FailureKind::Failed, message).hint("umount, and mount again with the new dsfs")
+        );
+    }
+    serde_json::from_value(frame.request).map_err(|err| refuse(&err.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::client::Client;
+    use crate::control::message::DiscardOutcome;
+    use crate::name::DatasetName;
+    use std::io::Read;
+    use std::io::Write;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering;
+
+    /// Answers a discard at once, a commit never, and reports whether it was cancelled.
+    #[derive(Default)]
+    struct Double {
+        cancelled: Arc<AtomicBool>,
+    }
+
+    struct SetOnDrop(Arc<AtomicBool>);
+
+    impl Drop for SetOnDrop {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[async_trait]
+    impl Handler for Double {
+        async fn handle(
+            &self,
+            request: Request,
+            progress: watch::Sender<Progress>,
+        ) -> Result<Reply, Failure> {
+            match request {
+                Request::Discard { dataset, .. } => {
+                    Ok(Reply::Discarded(DiscardOutcome { dataset, files: 2, bytes: 3 }))
+                }
+                Request::Unmount { .. } => {
+                    Err(Failure::new(FailureKind::Conflict, "busy").hint("wait").details(["vim"]))
+                }
+                Request::Status { .. } | Request::List | Request::Commit(_) => {
+                    let _flag = SetOnDrop(Arc::clone(&self.cancelled));
+                    progress.send_replace(Progress { files_total: 7, ..Progress::default() });
+                    std::future::pending().await
+                }
+            }
+        }
+    }
+
+    struct Running {
+        dir: tempfile::TempDir,
+        stop: CancellationToken,
+        cancelled: Arc<AtomicBool>,
+        thread: Option<std::thread::JoinHandle<()>>,
+    }
+
+    impl Running {
+        fn start() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("s");
+            let stop = CancellationToken::new();
+            let double = Double::default();
+            let cancelled = Arc::clone(&double.cancelled);
+            let stopped = stop.clone();
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            let thread = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let server = Server::bind(&path).unwrap();
+                    ready.send(()).unwrap();
+                    server.serve(Arc::new(double), stopped).await;
+                });
+            });
+            is_ready.recv().unwrap();
+            Self { dir, stop, cancelled, thread: Some(thread) }
+        }
+
+        fn socket(&self) -> PathBuf {
+            self.dir.path().join("s")
+        }
+
+        /// What the server answers to raw bytes.
+        fn answer_to(&self, bytes: &[u8]) -> String {
+            let mut stream = StdUnixStream::connect(self.socket()).unwrap();
+            // The server may answer and hang up before it has read everything.
+            let _ = stream.write_all(bytes);
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let mut text = String::new();
+            let _ = stream.read_to_string(&mut text);
+            text
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.stop.cancel();
+            self.thread.take().unwrap().join().unwrap();
+            assert!(!self.socket().exists(), "the socket is removed");
+        }
+    }
+
+    fn discard() -> Request {
+        Request::Discard { dataset: DatasetName::parse("run").unwrap(), paths: Vec::new() }
+    }
+
+    #[test]
+    fn a_request_is_answered() {
+        let server = Running::start();
+        let reply = Client::connect(&server.socket()).unwrap().call(&discard(), &mut |_| {}).unwrap();
+        assert!(matches!(reply, Reply::Discarded(DiscardOutcome { files: 2, .. })));
+    }
+
+    #[test]
+    fn a_failure_arrives_whole() {
+        let server = Running::start();
+        let client = Client::connect(&server.socket()).unwrap();
+        let failure = client.call(&Request::Unmount { lazy: false }, &mut |_| {}).unwrap_err();
+        let expected = Failure::new(FailureKind::Conflict, "busy").hint("wait").details(["vim"]);
+        assert_eq!(failure, expected);
+    }
+
+    #[test]
+    fn garbage_other_versions_and_endless_lines_are_refused() {
+        let server = Running::start();
+        for garbage in
+            ["\n", "{}\n", "null\n", "{\"version\":1,\"request\":\"explode\"}\n", "no end", "\u{0}\n"]
+        {
+            let text = server.answer_to(garbage.as_bytes());
+            assert!(text.contains("not a request of dsfs"), "{garbage:?}: {text}");
+        }
+        let text = server.answer_to(b"{\"version\":99,\"request\":{\"new\":1}}\n");
+        assert!(text.contains("version 99"), "{text}");
+        let endless = vec![b'x'; LINE_BYTES_MAX + 10];
+        let text = server.answer_to(&endless);
+        assert!(text.is_empty() || text.contains("too long"), "{text}");
+        // And it still serves.
+        assert!(Client::connect(&server.socket()).unwrap().call(&discard(), &mut |_| {}).is_ok());
+    }
+
+    #[test]
+    fn progress_is_passed_on_and_a_client_that_leaves_cancels() {
+        let server = Running::start();
+        let mut stream = StdUnixStream::connect(server.socket()).unwrap();
+        stream.write_all(b"{\"version\":1,\"request\":{\"status\":{\"files_of\":null}}}\n").unwrap();
+        let mut buffer = [0; 256];
+        let n = stream.read(&mut buffer).unwrap();
+        let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+        assert!(text.contains("\"files_total\":7"), "{text}");
+        assert!(!server.cancelled.load(Ordering::SeqCst));
+        drop(stream);
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while !server.cancelled.load(Ordering::SeqCst) {
+            assert!(std::time::Instant::now() < deadline, "not cancelled");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not() {
+        let server = Running::start();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        let taken = Server::bind(&server.socket()).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        let left = server.dir.path().join("left");
+        drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+        assert!(left.exists());
+        assert!(Server::bind(&left).is_ok());
+    }
+}

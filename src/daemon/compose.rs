@@ -1,0 +1,169 @@
+//! The composition root: every layer made once, from one configuration, in one place.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+
+use crate::cache::BlockCache;
+use crate::cache::CacheOptions;
+use crate::catalog::Catalog;
+use crate::clock::SystemClock;
+use crate::config::CACHE_RESERVE_BYTES;
+use crate::config::Config;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::daemon::failure;
+use crate::daemon::guarantee;
+use crate::daemon::guarantee::Remembered;
+use crate::daemon::operations;
+use crate::daemon::remote::OpenRemote;
+use crate::fs::DatasetFs;
+use crate::fs::FsOptions;
+use crate::fuse::MountOptions;
+use crate::fuse::MountedFs;
+use crate::read::ReadOptions;
+use crate::read::Reader;
+use crate::record::Author;
+use crate::staging::Holder;
+use crate::staging::Staging;
+
+/// How long a listing counts as the truth.
+const CATALOG_TTL: Duration = Duration::from_secs(60);
+/// Share of the memory limit for blocks on their way to the cache's disk; the rest is the reader's.
+const CACHE_MEMORY_SHARE: u64 = 4;
+
+/// A remote with its local side: what a commit works with, mounted or not.
+#[derive(Debug)]
+pub struct Workspace {
+    /// The remote and its store.
+    pub remote: OpenRemote,
+    /// The remote's staging area, which this process has locked.
+    pub staging: Arc<Staging>,
+    /// The block cache.
+    pub cache: Arc<BlockCache>,
+    /// Where the cache is.
+    pub cache_dir: PathBuf,
+    /// The state directory of all remotes.
+    pub state_dir: PathBuf,
+    /// This remote's own part of it.
+    pub remote_state_dir: PathBuf,
+    /// Who commits.
+    pub author: Author,
+    /// What the remote enforces, as far as that is known.
+    guarantee: RwLock<Option<Remembered>>,
+}
+
+impl Workspace {
+    /// Locks the staging area and opens the cache.
+    ///
+    /// # Errors
+    /// Another process works on the staging area; the local disk's.
+    pub fn open(config: &Config, remote: OpenRemote, holder: &Holder) -> Result<Self, Failure> {
+        let dir = config.remote_state_dir();
+        operations::prepare_state_dir(&dir, &remote.remote.to_string())
+            .map_err(|err| failure::of_directory("state directory", &dir, &err))?;
+        let staging = Staging::open(&dir, holder).map_err(|err| failure::of_staging(&err))?;
+        let cache = BlockCache::open(CacheOptions {
+            dir: config.cache_dir.value.clone(),
+            limit_bytes: config.cache_limit_bytes.value,
+            reserve_bytes: CACHE_RESERVE_BYTES,
+            memory_bytes: config.memory_limit_bytes.value / CACHE_MEMORY_SHARE,
+        });
+        let state_dir = config.state_dir.value.clone();
+        let guarantee = RwLock::new(guarantee::recall(&state_dir, &remote.remote.store_identity()));
+        Ok(Self {
+            remote,
+            staging: Arc::new(staging),
+            cache,
+            cache_dir: config.cache_dir.value.clone(),
+            state_dir,
+            remote_state_dir: dir,
+            author: Author { user: config.user.clone(), host: host() },
+            guarantee,
+        })
+    }
+
+    /// What the remote enforces, if that is known.
+    #[must_use]
+    pub fn guarantee(&self) -> Option<Remembered> {
+        self.guarantee.read().clone()
+    }
+
+    /// What the remote enforces; probed if that is not known.
+    ///
+    /// # Errors
+    /// It cannot be probed.
+    pub async fn probed_guarantee(&self) -> Result<Remembered, Failure> {
+        if let Some(known) = self.guarantee() {
+            return Ok(known);
+        }
+        let probed = guarantee::known_or_probed(&self.remote, &self.state_dir).await;
+        let probed = probed.map_err(|err| failure::of_store(&err))?;
+        *self.guarantee.write() = Some(probed.clone());
+        Ok(probed)
+    }
+}
+
+/// This machine's name.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Puts the file system on top of a workspace, and mounts it.
+///
+/// # Errors
+/// The mount cannot be made.
+pub fn mount(
+    config: &Config,
+    workspace: &Workspace,
+    mountpoint: &std::path::Path,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(Arc<DatasetFs>, MountedFs), Failure> {
+    let store = Arc::clone(&workspace.remote.store);
+    let prefix = workspace.remote.remote.prefix.clone();
+    let catalog = Arc::new(Catalog::new(Arc::clone(&store), prefix, CATALOG_TTL));
+    let memory_bytes = config.memory_limit_bytes.value;
+    let options = ReadOptions {
+        memory_bytes: memory_bytes - memory_bytes / CACHE_MEMORY_SHARE,
+        read_timeout: config.read_timeout.value,
+        ..ReadOptions::default()
+    };
+    let identity = workspace.remote.remote.store_identity();
+    let reader = Reader::new(store, identity, Arc::clone(&workspace.cache), options, runtime.clone());
+    let options = FsOptions {
+        read_only: config.read_only.value,
+        allow_replace: config.allow_replace.value,
+        passthrough: true,
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        state_dir: workspace.remote_state_dir.clone(),
+    };
+    let fs = DatasetFs::new(catalog, Arc::clone(&workspace.staging), reader, Arc::new(SystemClock), options);
+    let options = MountOptions {
+        read_only: config.read_only.value,
+        allow_other: config.allow_other.value,
+        fs_name: workspace.remote.remote.fs_name(),
+    };
+    let mounted = MountedFs::mount(Arc::clone(&fs), runtime.clone(), mountpoint, &options)
+        .map_err(|err| of_mount(&err, mountpoint, config))?;
+    Ok((fs, mounted))
+}
+
+fn of_mount(err: &io::Error, mountpoint: &std::path::Path, config: &Config) -> Failure {
+    let failure =
+        Failure::new(FailureKind::Failed, format!("cannot mount at {}: {err}", mountpoint.display()));
+    let text = err.to_string();
+    if text.contains("user_allow_other")
+        || (config.allow_other.value && !rustix::process::geteuid().is_root())
+    {
+        return failure.hint("--allow-other needs the line `user_allow_other` in /etc/fuse.conf");
+    }
+    if err.kind() == io::ErrorKind::PermissionDenied {
+        failure.hint("the mount point must be yours and writable; in a container, CAP_SYS_ADMIN is needed")
+    } else {
+        failure.hint("`dsfs doctor` looks closer")
+    }
+}

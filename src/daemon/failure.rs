@@ -1,0 +1,232 @@
+//! Errors of the layers below, as what a user is told: one sentence, and what to do.
+
+use std::io;
+use std::path::Path;
+
+use crate::commit::CommitError;
+use crate::config::Config;
+use crate::config::ConfigError;
+use crate::config::Credentials;
+use crate::config::Origin;
+use crate::config::RemoteSettings;
+use crate::config::S3Settings;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::daemon::publish;
+use crate::name::DatasetName;
+use crate::staging::Holder;
+use crate::staging::StagingError;
+use crate::store::StoreError;
+
+/// A wrong setting.
+#[must_use]
+pub fn of_config(err: &ConfigError) -> Failure {
+    let failure = Failure::new(FailureKind::Usage, err.to_string());
+    match err.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// The remote could not be used at all: says what was tried, and which setting to look at.
+#[must_use]
+pub fn of_access(err: &StoreError, config: &Config) -> Failure {
+    let remote = config.remote.remote();
+    let failure = Failure::new(kind_of(err), format!("cannot use {remote}: {}", reason(err)));
+    match &config.remote {
+        RemoteSettings::S3(s3) => match hint_for(err, s3) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        },
+        RemoteSettings::Directory { path, .. } if matches!(err, StoreError::NoBucket { .. }) => {
+            let path_shown = path.value.display();
+            failure.hint(format!(
+                "`mkdir -p {path_shown}`, or mount the file system that has it ({})",
+                path.origin
+            ))
+        }
+        RemoteSettings::Directory { .. } => failure,
+    }
+}
+
+/// A request failed in the course of work.
+#[must_use]
+pub fn of_store(err: &StoreError) -> Failure {
+    Failure::new(kind_of(err), err.to_string())
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "hints are for some errors only")]
+fn hint_for(err: &StoreError, s3: &S3Settings) -> Option<String> {
+    match err {
+        StoreError::NoBucket { .. } => {
+            Some(format!("the bucket comes from: {}; the endpoint from: {}", s3.bucket.origin, s3.endpoint.origin))
+        }
+        StoreError::Denied { .. } => Some(match &s3.credentials.value {
+            Credentials::Keys { .. } => {
+                format!("the key comes from: {}; may it list this bucket?", s3.credentials.origin)
+            }
+            Credentials::AwsChain { profile: Some(profile) } => {
+                format!("the keys come from the AWS profile {profile:?} ({})", s3.credentials.origin)
+            }
+            Credentials::AwsChain { profile: None } => {
+                "no key was given to dsfs: set R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY, or their AWS_ counterparts"
+                    .to_owned()
+            }
+        }),
+        StoreError::Unavailable { .. } | StoreError::Rejected { .. } => Some(match &s3.endpoint.origin {
+            Origin::Default => "without an endpoint, AWS itself was asked; --endpoint names another server".to_owned(),
+            origin => format!("the endpoint comes from: {origin}; `dsfs doctor` looks closer"),
+        }),
+        _ => None,
+    }
+}
+
+/// What went wrong, without the key that a user has never seen.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the others say it well themselves")]
+fn reason(err: &StoreError) -> String {
+    match err {
+        StoreError::Denied { reason, .. } => format!("access was denied: {reason}"),
+        StoreError::Rejected { reason, .. } => format!("the server refused the request: {reason}"),
+        StoreError::Unavailable { reason, .. } => format!("it cannot be reached: {reason}"),
+        other => other.to_string(),
+    }
+}
+
+pub(super) fn kind_of(err: &StoreError) -> FailureKind {
+    match err {
+        StoreError::NotFound { .. } => FailureKind::NotFound,
+        StoreError::AlreadyExists { .. } | StoreError::Changed { .. } | StoreError::Contended { .. } => {
+            FailureKind::Conflict
+        }
+        StoreError::NoBucket { .. }
+        | StoreError::Denied { .. }
+        | StoreError::Rejected { .. }
+        | StoreError::Unavailable { .. } => FailureKind::Remote,
+        StoreError::NoSuchUpload { .. } => FailureKind::Failed,
+    }
+}
+
+/// A commit did not succeed.
+#[must_use]
+pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
+    let failure = Failure::new(publish::kind_of(err), format!("{name}: {err}"));
+    let resume = format!("`dsfs commit {name}` goes on with it, `dsfs commit {name} --abort` undoes it");
+    match err {
+        CommitError::NothingStaged => failure.hint("`dsfs status` shows what is staged"),
+        CommitError::OpenForWriting { paths } => {
+            Failure::new(failure.kind, format!("{name}: files are open for writing"))
+                .details(paths)
+                .hint("close them first")
+        }
+        CommitError::Conflict { conflicts } => {
+            Failure::new(failure.kind, format!("{name}: in the way of the commit; nothing was changed"))
+                .details(conflicts)
+                .hint("rename or discard what is staged there; published files are never overwritten")
+        }
+        CommitError::Unenforced => failure.hint(
+            "--allow-unenforced, if no other tool writes to this dataset meanwhile; `dsfs doctor` says what the server lacks",
+        ),
+        CommitError::Unfinished { .. }
+        | CommitError::Interrupted { .. }
+        | CommitError::AlreadyCommitted { .. } => failure.hint(resume),
+        CommitError::NotRestored { paths, source } => Failure::new(
+            failure.kind,
+            format!("{name}: rolled back, but for files that were replaced before it failed: {source}"),
+        )
+        .details(paths),
+        CommitError::Staging(err) => of_staging(err),
+        CommitError::Store(err) => of_store(err),
+        CommitError::Crowded => failure.hint("try again"),
+        CommitError::Aborted { .. }
+        | CommitError::NothingToResume
+        | CommitError::Fenced { .. }
+        | CommitError::Name(_)
+        | CommitError::Record { .. }
+        | CommitError::Journal(_) => failure,
+    }
+}
+
+/// The staging area refused.
+#[must_use]
+pub fn of_staging(err: &StagingError) -> Failure {
+    match err {
+        StagingError::Locked { holder } => of_holder(holder),
+        StagingError::OpenForWriting { paths } => {
+            Failure::new(FailureKind::Failed, "files are open for writing").details(paths).hint("close them first")
+        }
+        StagingError::Sealed { path } => Failure::new(FailureKind::Failed, format!("{path} is being committed"))
+            .hint("`dsfs commit NAME` finishes the commit, `dsfs commit NAME --abort` undoes it"),
+        StagingError::AlreadySealed { .. } => Failure::new(FailureKind::Partial, err.to_string())
+            .hint("`dsfs commit NAME` finishes it, `dsfs commit NAME --abort` undoes it"),
+        StagingError::Foreign { paths } => Failure::new(
+            FailureKind::Failed,
+            "there are things in the staging area that cannot be published (links, devices, names that are not UTF-8)",
+        )
+        .details(paths),
+        StagingError::Io { .. } | StagingError::NothingStaged | StagingError::Damaged { .. } => {
+            Failure::new(FailureKind::Failed, err.to_string())
+        }
+    }
+}
+
+/// Somebody else works on the staging area.
+#[must_use]
+pub fn of_holder(holder: &Holder) -> Failure {
+    let pid = holder.pid;
+    match &holder.mountpoint {
+        Some(mountpoint) => Failure::new(
+            FailureKind::Failed,
+            format!("this remote is mounted already: at {} by process {pid}", mountpoint.display()),
+        )
+        .hint(format!("use that mount, or `dsfs umount {}` first", mountpoint.display())),
+        None => Failure::new(
+            FailureKind::Failed,
+            format!("process {pid} is working on this remote's staging area"),
+        )
+        .hint("wait until it has ended"),
+    }
+}
+
+/// A directory of ours could not be used.
+#[must_use]
+pub fn of_directory(what: &str, path: &Path, err: &io::Error) -> Failure {
+    Failure::new(FailureKind::Failed, format!("the {what} {} cannot be used: {err}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Environment;
+    use crate::config::Layer;
+    use crate::config::Selection;
+
+    fn config(pairs: &[(&str, &str)]) -> Config {
+        let mut pairs = pairs.to_vec();
+        pairs.push(("HOME", "/nonexistent"));
+        Config::load(Layer::default(), Selection::default(), &Environment::from_pairs(&pairs)).unwrap()
+    }
+
+    #[test]
+    fn access_errors_say_what_was_tried_and_which_setting_to_look_at() {
+        let config = config(&[("R2_ENDPOINT", "http://h:1"), ("R2_BUCKET", "lab")]);
+        let denied = StoreError::Denied { key: "lab".into(), reason: "no such key".into() };
+        let failure = of_access(&denied, &config);
+        assert_eq!(failure.kind, FailureKind::Remote);
+        assert_eq!(
+            failure.message,
+            "cannot use s3://lab/datasets/ at http://h:1: access was denied: no such key"
+        );
+        assert!(failure.hint.unwrap().contains("R2_ACCESS_KEY_ID"));
+        let gone = of_access(&StoreError::unavailable("lab", "connection refused"), &config);
+        assert!(gone.hint.unwrap().contains("environment R2_ENDPOINT"));
+        let missing = of_access(&StoreError::NoBucket { bucket: "s3://lab".into() }, &config);
+        assert!(missing.hint.unwrap().contains("environment R2_BUCKET"));
+    }
+
+    #[test]
+    fn whoever_holds_the_staging_area_is_named() {
+        let holder = Holder { pid: 42, socket: None, mountpoint: Some("/mnt/d".into()) };
+        let failure = of_staging(&StagingError::Locked { holder });
+        assert!(failure.message.contains("/mnt/d") && failure.message.contains("42"), "{failure}");
+    }
+}

@@ -1,0 +1,373 @@
+//! The life of one mount, from the checks before it to the last file closed after it.
+//!
+//! Up: local checks, the staging lock, the remote, the mount, a stat of it through the kernel; only then
+//! it is ready. Down, in this order: unmount, the FUSE session's end, the control socket, background
+//! work, the runtime. Each wait has an end; staged files need none of them to be safe.
+//!
+//! A signal unmounts. If the mount is busy then, its users are named and have [`BUSY_GRACE`]; after that,
+//! or at a second signal, it is detached, and they can go on with the files that they have open as long
+//! as this process waits for them: [`DETACHED_GRACE`].
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::signal::unix::Signal;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use tracing::warn;
+
+use crate::clock::Clock;
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::control;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::control::server::Server;
+use crate::daemon::background::Ready;
+use crate::daemon::background::Reporter;
+use crate::daemon::compose;
+use crate::daemon::compose::Workspace;
+use crate::daemon::failure;
+use crate::daemon::guarantee;
+use crate::daemon::holders;
+use crate::daemon::mountpoint;
+use crate::daemon::mountpoint::Mountpoint;
+use crate::daemon::notify;
+use crate::daemon::remote;
+use crate::daemon::service::Service;
+use crate::daemon::service::UnmountRequest;
+use crate::fuse::MountedFs;
+use crate::fuse::Unmounter;
+use crate::staging::Holder;
+
+/// How long a new mount may take to answer its first stat.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the users of a busy mount have after a signal.
+pub const BUSY_GRACE: Duration = Duration::from_secs(10);
+/// How often unmounting is tried meanwhile.
+const BUSY_POLL: Duration = Duration::from_millis(250);
+/// How long files that are open in a detached mount are still served.
+pub const DETACHED_GRACE: Duration = Duration::from_secs(5);
+/// How long background work may take to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests to unmount that may wait.
+const UNMOUNTS_MAX: usize = 4;
+
+/// What is to be mounted, and where.
+#[derive(Debug)]
+pub struct MountRequest {
+    /// All settings.
+    pub config: Config,
+    /// The mount point as the user gave it.
+    pub mountpoint: PathBuf,
+    /// Mount over a directory that has something in it.
+    pub nonempty: bool,
+    /// The log file, unless stderr is the log.
+    pub log: Option<PathBuf>,
+    /// Where programs are looked for.
+    pub search_path: String,
+}
+
+/// Mounts, serves, and returns when the mount is gone.
+///
+/// # Errors
+/// The mount could not be made. What happens to it later is logged.
+pub fn run(request: &MountRequest, reporter: &Reporter) -> Result<(), Failure> {
+    let result = remote::runtime().and_then(|runtime| {
+        let result = runtime.block_on(live(request, reporter, runtime.handle()));
+        runtime.shutdown_timeout(DRAIN_TIMEOUT);
+        result
+    });
+    if let Err(failure) = &result {
+        reporter.failed(failure);
+    }
+    result
+}
+
+/// A mount that answers, and all that belongs to it.
+struct Running {
+    unmounter: Unmounter,
+    mountpoint: PathBuf,
+    /// The FUSE session's end.
+    ended: oneshot::Receiver<io::Result<()>>,
+    unmounts: mpsc::Receiver<UnmountRequest>,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+    signals: Signals,
+}
+
+async fn live(request: &MountRequest, reporter: &Reporter, runtime: &Handle) -> Result<(), Failure> {
+    let signals = Signals::new()?;
+    let running = start(request, reporter, runtime, signals).await?;
+    serve(running).await;
+    Ok(())
+}
+
+async fn start(
+    request: &MountRequest,
+    reporter: &Reporter,
+    runtime: &Handle,
+    signals: Signals,
+) -> Result<Running, Failure> {
+    mountpoint::check_fuse(&request.search_path, rustix::process::geteuid().is_root())?;
+    let mountpoint = mountpoint::prepare(&request.mountpoint, request.nonempty)?;
+    let result = start_at(&mountpoint, request, reporter, runtime, signals).await;
+    if result.is_err() && mountpoint.created {
+        let _ = fs::remove_dir(&mountpoint.path); // if something is in it by now, it stays
+    }
+    result
+}
+
+async fn start_at(
+    mountpoint: &Mountpoint,
+    request: &MountRequest,
+    reporter: &Reporter,
+    runtime: &Handle,
+    signals: Signals,
+) -> Result<Running, Failure> {
+    let config = &request.config;
+    let path = mountpoint.path.clone();
+    let (workspace, socket) = open_workspace(config, &path).await?;
+    let workspace = Arc::new(workspace);
+    let server =
+        Server::bind(&socket).map_err(|err| failure::of_directory("control socket", &socket, &err))?;
+    let (fs, mounted) = compose::mount(config, &workspace, &path, runtime)?;
+    let unmounter = mounted.unmounter();
+    if let Err(failure) = wait_for_answer(&path, &mounted).await {
+        let _ = unmounter.unmount(true);
+        return Err(failure);
+    }
+    let (unmount, unmounts) = mpsc::channel(UNMOUNTS_MAX);
+    let service = Service {
+        workspace: Arc::clone(&workspace),
+        fs,
+        mountpoint: path.clone(),
+        mounted: guarantee::timestamp(SystemClock.now()),
+        log: request.log.clone(),
+        unmount,
+    };
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.serve(Arc::new(service), stop.clone()));
+    tasks.spawn(notify::watchdog(stop.clone()));
+    tasks.spawn(learn_guarantee(Arc::clone(&workspace), stop.clone()));
+    let name = workspace.remote.remote.to_string();
+    if mountpoint.created {
+        reporter.notice(&format!("made the directory {}", path.display()));
+    }
+    info!("mounted {name} at {}", path.display());
+    let ready = Ready { mountpoint: path.clone(), pid: std::process::id(), remote: name.clone() };
+    if let Err(err) = reporter.ready(ready) {
+        warn!("stdout cannot be given up: {err}");
+    }
+    notify::ready(&format!("{name} at {}", path.display()));
+    Ok(Running { unmounter, mountpoint: path, ended: watch_session(mounted), unmounts, tasks, stop, signals })
+}
+
+/// Locks the staging area and asks the remote for the first time; names the control socket.
+async fn open_workspace(config: &Config, mountpoint: &Path) -> Result<(Workspace, PathBuf), Failure> {
+    let uid = rustix::process::getuid().as_raw();
+    let runtime_dir = config.directories.prepare_runtime(uid).map_err(|err| {
+        Failure::new(FailureKind::Failed, format!("no place for the control socket: {err}"))
+    })?;
+    let socket = control::socket_path(&runtime_dir, mountpoint);
+    let remote = remote::open(config).await?;
+    let holder = Holder {
+        pid: std::process::id(),
+        socket: Some(socket.clone()),
+        mountpoint: Some(mountpoint.to_owned()),
+    };
+    let workspace = Workspace::open(config, remote, &holder)?;
+    workspace.remote.check_access(config).await?;
+    Ok((workspace, socket))
+}
+
+/// The first stat goes through the kernel, to our own FUSE threads and back.
+async fn wait_for_answer(path: &Path, mounted: &MountedFs) -> Result<(), Failure> {
+    let stat = {
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || fs::metadata(path))
+    };
+    let failed = |why: String| {
+        Failure::new(FailureKind::Failed, format!("the mount at {} does not answer: {why}", path.display()))
+    };
+    match time::timeout(ANSWER_TIMEOUT, stat).await {
+        Ok(Ok(Ok(_))) => {}
+        Ok(Ok(Err(err))) => return Err(failed(err.to_string())),
+        Ok(Err(err)) => return Err(failed(err.to_string())),
+        Err(_) => return Err(failed(format!("no answer within {} seconds", ANSWER_TIMEOUT.as_secs()))),
+    }
+    if let Err(err) = mounted.raise_read_ahead() {
+        tracing::debug!("the kernel's readahead stays as it is: {err}");
+    }
+    Ok(())
+}
+
+/// Waits for the session on a thread of its own: it ends when the kernel says so.
+fn watch_session(mounted: MountedFs) -> oneshot::Receiver<io::Result<()>> {
+    let (tell, ended) = oneshot::channel();
+    // If no thread can be started, the sender is dropped, which reads as an end.
+    let spawned = thread::Builder::new().name("dsfs-session".into()).spawn(move || {
+        let _ = tell.send(mounted.wait());
+    });
+    if let Err(err) = spawned {
+        warn!("the FUSE session cannot be watched: {err}");
+    }
+    ended
+}
+
+/// Finds out in the background what the remote enforces, so that `status` and the first commit know.
+async fn learn_guarantee(workspace: Arc<Workspace>, stop: CancellationToken) {
+    if workspace.guarantee().is_some() {
+        return;
+    }
+    tokio::select! {
+        () = stop.cancelled() => {}
+        result = workspace.probed_guarantee() => match result {
+            Ok(known) => info!("the remote's guarantee is {}", known.describe()),
+            // Most likely a key that may only read; a commit will say so again.
+            Err(failure) => info!("what the remote enforces is not known: {failure}"),
+        },
+    }
+}
+
+/// Runs until the session has ended, then takes the rest down.
+async fn serve(mut running: Running) {
+    loop {
+        tokio::select! {
+            ended = &mut running.ended => {
+                match ended {
+                    Ok(Ok(())) => info!("unmounted {}", running.mountpoint.display()),
+                    Ok(Err(err)) => warn!("the FUSE session of {} broke: {err}", running.mountpoint.display()),
+                    Err(_) => {}
+                }
+                break;
+            }
+            Some(request) = running.unmounts.recv() => {
+                let result = unmount(&running.unmounter, &running.mountpoint, request.lazy).await;
+                let unmounted = result.is_ok();
+                let _ = request.done.send(result); // the command may have given up
+                if unmounted {
+                    finish_session(&mut running, request.lazy).await;
+                    break;
+                }
+            }
+            name = running.signals.next() => {
+                info!("{name}: unmounting {}", running.mountpoint.display());
+                let at_most = BUSY_GRACE + DETACHED_GRACE + DRAIN_TIMEOUT;
+                notify::stopping(&format!("unmounting {}", running.mountpoint.display()), at_most);
+                let lazy = unmount_at_signal(&mut running).await;
+                finish_session(&mut running, lazy).await;
+                break;
+            }
+        }
+    }
+    running.stop.cancel();
+    let tasks = &mut running.tasks;
+    let drained = async { while tasks.join_next().await.is_some() {} };
+    if time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+        warn!("background work was cut off");
+    }
+}
+
+/// Unmounts once. Not on the runtime's own threads: the kernel may have to wait for one of our replies.
+async fn unmount(unmounter: &Unmounter, mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
+    let unmounter = unmounter.clone();
+    let result = tokio::task::spawn_blocking(move || unmounter.unmount(lazy)).await;
+    match result.unwrap_or_else(|err| Err(io::Error::other(err))) {
+        Ok(()) => Ok(()),
+        Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
+            Err(Failure::new(FailureKind::Failed, format!("{} is busy", mountpoint.display()))
+                .details(holders::holders(mountpoint))
+                .hint("close those, or --lazy"))
+        }
+        Err(err) => Err(Failure::new(
+            FailureKind::Failed,
+            format!("{} cannot be unmounted: {err}", mountpoint.display()),
+        )),
+    }
+}
+
+/// Unmounts because of a signal, which has to succeed in bounded time. Tells whether it had to detach.
+async fn unmount_at_signal(running: &mut Running) -> bool {
+    let deadline = time::Instant::now() + BUSY_GRACE;
+    let mut named = false;
+    loop {
+        let Err(failure) = unmount(&running.unmounter, &running.mountpoint, false).await else {
+            return false;
+        };
+        if !named {
+            named = true;
+            warn!("{failure}");
+            failure.details.iter().for_each(|holder| warn!("  {holder}"));
+            notify::status(&format!("{failure}: {}", failure.details.join(", ")));
+        }
+        if time::Instant::now() >= deadline {
+            break;
+        }
+        tokio::select! {
+            _ = &mut running.ended => return false,
+            () = time::sleep(BUSY_POLL) => {}
+            name = running.signals.next() => {
+                info!("{name} once more: detaching {}", running.mountpoint.display());
+                break;
+            }
+        }
+    }
+    if let Err(failure) = unmount(&running.unmounter, &running.mountpoint, true).await {
+        warn!("{failure}");
+    }
+    true
+}
+
+/// Waits for the session after its mount is gone; after a lazy unmount only for so long.
+async fn finish_session(running: &mut Running, lazy: bool) {
+    let grace = if lazy { DETACHED_GRACE } else { DRAIN_TIMEOUT };
+    match time::timeout(grace, &mut running.ended).await {
+        Ok(_) => info!("unmounted {}", running.mountpoint.display()),
+        Err(_) => warn!("files are still open in {}, which is detached", running.mountpoint.display()),
+    }
+}
+
+/// The signals that end a mount.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|err| {
+                Failure::new(FailureKind::Failed, format!("no signals can be received: {err}"))
+            })
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! One mount: checked, composed, kept running, and taken down again.
+
+pub mod background;
+pub mod compose;
+pub mod failure;
+pub mod guarantee;
+pub mod holders;
+pub mod lifecycle;
+pub mod mountinfo;
+pub mod mountpoint;
+pub mod notify;
+pub mod operations;
+pub mod publish;
+pub mod remote;
+pub mod service;

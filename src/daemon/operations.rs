@@ -1,0 +1,230 @@
+//! What commands do to a staging area: the same work in a daemon and without one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::control::message::DatasetRow;
+use crate::control::message::DiscardOutcome;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::control::message::StagedDataset;
+use crate::control::message::StagedFile;
+use crate::daemon::failure;
+use crate::durable;
+use crate::name::DatasetName;
+use crate::name::DirPath;
+use crate::name::RelPath;
+use crate::name::RemotePrefix;
+use crate::staging::Contents;
+use crate::staging::DatasetSummary;
+use crate::staging::StagedEntry;
+use crate::staging::Staging;
+use crate::store::ListRequest;
+use crate::store::ObjectStore;
+use crate::store::list_all;
+
+/// Names the remote, in its state directory, to people who find that.
+const REMOTE_FILE: &str = "remote.json";
+
+/// The content of [`REMOTE_FILE`].
+#[derive(Serialize, Deserialize)]
+struct RemoteFile {
+    remote: String,
+}
+
+/// Makes a remote's state directory, and writes its remote's name into it.
+///
+/// # Errors
+/// The local disk's.
+pub fn prepare_state_dir(dir: &Path, remote: &str) -> io::Result<()> {
+    durable::create_private_dirs(dir)?;
+    if remote_of(dir).as_deref() == Some(remote) {
+        return Ok(());
+    }
+    durable::replace(&dir.join(REMOTE_FILE), &serde_json::to_vec(&RemoteFile { remote: remote.to_owned() })?)
+}
+
+/// The remote of a state directory, for people.
+#[must_use]
+pub fn remote_of(dir: &Path) -> Option<String> {
+    let file: RemoteFile = serde_json::from_slice(&fs::read(dir.join(REMOTE_FILE)).ok()?).ok()?;
+    Some(file.remote)
+}
+
+/// What is staged in a state directory, whoever works on it.
+///
+/// # Errors
+/// The local disk's.
+pub fn inspect(dir: &Path) -> Result<Vec<StagedDataset>, Failure> {
+    let summaries = Staging::inspect(dir).map_err(|err| failure::of_staging(&err))?;
+    let anything = |dataset: &StagedDataset| {
+        dataset.files + dataset.sealed_files + dataset.deletions + dataset.empty_directories > 0
+            || !dataset.foreign.is_empty()
+    };
+    Ok(summaries.into_iter().map(shown).filter(anything).collect())
+}
+
+fn shown(summary: DatasetSummary) -> StagedDataset {
+    let sealed = summary.sealed;
+    StagedDataset {
+        name: summary.name,
+        files: summary.files,
+        bytes: summary.bytes,
+        empty_directories: summary.empty_directories,
+        sealed_files: sealed.as_ref().map_or(0, |sealed| sealed.files),
+        sealed_bytes: sealed.map_or(0, |sealed| sealed.bytes),
+        deletions: summary.deletions,
+        foreign: summary.foreign,
+        entries: Vec::new(),
+    }
+}
+
+/// The datasets of a remote, and those that are staged.
+///
+/// # Errors
+/// The remote cannot be listed.
+pub async fn list(
+    store: &dyn ObjectStore,
+    prefix: &RemotePrefix,
+    staged: &[StagedDataset],
+) -> Result<Vec<DatasetRow>, Failure> {
+    let datasets = prefix.datasets();
+    let listed = list_all(store, ListRequest::one_level(datasets.clone())).await;
+    let listed = listed.map_err(|err| failure::of_store(&err))?;
+    let mut rows: BTreeMap<DatasetName, DatasetRow> = BTreeMap::new();
+    // A key that is no dataset's (a file beside them, a name that starts with a dot) is not shown.
+    let names = listed.prefixes.iter().filter_map(|prefix| {
+        let name = prefix.as_str().strip_prefix(datasets.as_str())?.strip_suffix('/')?;
+        DatasetName::parse(name).ok()
+    });
+    for name in names {
+        rows.insert(name.clone(), DatasetRow { name, published: true, staged_files: 0 });
+    }
+    for dataset in staged {
+        let row = DatasetRow { name: dataset.name.clone(), published: false, staged_files: 0 };
+        let row = rows.entry(dataset.name.clone()).or_insert(row);
+        row.staged_files = dataset.files + dataset.sealed_files;
+    }
+    Ok(rows.into_values().collect())
+}
+
+/// A dataset's staged files, those of an unfinished commit among them.
+///
+/// # Errors
+/// The local disk's.
+pub fn staged_files(staging: &Staging, name: &DatasetName) -> Result<Vec<StagedFile>, Failure> {
+    let Some(dataset) = staging.dataset(name) else { return Ok(Vec::new()) };
+    let of = |contents: Contents| {
+        let file = |entry: StagedEntry| StagedFile { path: entry.path, bytes: entry.size_bytes };
+        contents.files.into_iter().map(file).collect::<Vec<_>>()
+    };
+    let mut files = of(dataset.contents().map_err(|err| failure::of_staging(&err))?);
+    if let Some(sealed) = dataset.sealed() {
+        files.extend(of(sealed.contents().map_err(|err| failure::of_staging(&err))?));
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}
+
+/// What would be thrown away: the dataset's staged files that are `paths` or below them; all for none.
+///
+/// # Errors
+/// Nothing is staged for the dataset, or not at one of the paths.
+pub fn select(staging: &Staging, name: &DatasetName, paths: &[RelPath]) -> Result<Vec<StagedFile>, Failure> {
+    let not_found =
+        |what: String| Failure::new(FailureKind::NotFound, what).hint("`dsfs status` shows what is staged");
+    let Some(dataset) = staging.dataset(name) else {
+        return Err(not_found(format!("nothing is staged for {name}")));
+    };
+    let mut files = staged_files(staging, name)?;
+    if paths.is_empty() {
+        return Ok(files);
+    }
+    for path in paths {
+        let is_staged = dataset.lookup(path).map_err(|err| failure::of_staging(&err))?.is_some();
+        if !is_staged && dataset.base(path).is_none() {
+            return Err(not_found(format!("{path} is not staged in {name}")));
+        }
+    }
+    let chosen = |file: &StagedFile| {
+        paths.iter().any(|path| *path == file.path || DirPath::from(path.clone()).contains(&file.path))
+    };
+    files.retain(chosen);
+    Ok(files)
+}
+
+/// Throws staged files away.
+///
+/// # Errors
+/// As [`select`], and the local disk's; or a commit has them.
+pub fn discard(staging: &Staging, name: &DatasetName, paths: &[RelPath]) -> Result<DiscardOutcome, Failure> {
+    let chosen = select(staging, name, paths)?;
+    let dataset = staging.dataset(name);
+    let dirs = if paths.is_empty() {
+        vec![DirPath::root()]
+    } else {
+        paths.iter().cloned().map(DirPath::from).collect()
+    };
+    for dir in dirs {
+        if let Some(dataset) = &dataset {
+            dataset.discard(&dir).map_err(|err| failure::of_staging(&err))?;
+        }
+    }
+    let bytes = chosen.iter().map(|file| file.bytes).sum();
+    Ok(DiscardOutcome { dataset: name.clone(), files: chosen.len() as u64, bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::staging::Holder;
+    use std::io::Write;
+
+    fn name() -> DatasetName {
+        DatasetName::parse("run").unwrap()
+    }
+
+    fn path(text: &str) -> RelPath {
+        RelPath::parse(text).unwrap()
+    }
+
+    fn staged(dir: &Path, paths: &[&str]) -> Staging {
+        let staging = Staging::open(dir, &Holder::default()).unwrap();
+        let dataset = staging.create_dataset(&name()).unwrap();
+        for text in paths {
+            let file = dataset.create_file(&path(text), 0o644).unwrap();
+            (&*file).write_all(b"12345").unwrap();
+        }
+        staging
+    }
+
+    #[test]
+    fn what_is_discarded_is_what_was_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = staged(dir.path(), &["a/1", "a/2", "ab", "c"]);
+        let outcome = discard(&staging, &name(), &[path("a")]).unwrap();
+        assert_eq!((outcome.files, outcome.bytes), (2, 10));
+        let left: Vec<String> =
+            staged_files(&staging, &name()).unwrap().iter().map(|file| file.path.to_string()).collect();
+        assert_eq!(left, ["ab", "c"]);
+        assert_eq!(discard(&staging, &name(), &[path("x")]).unwrap_err().kind, FailureKind::NotFound);
+        assert_eq!(discard(&staging, &name(), &[]).unwrap().files, 2);
+        assert_eq!(discard(&staging, &name(), &[]).unwrap_err().kind, FailureKind::NotFound);
+        assert!(inspect(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_state_directory_knows_its_remote() {
+        let dir = tempfile::tempdir().unwrap();
+        let area = dir.path().join("area");
+        assert_eq!(remote_of(&area), None);
+        prepare_state_dir(&area, "s3://b/ at http://h").unwrap();
+        prepare_state_dir(&area, "s3://b/ at http://h").unwrap();
+        assert_eq!(remote_of(&area).as_deref(), Some("s3://b/ at http://h"));
+    }
+}

@@ -1,0 +1,109 @@
+//! What the daemon of a mount answers to commands.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio::sync::watch;
+
+use crate::control::message::CacheStatus;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::control::message::MountStatus;
+use crate::control::message::Progress;
+use crate::control::message::Reply;
+use crate::control::message::Request;
+use crate::control::server::Handler;
+use crate::daemon::compose::Workspace;
+use crate::daemon::operations;
+use crate::daemon::publish;
+use crate::fs::DatasetFs;
+use crate::name::DatasetName;
+
+/// A request to unmount, on its way to who owns the mount.
+#[derive(Debug)]
+pub struct UnmountRequest {
+    /// Also if files are open.
+    pub lazy: bool,
+    /// Whether it was done.
+    pub done: oneshot::Sender<Result<(), Failure>>,
+}
+
+/// The parts of a running mount that commands ask about.
+#[derive(Debug)]
+pub struct Service {
+    /// The remote and its local side.
+    pub workspace: Arc<Workspace>,
+    /// The file system.
+    pub fs: Arc<DatasetFs>,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Since when, as RFC 3339.
+    pub mounted: String,
+    /// The log file, unless stderr is the log.
+    pub log: Option<PathBuf>,
+    /// To who owns the mount.
+    pub unmount: mpsc::Sender<UnmountRequest>,
+}
+
+#[async_trait]
+impl Handler for Service {
+    async fn handle(&self, request: Request, progress: watch::Sender<Progress>) -> Result<Reply, Failure> {
+        match request {
+            Request::Status { files_of } => {
+                self.status(files_of.as_ref()).map(|status| Reply::Status(Box::new(status)))
+            }
+            Request::List => {
+                let remote = &self.workspace.remote;
+                let staged = operations::inspect(&self.workspace.remote_state_dir)?;
+                operations::list(&*remote.store, &remote.remote.prefix, &staged).await.map(Reply::Datasets)
+            }
+            Request::Commit(request) => {
+                let outcome = publish::commit(&self.workspace, &request, progress, Some(&self.fs)).await;
+                outcome.map(Reply::Committed)
+            }
+            Request::Discard { dataset, paths } => {
+                publish::discard(&self.workspace, &self.fs, &dataset, &paths).map(Reply::Discarded)
+            }
+            Request::Unmount { lazy } => {
+                let (done, outcome) = oneshot::channel();
+                let ending = || Failure::new(FailureKind::Failed, "the daemon is ending already");
+                self.unmount.send(UnmountRequest { lazy, done }).await.map_err(|_| ending())?;
+                outcome.await.map_err(|_| ending())?.map(|()| Reply::Unmounted)
+            }
+        }
+    }
+}
+
+impl Service {
+    fn status(&self, files_of: Option<&DatasetName>) -> Result<MountStatus, Failure> {
+        let usage = self.workspace.cache.usage();
+        let mut staged = operations::inspect(&self.workspace.remote_state_dir)?;
+        if let Some(dataset) = staged.iter_mut().find(|dataset| Some(&dataset.name) == files_of) {
+            dataset.entries = operations::staged_files(&self.workspace.staging, &dataset.name)?;
+        }
+        Ok(MountStatus {
+            mountpoint: self.mountpoint.clone(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mounted: self.mounted.clone(),
+            remote: self.workspace.remote.remote.to_string(),
+            remote_id: self.workspace.remote.remote.id(),
+            guarantee: self.workspace.guarantee().map(|known| known.describe()),
+            read_only: self.fs.options().read_only,
+            cache: CacheStatus {
+                dir: self.workspace.cache_dir.clone(),
+                used_bytes: usage.used_bytes,
+                limit_bytes: usage.limit_bytes,
+                files: usage.files,
+                hits: usage.hits,
+                misses: usage.misses,
+                bypassed: usage.bypassed,
+            },
+            staged,
+            log: self.log.clone(),
+        })
+    }
+}

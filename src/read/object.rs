@@ -1,0 +1,582 @@
+//! One open version: what of it is in memory, what is on its way, and who waits for it.
+//!
+//! The runs of an object never overlap. A run is *pending* from the moment that somebody wants
+//! it, so that the next one who does finds it; it is *ready* when its bytes are complete. It
+//! disappears when it fails, when nobody wants it any more, or when memory is needed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::Weak;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::block;
+use crate::cache::Entry;
+use crate::cache::Lookup;
+use crate::cache::VersionId;
+use crate::read::ObjectVersion;
+use crate::read::RUN_BLOCKS;
+use crate::read::ReadError;
+use crate::read::ReadHandle;
+use crate::read::Recent;
+use crate::read::Shared;
+use crate::read::fetch;
+use crate::read::fetch::Job;
+use crate::read::memory::Keeper;
+use crate::read::memory::Lease;
+use crate::read::stats::count;
+
+/// What a pending run becomes; `None` while it is pending.
+pub(crate) type Outcome = Option<Result<Bytes, ReadError>>;
+
+/// One version of one object, shared by all its handles.
+#[derive(Debug)]
+pub struct OpenObject {
+    me: Weak<Self>,
+    pub(super) reader: Arc<Shared>,
+    pub(super) recent: Weak<Recent>,
+    pub(crate) version: ObjectVersion,
+    id: VersionId,
+    pub(crate) entry: Arc<Entry>,
+    handles: AtomicUsize,
+    /// By first block.
+    runs: Mutex<BTreeMap<u64, Run>>,
+}
+
+#[derive(Debug)]
+struct Run {
+    /// The block behind the last.
+    end: u64,
+    state: RunState,
+    /// Fetched before anybody asked.
+    ahead: bool,
+    /// Somebody has asked.
+    used: bool,
+}
+
+#[derive(Debug)]
+enum RunState {
+    Pending { part: Arc<Part>, outcome: watch::Receiver<Outcome> },
+    Ready(Bytes),
+}
+
+/// One GET. Cancelled when the last claim on it is dropped.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) blocks: Range<u64>,
+    pub(crate) cancel: CancellationToken,
+    /// Changed under the lock of the object's runs.
+    claims: AtomicUsize,
+    done: AtomicBool,
+    /// When the last bytes came.
+    progress: Mutex<Instant>,
+}
+
+impl Part {
+    pub(crate) fn progressed(&self) {
+        *self.progress.lock() = Instant::now();
+    }
+
+    pub(crate) fn finished(&self) {
+        self.done.store(true, Ordering::Release);
+    }
+}
+
+/// Keeps a part from being cancelled.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    object: Arc<OpenObject>,
+    part: Arc<Part>,
+}
+
+impl Claim {
+    /// Whether there is nothing left to claim.
+    pub(crate) fn is_done(&self) -> bool {
+        self.part.done.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut runs = self.object.runs.lock();
+        if self.part.claims.fetch_sub(1, Ordering::Relaxed) == 1 && !self.is_done() {
+            self.part.cancel.cancel();
+            self.object.remove_pending(&mut runs, &self.part);
+        }
+    }
+}
+
+/// A piece of an answer.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    /// Bytes from this offset of the object on.
+    Ready(u64, Bytes),
+    /// Blocks from the first on are being fetched.
+    Wait { first: u64, outcome: watch::Receiver<Outcome>, claim: Claim },
+    /// Bytes that are in the cache file.
+    Disk(Range<u64>),
+}
+
+/// A place in an object where nothing is known of blocks.
+enum Slot {
+    Run(u64),
+    Disk,
+    Missing,
+}
+
+impl OpenObject {
+    pub(super) fn new(
+        reader: Arc<Shared>,
+        recent: Weak<Recent>,
+        version: ObjectVersion,
+        id: VersionId,
+        entry: Arc<Entry>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            reader,
+            recent,
+            version,
+            id,
+            entry,
+            handles: AtomicUsize::new(0),
+            runs: Mutex::default(),
+        })
+    }
+
+    /// A new handle, with an access pattern of its own.
+    #[must_use]
+    pub fn handle(self: &Arc<Self>) -> ReadHandle {
+        self.handles.fetch_add(1, Ordering::Relaxed);
+        ReadHandle::new(Arc::clone(self))
+    }
+
+    /// The version.
+    #[must_use]
+    pub fn version(&self) -> &ObjectVersion {
+        &self.version
+    }
+
+    /// The cache's file of this version, if it is whole and every block of it was verified by this
+    /// process: for passthrough. Its length is the object's. Never for objects of one block or
+    /// less.
+    #[must_use]
+    pub fn whole_file(&self) -> Option<Arc<File>> {
+        self.entry.whole_file()
+    }
+
+    /// As [`Self::whole_file`], after verifying what is not verified yet: reads the whole file if
+    /// it is complete, off this thread. `None` at once if it is not complete.
+    pub async fn verified_file(&self) -> Option<Arc<File>> {
+        if let Some(file) = self.entry.whole_file() {
+            return Some(file);
+        }
+        if !self.entry.is_complete() {
+            return None;
+        }
+        let entry = Arc::clone(&self.entry);
+        let verified = self.reader.runtime.spawn_blocking(move || entry.verify()).await;
+        if matches!(verified, Ok(true)) { self.entry.whole_file() } else { None }
+    }
+
+    pub(crate) fn id(&self) -> &VersionId {
+        &self.id
+    }
+
+    /// A handle was closed. After the last one, what was fetched ahead and not read only takes
+    /// room from others; it is on the disk, or on its way there.
+    pub(crate) fn handle_closed(&self) {
+        if self.handles.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return;
+        }
+        let mut unread = Vec::new();
+        self.runs.lock().retain(|_, run| match &run.state {
+            RunState::Ready(content) if run.ahead && !run.used => {
+                unread.push(content.clone());
+                false
+            }
+            RunState::Ready(_) | RunState::Pending { .. } => true,
+        });
+        count(&self.reader.counters.wasted_bytes, unread.iter().map(|content| content.len() as u64).sum());
+    }
+
+    /// Whether everything is in the cache already.
+    pub(crate) fn lookup_present(&self) -> bool {
+        (0..block::count(self.version.size_bytes)).all(|index| self.entry.is_present(index))
+    }
+
+    fn strong(&self) -> Arc<Self> {
+        self.me.upgrade().expect("called through an Arc")
+    }
+
+    pub(crate) fn byte_range(&self, blocks: &Range<u64>) -> Range<u64> {
+        if blocks.is_empty() {
+            return 0..0;
+        }
+        block::range_of(blocks.start, self.version.size_bytes).start
+            ..block::range_of(blocks.end - 1, self.version.size_bytes).end
+    }
+
+    /// Bytes that can be had without waiting. With `mapped`, they may be a mapping of the cache
+    /// file, which only the kernel may touch.
+    pub(crate) fn lookup(&self, bytes: &Range<u64>, mapped: bool) -> Option<Bytes> {
+        if let Some(hit) = self.ready(bytes) {
+            return Some(hit);
+        }
+        if mapped && let Some(hit) = self.entry.mapped(bytes) {
+            return Some(hit);
+        }
+        if block::count(self.version.size_bytes) == 1 {
+            let Lookup::Hit(whole) = self.entry.read(&(0..self.version.size_bytes), false) else {
+                return None;
+            };
+            self.keep_small(&whole);
+            return Some(whole.slice(bytes.start as usize..bytes.end as usize));
+        }
+        match self.entry.read(bytes, false) {
+            Lookup::Hit(hit) => Some(hit),
+            Lookup::WouldBlock | Lookup::Miss => None,
+        }
+    }
+
+    /// Bytes out of the ready runs: a slice of one, or a copy of several.
+    fn ready(&self, bytes: &Range<u64>) -> Option<Bytes> {
+        let mut runs = self.runs.lock();
+        let mut copy: Vec<u8> = Vec::new();
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let (first, run) = runs.range_mut(..=block::index_of(at)).next_back()?;
+            let start = block::range_of(*first, self.version.size_bytes).start;
+            let RunState::Ready(content) = &run.state else { return None };
+            let content = content.get((at - start) as usize..).filter(|rest| !rest.is_empty())?;
+            let end = bytes.end.min(at + content.len() as u64);
+            let content = &content[..(end - at) as usize];
+            if !std::mem::replace(&mut run.used, true) && run.ahead {
+                let RunState::Ready(whole) = &run.state else { return None };
+                count(&self.reader.counters.useful_bytes, whole.len() as u64);
+            }
+            let RunState::Ready(whole) = &run.state else { return None };
+            if at == bytes.start && end == bytes.end {
+                return Some(whole.slice_ref(content));
+            }
+            copy.reserve((bytes.end - at) as usize);
+            copy.extend_from_slice(content);
+            at = end;
+        }
+        Some(copy.into())
+    }
+
+    /// Keeps a small object that was read from the disk, if there is room: the next read of it is
+    /// near.
+    fn keep_small(&self, whole: &Bytes) {
+        let Some(lease) = self.reader.memory.try_lease(whole.len() as u64) else { return };
+        let content = Bytes::from_owner(Leased { content: whole.clone(), _lease: lease });
+        let run = Run { end: 1, state: RunState::Ready(content), ahead: false, used: true };
+        let mut runs = self.runs.lock();
+        if runs.is_empty() {
+            runs.insert(0, run);
+            drop(runs);
+            self.note_kept(0);
+        }
+    }
+
+    fn note_kept(&self, first: u64) {
+        let me: Weak<dyn Keeper> = Weak::clone(&self.me) as Weak<dyn Keeper>;
+        self.reader.memory.keep(me, first);
+    }
+
+    /// What is at a block, and how far that reaches.
+    fn slot_at(&self, runs: &BTreeMap<u64, Run>, index: u64, end: u64) -> (Slot, u64) {
+        if let Some((first, run)) = runs.range(..=index).next_back()
+            && run.end > index
+        {
+            return (Slot::Run(*first), run.end.min(end));
+        }
+        let next_run = runs.range(index..end).next().map_or(end, |(first, _)| *first);
+        let present = self.entry.is_present(index);
+        let reach = (index + 1..next_run).find(|other| self.entry.is_present(*other) != present);
+        (if present { Slot::Disk } else { Slot::Missing }, reach.unwrap_or(next_run))
+    }
+
+    /// Where the pieces of `bytes` are or will come from; starts fetching what is missing of
+    /// `demand`, which holds `bytes` and is whole blocks.
+    pub(crate) fn gather(&self, bytes: &Range<u64>, demand: &Range<u64>) -> Vec<Piece> {
+        let wanted = block::covering(bytes);
+        let demand = block::covering(demand);
+        if !demand.clone().all(|index| self.entry.is_present(index)) {
+            self.entry.refresh(demand.clone());
+        }
+        let mut pieces = Vec::new();
+        let mut jobs = Vec::new();
+        let mut runs = self.runs.lock();
+        let mut at = demand.start;
+        while at < demand.end {
+            let (slot, end) = self.slot_at(&runs, at, demand.end);
+            match slot {
+                Slot::Run(first) => pieces.extend(self.piece_of(&mut runs, first, &wanted)),
+                Slot::Disk => {
+                    let disk = self.byte_range(&(at..end));
+                    let disk = disk.start.max(bytes.start)..disk.end.min(bytes.end);
+                    if !disk.is_empty() {
+                        pieces.push(Piece::Disk(disk));
+                    }
+                }
+                Slot::Missing => {
+                    let job = self.begin(&mut runs, at..end, &wanted, false);
+                    let mut first = at;
+                    while first < end {
+                        let next = runs[&first].end;
+                        pieces.extend(self.piece_of(&mut runs, first, &wanted));
+                        first = next;
+                    }
+                    jobs.push(job);
+                }
+            }
+            at = end;
+        }
+        drop(runs);
+        fetch::start(&self.reader, jobs);
+        pieces
+    }
+
+    /// A run as a piece of an answer, if any of it is wanted.
+    fn piece_of(&self, runs: &mut BTreeMap<u64, Run>, first: u64, wanted: &Range<u64>) -> Option<Piece> {
+        let run = runs.get_mut(&first)?;
+        if first >= wanted.end || run.end <= wanted.start {
+            return None;
+        }
+        if !std::mem::replace(&mut run.used, true) && run.ahead {
+            let bytes = self.byte_range(&(first..run.end));
+            count(&self.reader.counters.useful_bytes, bytes.end - bytes.start);
+        }
+        Some(match &run.state {
+            RunState::Ready(content) => {
+                Piece::Ready(block::range_of(first, self.version.size_bytes).start, content.clone())
+            }
+            RunState::Pending { part, outcome } => {
+                part.claims.fetch_add(1, Ordering::Relaxed);
+                let claim = Claim { object: self.strong(), part: Arc::clone(part) };
+                Piece::Wait { first, outcome: outcome.clone(), claim }
+            }
+        })
+    }
+
+    /// Makes the runs of a new part pending. Runs end where `wanted` ends, so that what is asked
+    /// for does not wait for what is not.
+    fn begin(
+        &self,
+        runs: &mut BTreeMap<u64, Run>,
+        blocks: Range<u64>,
+        wanted: &Range<u64>,
+        ahead: bool,
+    ) -> Job {
+        let part = Arc::new(Part {
+            blocks: blocks.clone(),
+            cancel: CancellationToken::new(),
+            claims: AtomicUsize::new(0),
+            done: AtomicBool::new(false),
+            progress: Mutex::new(Instant::now()),
+        });
+        let mut senders = Vec::new();
+        let mut first = blocks.start;
+        while first < blocks.end {
+            let aligned = (first / RUN_BLOCKS + 1) * RUN_BLOCKS;
+            let cut = if first < wanted.end { wanted.end } else { u64::MAX };
+            let end = aligned.min(cut).min(blocks.end);
+            let (sender, outcome) = watch::channel(None);
+            let state = RunState::Pending { part: Arc::clone(&part), outcome };
+            runs.insert(first, Run { end, state, ahead: ahead || first >= wanted.end, used: false });
+            senders.push((first..end, sender));
+            first = end;
+        }
+        Job { object: self.strong(), part, runs: senders.into(), lease: None, ahead: None }
+    }
+
+    /// Begins to fetch `bytes` before they are asked for, in requests of `part_bytes`; what is
+    /// under way already is claimed. Also returns where memory or requests ran out, if they did.
+    pub(crate) fn fetch_ahead(&self, bytes: &Range<u64>, part_bytes: u64) -> (Vec<Claim>, Option<u64>) {
+        let wanted = block::covering(bytes);
+        let part_blocks = (part_bytes / block::BLOCK_BYTES).max(1);
+        let mut claims: Vec<Claim> = Vec::new();
+        let mut jobs = Vec::new();
+        let mut refused = None;
+        let mut at = wanted.start;
+        while at < wanted.end {
+            let (slot, end) = self.slot_at(&self.runs.lock(), at, wanted.end.min(at + part_blocks));
+            match slot {
+                Slot::Run(first) => claims.extend(self.claim_pending(first)),
+                Slot::Disk => self.warm(at..end),
+                Slot::Missing => {
+                    let range = self.byte_range(&(at..end));
+                    // Outside the lock: making room may have to let runs of this object go.
+                    let Some((lease, ahead)) = self.room_ahead(range.end - range.start) else {
+                        refused = Some(range.start);
+                        break;
+                    };
+                    let mut runs = self.runs.lock();
+                    let (slot, still) = self.slot_at(&runs, at, end);
+                    if !matches!(slot, Slot::Missing) || still != end {
+                        continue; // somebody else has begun: look again
+                    }
+                    let mut job = self.begin(&mut runs, at..end, &(at..at), true);
+                    job.part.claims.fetch_add(1, Ordering::Relaxed);
+                    claims.push(Claim { object: self.strong(), part: Arc::clone(&job.part) });
+                    (job.lease, job.ahead) = (Some(lease), Some(ahead));
+                    jobs.push(job);
+                    drop(runs);
+                    at = end;
+                    continue;
+                }
+            }
+            at = end;
+        }
+        for job in jobs {
+            fetch::start(&self.reader, vec![job]);
+        }
+        (claims, refused)
+    }
+
+    fn room_ahead(&self, bytes: u64) -> Option<(Lease, OwnedSemaphorePermit)> {
+        let ahead = Arc::clone(&self.reader.ahead).try_acquire_owned().ok()?;
+        Some((self.reader.memory.try_lease(bytes)?, ahead))
+    }
+
+    fn claim_pending(&self, first: u64) -> Option<Claim> {
+        let runs = self.runs.lock();
+        let RunState::Pending { part, .. } = &runs.get(&first)?.state else { return None };
+        part.claims.fetch_add(1, Ordering::Relaxed);
+        Some(Claim { object: self.strong(), part: Arc::clone(part) })
+    }
+
+    /// Reads and checks cached blocks before they are asked for, on another thread.
+    fn warm(&self, blocks: Range<u64>) {
+        if self.entry.is_verified(blocks.clone()) {
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.reader.warming).try_acquire_owned() else { return };
+        let bytes = self.byte_range(&blocks);
+        let entry = Arc::clone(&self.entry);
+        self.reader.runtime.spawn_blocking(move || {
+            entry.warm(bytes);
+            drop(permit);
+        });
+    }
+
+    /// A run's bytes are there. Returns false if nobody wants them any more.
+    pub(crate) fn publish(&self, part: &Arc<Part>, run: &Range<u64>, content: &Bytes, keep: bool) -> bool {
+        let mut runs = self.runs.lock();
+        let Some(known) = runs.get_mut(&run.start).filter(|known| known.is_of(part)) else { return false };
+        if !keep {
+            runs.remove(&run.start);
+            return true;
+        }
+        known.state = RunState::Ready(content.clone());
+        drop(runs);
+        self.note_kept(run.start);
+        true
+    }
+
+    /// A part ended before its bytes were there.
+    pub(crate) fn abandon(&self, part: &Arc<Part>) {
+        self.remove_pending(&mut self.runs.lock(), part);
+    }
+
+    fn remove_pending(&self, runs: &mut BTreeMap<u64, Run>, part: &Arc<Part>) {
+        let mut first = part.blocks.start;
+        while let Some((at, run)) = runs.range(first..part.blocks.end).next() {
+            let (at, end) = (*at, run.end);
+            if run.is_of(part) {
+                if run.ahead && !run.used {
+                    let bytes = self.byte_range(&(at..end));
+                    count(&self.reader.counters.wasted_bytes, bytes.end - bytes.start);
+                }
+                runs.remove(&at);
+            }
+            first = end;
+        }
+    }
+
+    /// A read of `bytes` has waited too long: parts that are stuck are given up, so that the next
+    /// read asks the store anew. Others who wait for them ask anew now.
+    pub(crate) fn give_up_stalled(&self, bytes: &Range<u64>) {
+        let patience = self.reader.options.read_timeout / 2;
+        let mut runs = self.runs.lock();
+        let blocks = block::covering(bytes);
+        let stalled: Vec<Arc<Part>> = runs
+            .range(..blocks.end)
+            .filter(|(_, run)| run.end > blocks.start)
+            .filter_map(|(_, run)| match &run.state {
+                RunState::Pending { part, .. } if part.progress.lock().elapsed() >= patience => {
+                    Some(Arc::clone(part))
+                }
+                RunState::Pending { .. } | RunState::Ready(_) => None,
+            })
+            .collect();
+        for part in stalled {
+            part.cancel.cancel();
+            self.remove_pending(&mut runs, &part);
+        }
+    }
+}
+
+impl Run {
+    fn is_of(&self, part: &Arc<Part>) -> bool {
+        matches!(&self.state, RunState::Pending { part: own, .. } if Arc::ptr_eq(own, part))
+    }
+}
+
+impl Keeper for OpenObject {
+    fn let_go(&self, token: u64, only_used: bool) -> Option<u64> {
+        let mut runs = self.runs.lock();
+        let Some(Run { state: RunState::Ready(content), used, ahead, .. }) = runs.get(&token) else {
+            return Some(0); // gone already
+        };
+        if only_used && !used {
+            return None;
+        }
+        let bytes = content.len() as u64;
+        if *ahead && !used {
+            count(&self.reader.counters.wasted_bytes, bytes);
+        }
+        let run = runs.remove(&token);
+        drop(runs);
+        drop(run);
+        Some(bytes)
+    }
+}
+
+impl Drop for OpenObject {
+    fn drop(&mut self) {
+        for run in self.runs.get_mut().values() {
+            if let RunState::Ready(content) = &run.state
+                && run.ahead
+                && !run.used
+            {
+                count(&self.reader.counters.wasted_bytes, content.len() as u64);
+            }
+        }
+        self.reader.closed(&self.id);
+    }
+}
+
+/// Bytes that are paid for from the budget.
+struct Leased {
+    content: Bytes,
+    _lease: Lease,
+}
+
+impl AsRef<[u8]> for Leased {
+    fn as_ref(&self) -> &[u8] {
+        &self.content
+    }
+}

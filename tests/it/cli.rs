@@ -1,0 +1,383 @@
+//! The command `dsfs` itself: what it says to bad input, and what a mount by it promises.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::mount::wait_until;
+
+/// A home directory of its own, with no setting from outside; whatever is mounted in it is unmounted.
+struct Home {
+    dir: TempDir,
+}
+
+/// What a run said.
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Home {
+    fn new() -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir_all(home.path("remote")).unwrap();
+        home
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        fs::canonicalize(self.dir.path()).unwrap().join(below)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dsfs"));
+        command.args(arguments).env_clear().current_dir(self.dir.path()).stdin(Stdio::null());
+        command.env("HOME", self.dir.path()).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("XDG_RUNTIME_DIR", self.runtime());
+        command
+    }
+
+    fn runtime(&self) -> PathBuf {
+        let dir = self.dir.path().join("run");
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    fn run(&self, arguments: &[&str]) -> Said {
+        Said::of(self.command(arguments).output().unwrap())
+    }
+
+    fn run_with(&self, arguments: &[&str], env: &[(&str, &str)]) -> Said {
+        Said::of(self.command(arguments).envs(env.iter().copied()).output().unwrap())
+    }
+
+    /// `file://` and the directory that is the remote.
+    fn remote(&self) -> String {
+        format!("file://{}/", self.path("remote").display())
+    }
+
+    fn mount(&self) -> PathBuf {
+        let said = self.run(&["mount", "mnt", "--remote", &self.remote()]);
+        assert_eq!(said.code, 0, "{}", said.err);
+        self.path("mnt")
+    }
+
+    fn status(&self) -> Value {
+        let said = self.run(&["status", "--json"]);
+        assert_eq!(said.code, 0, "{}", said.err);
+        serde_json::from_str(&said.out).unwrap()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        for mount in ["mnt", "other"] {
+            let path = self.dir.path().join(mount);
+            let _ = self.command(&["umount", "--lazy", path.to_str().unwrap()]).output();
+        }
+    }
+}
+
+impl Said {
+    fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Failed with this code, saying all of this, with a hint and without a panic.
+    #[track_caller]
+    fn failed(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.out, self.err);
+        for word in words {
+            assert!(self.err.contains(word), "{word:?} is not in: {}", self.err);
+        }
+        assert!(!self.err.contains("panicked"), "{}", self.err);
+        assert!(self.out.is_empty(), "errors do not go to stdout: {}", self.out);
+    }
+}
+
+#[test]
+fn nothing_configured_is_one_sentence_and_a_hint() {
+    let home = Home::new();
+    home.run(&["mount", "mnt"]).failed(2, &["no endpoint", "hint:", "dsfs demo"]);
+    home.run(&["list"]).failed(2, &["no endpoint"]);
+    assert!(!home.path("mnt").exists());
+}
+
+#[test]
+fn bad_flags_are_usage_errors_that_name_them() {
+    let home = Home::new();
+    home.run(&["explode"]).failed(2, &["explode"]);
+    home.run(&["list", "--remote", "ftp://x"]).failed(2, &["--remote", "ftp://x"]);
+    home.run(&["list", "--remote", "s3://lab/x/", "-b", "lab"]).failed(2, &["--remote", "--bucket"]);
+    home.run(&["list", "-e", "nonsense"]).failed(2, &["--endpoint", "nonsense"]);
+    home.run(&["mount", "mnt", "--remote", &home.remote(), "--cache-limit", "lots"])
+        .failed(2, &["--cache-limit", "lots"]);
+    home.run(&["commit", "../up", "--remote", &home.remote()]).failed(2, &["../up"]);
+    home.run(&["discard", "run", "/etc/passwd", "--yes"]).failed(2, &["/etc/passwd"]);
+}
+
+#[test]
+fn a_bad_configuration_file_is_told_with_its_line() {
+    let home = Home::new();
+    let config = home.path(".config/dsfs/config.toml");
+    fs::create_dir_all(config.parent().unwrap()).unwrap();
+    fs::write(&config, "bucket = 'lab'\nbukcet = 'lab'\n").unwrap();
+    home.run(&["config"]).failed(2, &["config.toml:2", "bukcet"]);
+    fs::write(&config, "access-key-id = 'k'\nsecret-access-key = 'hush-hush'\n").unwrap();
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o644)).unwrap();
+    home.run(&["config"]).failed(2, &["0644", "chmod 600"]);
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
+    let said = home.run(&["config"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("access-key-id") && !said.out.contains("hush"), "{}", said.out);
+    home.run(&["config", "--profile", "lab"]).failed(2, &["no profile \"lab\""]);
+    home.run(&["config", "--config", "nowhere.toml"]).failed(2, &["nowhere.toml"]);
+}
+
+#[test]
+fn the_environment_counts_and_is_named() {
+    let home = Home::new();
+    let env = [
+        ("R2_ENDPOINT", "http://h:1"),
+        ("R2_BUCKET", "lab"),
+        ("R2_ACCESS_KEY_ID", "k"),
+        ("R2_SECRET_ACCESS_KEY", "hush"),
+    ];
+    let said = home.run_with(&["config", "--json"], &env);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(!said.out.contains("hush"));
+    let rows: Value = serde_json::from_str(&said.out).unwrap();
+    let row = rows.as_array().unwrap().iter().find(|row| row["setting"] == "bucket").unwrap();
+    assert_eq!((&row["value"], &row["origin"]), (&"lab".into(), &"environment R2_BUCKET".into()));
+    home.run_with(&["list"], &env[..3]).failed(2, &["R2_ACCESS_KEY_ID"]);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told_soon() {
+    let home = Home::new();
+    let env = [("R2_ACCESS_KEY_ID", "k"), ("R2_SECRET_ACCESS_KEY", "s")];
+    let arguments = ["mount", "mnt", "-b", "lab", "-e", "http://127.0.0.1:1"];
+    home.run_with(&arguments, &env).failed(5, &["http://127.0.0.1:1", "hint:", "--endpoint"]);
+    assert!(!home.path("mnt").exists(), "the directory that was made for it is gone again");
+    home.run(&["mount", "mnt", "--remote", "file:///no/such/dir"]).failed(5, &["/no/such/dir", "hint:"]);
+}
+
+#[test]
+fn mount_points_that_cannot_be_are_refused() {
+    let home = Home::new();
+    let remote = home.remote();
+    let mount = |at: &str| home.run(&["mount", at, "--remote", &remote]);
+    mount("a/b/c").failed(4, &["a/b does not exist", "mkdir -p"]);
+    fs::write(home.path("file"), "x").unwrap();
+    mount("file").failed(2, &["not a directory"]);
+    mount("remote/..").failed(2, &["not empty", "--nonempty"]);
+}
+
+#[test]
+fn data_goes_to_stdout_and_a_closed_pipe_is_no_error() {
+    let home = Home::new();
+    for name in 0..2000 {
+        let dir = home.path(&format!("remote/dataset-with-a-long-name-{name:06}"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("data.jsonl"), "{}\n").unwrap();
+    }
+    let mut child = home
+        .command(&["list", "--json", "--remote", &home.remote()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take()); // nobody reads
+    let said = Said::of(child.wait_with_output().unwrap());
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+}
+
+#[test]
+fn completions_manual_and_help_are_there() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(home.run(&["completions", shell]).out.contains("commit"), "{shell}");
+    }
+    assert!(home.run(&["man"]).out.starts_with(".ie"));
+    assert!(home.run(&["man", "commit"]).out.contains("overwrite"));
+    home.run(&["man", "explode"]).failed(4, &["explode"]);
+    let help = home.run(&["mount", "--help"]);
+    assert_eq!(help.code, 0);
+    assert!(help.out.contains("Examples:"));
+}
+
+#[test]
+fn a_mount_is_there_when_the_command_returns_and_gone_after_umount() {
+    let home = Home::new();
+    fs::create_dir(home.path("remote/run")).unwrap();
+    fs::write(home.path("remote/run/data.jsonl"), "{}\n").unwrap();
+    let mnt = home.mount();
+    assert_eq!(fs::read_to_string(mnt.join("run/data.jsonl")).unwrap(), "{}\n");
+    home.run(&["mount", "mnt", "--remote", &home.remote()]).failed(1, &["mounted already", "hint:"]);
+    home.run(&["mount", "other", "--remote", &home.remote()])
+        .failed(1, &["mounted already", "mnt", "process"]);
+    assert!(!home.path("other").exists());
+    let said = home.run(&["umount", "mnt"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(fs::read_dir(&mnt).unwrap().count(), 0);
+    home.run(&["umount", "mnt"]).failed(4, &["no dsfs mount"]);
+}
+
+#[test]
+fn what_is_staged_is_committed_with_a_mount_and_without_one() {
+    let home = Home::new();
+    let mnt = home.mount();
+    for name in ["one", "two"] {
+        fs::create_dir(mnt.join(name)).unwrap();
+        fs::write(mnt.join(name).join("data.jsonl"), name).unwrap();
+    }
+    let status = home.status();
+    assert_eq!(status["mounts"][0]["staged"].as_array().unwrap().len(), 2);
+    let said = home.run(&["commit", "one", "--json"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(serde_json::from_str::<Value>(&said.out).unwrap()["files"], 1);
+    assert_eq!(fs::read(home.path("remote/one/data.jsonl")).unwrap(), b"one");
+    home.run(&["commit", "one"]).failed(4, &["nothing is staged"]);
+    home.run(&["discard", "two"]).failed(2, &["--yes"]);
+    assert_eq!(home.run(&["umount", "mnt"]).code, 0);
+
+    let unmounted = home.status();
+    assert_eq!(unmounted["unmounted"][0]["staged"][0]["name"], "two");
+    let dry = home.run(&["commit", "two", "--dry-run", "--remote", &home.remote()]);
+    assert_eq!((dry.code, dry.out.as_str()), (0, "data.jsonl\n"), "{}", dry.err);
+    assert!(!home.path("remote/two").exists());
+    let said = home.run(&["commit", "two", "--remote", &home.remote()]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(fs::read(home.path("remote/two/data.jsonl")).unwrap(), b"two");
+}
+
+#[test]
+fn a_conflict_has_its_own_exit_code_and_changes_nothing() {
+    let home = Home::new();
+    let mnt = home.mount();
+    fs::create_dir(mnt.join("run")).unwrap();
+    fs::write(mnt.join("run/a"), "ours").unwrap();
+    fs::write(mnt.join("run/b"), "ours").unwrap();
+    fs::create_dir(home.path("remote/run")).unwrap();
+    fs::write(home.path("remote/run/a"), "theirs").unwrap();
+    home.run(&["commit", "run"]).failed(3, &["a ", "nothing was changed", "hint:"]);
+    assert_eq!(fs::read(home.path("remote/run/a")).unwrap(), b"theirs");
+    assert!(!home.path("remote/run/b").exists());
+    assert_eq!(home.run(&["discard", "run", "a", "--yes"]).code, 0);
+    assert_eq!(home.run(&["commit", "run"]).code, 0);
+}
+
+#[test]
+fn a_busy_mount_names_who_holds_it_and_goes_when_asked_to_be_lazy() {
+    let home = Home::new();
+    let mnt = home.mount();
+    let mut sleeper = Command::new("sleep").arg("60").current_dir(&mnt).spawn().unwrap();
+    home.run(&["umount", "mnt"]).failed(1, &["busy", "sleep", &sleeper.id().to_string(), "--lazy"]);
+    assert_eq!(home.run(&["umount", "mnt", "--lazy"]).code, 0);
+    assert_eq!(fs::read_dir(&mnt).unwrap().count(), 0);
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+}
+
+#[test]
+fn a_killed_daemon_leaves_nothing_that_the_next_mount_does_not_clear() {
+    let home = Home::new();
+    let mnt = home.mount();
+    fs::create_dir(mnt.join("run")).unwrap();
+    fs::write(mnt.join("run/kept"), "kept").unwrap();
+    let pid = home.status()["mounts"][0]["pid"].to_string();
+    assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    wait_until("the daemon to be gone", || fs::metadata(&mnt).is_err());
+    assert_eq!(home.mount(), mnt);
+    assert_eq!(fs::read(mnt.join("run/kept")).unwrap(), b"kept");
+    assert!(
+        Command::new("kill")
+            .args(["-9", &home.status()["mounts"][0]["pid"].to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    wait_until("the daemon to be gone", || fs::metadata(&mnt).is_err());
+    let said = home.run(&["umount", "mnt"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+}
+
+#[test]
+fn sigterm_unmounts() {
+    let home = Home::new();
+    let mut child = home
+        .command(&["mount", "mnt", "--foreground", "--remote", &home.remote()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the mount", || is_mounted(&home.path("mnt")));
+    wait_until("the daemon", || !home.status()["mounts"].as_array().unwrap().is_empty());
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    assert!(!is_mounted(&home.path("mnt")));
+}
+
+fn is_mounted(path: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == path.to_str() && line.contains("fuse.dsfs"))
+}
+
+#[test]
+fn the_demo_keeps_what_was_committed_and_what_is_staged() {
+    let home = Home::new();
+    let demo = || {
+        let said = home.run(&["demo", "mnt", "--dir", "demo"]);
+        assert_eq!(said.code, 0, "{}", said.err);
+        said
+    };
+    let said = demo();
+    assert!(said.out.contains("head -3"), "{}", said.out);
+    let mnt = home.path("mnt");
+    let lines = fs::read_to_string(mnt.join("astronaut_pan/data.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 16);
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert!(
+        fs::metadata(mnt.join("astronaut_pan").join(first["frame"].as_str().unwrap())).unwrap().len() > 1000
+    );
+    assert!(mnt.join("iris/data/train/iris.csv").exists());
+    fs::create_dir(mnt.join("mine")).unwrap();
+    fs::write(mnt.join("mine/x"), "committed").unwrap();
+    assert_eq!(home.run(&["commit", "mine"]).code, 0);
+    fs::write(mnt.join("mine/y"), "staged").unwrap();
+    assert!(demo().err.contains("mounted already"));
+    assert_eq!(home.run(&["umount", "mnt"]).code, 0);
+    demo();
+    assert_eq!(fs::read(mnt.join("mine/x")).unwrap(), b"committed");
+    assert_eq!(fs::read(mnt.join("mine/y")).unwrap(), b"staged");
+    assert_eq!(home.status()["mounts"][0]["staged"][0]["files"], 1);
+    home.run(&["demo", "-b", "lab"]).failed(2, &["remote of its own"]);
+}
+
+#[test]
+fn the_doctor_looks_at_everything_and_says_how_to_mend() {
+    let home = Home::new();
+    let said = home.run(&["doctor", "--json", "--remote", &home.remote()]);
+    assert_eq!(said.code, 0, "{} {}", said.out, said.err);
+    let checks: Value = serde_json::from_str(&said.out).unwrap();
+    let verdict = |name: &str| {
+        let check = checks.as_array().unwrap().iter().find(|check| check["check"] == name);
+        check.unwrap_or_else(|| panic!("{name} is not in {checks}"))["verdict"].clone()
+    };
+    for name in ["FUSE in the kernel", "/dev/fuse", "bucket", "guarantee"] {
+        assert_eq!(verdict(name), "ok", "{name}");
+    }
+    let said = home.run(&["doctor", "-b", "lab", "-e", "http://127.0.0.1:1"]);
+    assert_eq!(said.code, 1);
+    assert!(said.out.contains("FAIL  endpoint"), "{}", said.out);
+}

@@ -1,0 +1,5 @@
+//! What tests of several kinds need: servers and mounts.
+
+pub mod double;
+pub mod mount;
+pub mod servers;

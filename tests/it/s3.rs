@@ -1,0 +1,321 @@
+//! The S3 store against a server that misbehaves on command.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use bytes::Bytes;
+use dsfs::name::ETag;
+use dsfs::name::KeyPrefix;
+use dsfs::name::ObjectKey;
+use dsfs::store::Expect;
+use dsfs::store::ListRequest;
+use dsfs::store::META_TXID;
+use dsfs::store::ObjectStore;
+use dsfs::store::PART_BYTES_MIN;
+use dsfs::store::PutAttributes;
+use dsfs::store::StoreError;
+use dsfs::store::collect;
+use dsfs::store::fault::Operation;
+use dsfs::store::list_all;
+use dsfs::store::retry::RetryOptions;
+use dsfs::store::retry::RetryingStore;
+use dsfs::store::s3::S3Credentials;
+use dsfs::store::s3::S3Options;
+use dsfs::store::s3::S3Store;
+
+use crate::common::double::BUCKET;
+use crate::common::double::Double;
+use crate::common::double::HttpFault;
+use crate::common::double::Recorded;
+
+fn key() -> ObjectKey {
+    ObjectKey::from_listing("datasets/run/a")
+}
+
+fn ours() -> PutAttributes {
+    PutAttributes { metadata: BTreeMap::from([(META_TXID.to_owned(), "tx-1".to_owned())]) }
+}
+
+fn on(switch: &AtomicBool) {
+    switch.store(true, Ordering::SeqCst);
+}
+
+async fn impatient(double: &Double) -> S3Store {
+    let options = S3Options { request_timeout: Duration::from_millis(300), ..double.options() };
+    S3Store::new(&options).await
+}
+
+async fn retrying(double: &Double) -> RetryingStore {
+    let options = RetryOptions {
+        attempts_max: 4,
+        backoff_base: Duration::from_millis(1),
+        backoff_max: Duration::from_millis(5),
+        ..RetryOptions::default()
+    };
+    RetryingStore::new(Arc::new(double.store().await), options)
+}
+
+async fn put(store: &dyn ObjectStore) -> Result<ETag, StoreError> {
+    store.put(&key(), Bytes::from_static(b"mine"), &Expect::Absent, &ours()).await
+}
+
+async fn read(store: &dyn ObjectStore, etag: &ETag, len: u64) -> Result<Bytes, StoreError> {
+    collect(store.get(&key(), etag, 0..len).await?, len as usize).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_etag_of_the_answer_is_compared_where_the_server_ignores_the_condition() {
+    let double = Double::start();
+    on(&double.switches().ignore_get_conditions);
+    let store = double.store().await;
+    let old = ETag::from_server(&double.put_out_of_band(key().as_str(), b"old bytes"));
+    double.put_out_of_band(key().as_str(), b"new bytes");
+    assert!(matches!(read(&store, &old, 9).await, Err(StoreError::Changed { .. })));
+    // Shorter now: the server finds the range wanting, not the version.
+    double.put_out_of_band(key().as_str(), b"n");
+    let shrunk = store.get(&key(), &old, 4..9).await.err();
+    assert!(matches!(shrunk, Some(StoreError::Changed { .. })), "{shrunk:?}");
+    let etag = double.put_out_of_band(key().as_str(), b"whole");
+    double.script(Operation::Get, HttpFault::DropHeader("etag"));
+    let unnamed = store.get(&key(), &ETag::from_server(&etag), 0..5).await.err();
+    assert!(matches!(unnamed, Some(StoreError::Changed { .. })), "an answer without ETag proves nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_with_another_range_is_refused() {
+    let double = Double::start();
+    on(&double.switches().ignore_range);
+    let store = double.store().await;
+    let etag = ETag::from_server(&double.put_out_of_band(key().as_str(), b"0123456789"));
+    assert_eq!(read(&store, &etag, 10).await.unwrap(), "0123456789", "200 with exactly the whole object");
+    for range in [0..5, 5..10] {
+        let err = store.get(&key(), &etag, range.clone()).await.err();
+        assert!(matches!(err, Some(StoreError::Rejected { .. })), "{range:?}: {err:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_breaks_off_is_an_error_not_a_short_body() {
+    let double = Double::start();
+    let store = impatient(&double).await;
+    let body = vec![7; 1_000_000];
+    let etag = ETag::from_server(&double.put_out_of_band(key().as_str(), &body));
+    for fault in [HttpFault::Truncate(0), HttpFault::Truncate(300_000), HttpFault::StallBody(300_000)] {
+        double.script(Operation::Get, fault.clone());
+        let broken = read(&store, &etag, 1_000_000).await;
+        assert!(matches!(broken, Err(StoreError::Unavailable { .. })), "{fault:?}: {broken:?}");
+    }
+    assert!(read(&store, &etag, 1_000_000).await.unwrap() == body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_ends_in_an_error_within_the_timeout() {
+    let double = Double::start();
+    let store = impatient(&double).await;
+    double.script(Operation::Head, HttpFault::Stall);
+    let begun = Instant::now();
+    let err = store.head(&key()).await.unwrap_err();
+    assert!(matches!(&err, StoreError::Unavailable { reason, .. } if reason.contains("no answer")), "{err}");
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_asked_twice_below_the_retries() {
+    let double = Double::start();
+    let store = double.store().await;
+    for fault in [HttpFault::Status(503, "SlowDown"), HttpFault::Reset, HttpFault::LostReply] {
+        double.forget_requests();
+        double.script(Operation::Put, fault.clone());
+        let err = put(&store).await.unwrap_err();
+        assert!(matches!(err, StoreError::Unavailable { .. }), "{fault:?}: {err}");
+        assert_eq!(double.count(Operation::Put), 1, "{fault:?}");
+    }
+    assert!(double.object(key().as_str()).is_some(), "the last one was carried out");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_connection_says_so() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let credentials = S3Credentials::Static {
+        access_key_id: "a".into(),
+        secret_access_key: "s".into(),
+        session_token: None,
+    };
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let store = S3Store::new(&S3Options::new(BUCKET, Some(&endpoint), "auto", credentials)).await;
+    let err = store.check_access().await.unwrap_err();
+    assert!(matches!(err, StoreError::Unavailable { .. }), "{err}");
+    assert!(err.to_string().to_lowercase().contains("connection refused"), "{err}");
+    assert_eq!(store.server_time(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_carry_the_servers_words() {
+    let double = Double::start();
+    let store = double.store().await;
+    type IsRight = fn(&StoreError) -> bool;
+    let cases: [(u16, &'static str, IsRight); 7] = [
+        (403, "ExpiredToken", |err| matches!(err, StoreError::Denied { .. })),
+        (400, "ExpiredToken", |err| matches!(err, StoreError::Denied { .. })),
+        (403, "RequestTimeTooSkewed", |err| matches!(err, StoreError::Denied { .. })),
+        (301, "PermanentRedirect", |err| matches!(err, StoreError::Rejected { .. })),
+        (409, "ConditionalRequestConflict", |err| matches!(err, StoreError::Contended { .. })),
+        (500, "InternalError", |err| matches!(err, StoreError::Unavailable { .. })),
+        (400, "EntityTooLarge", |err| matches!(err, StoreError::Rejected { .. })),
+    ];
+    for (status, code, is_right) in cases {
+        double.script(Operation::Put, HttpFault::Status(status, code));
+        let err = put(&store).await.unwrap_err();
+        assert!(is_right(&err), "{status} {code}: {err:?}");
+        let says_why = matches!(err, StoreError::Contended { .. }) || err.to_string().contains(code);
+        assert!(says_why, "{err}");
+    }
+    assert!(double.keys().is_empty());
+    assert!(store.server_time().is_some(), "the Date of an error counts too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_and_buckets_are_told_apart() {
+    let double = Double::start();
+    let wrong_secret = S3Credentials::Static {
+        access_key_id: crate::common::double::ACCESS_KEY.into(),
+        secret_access_key: "wrong".into(),
+        session_token: None,
+    };
+    let options = S3Options { credentials: wrong_secret, ..double.options() };
+    let denied = S3Store::new(&options).await.check_access().await;
+    assert!(matches!(&denied, Err(StoreError::Denied { .. })), "{denied:?}");
+    let options = S3Options { credentials: S3Credentials::Anonymous, ..double.options() };
+    let denied = S3Store::new(&options).await.check_access().await;
+    assert!(matches!(&denied, Err(StoreError::Denied { .. })), "{denied:?}");
+    let options = S3Options { bucket: "other".into(), ..double.options() };
+    let missing = S3Store::new(&options).await.check_access().await;
+    assert!(matches!(&missing, Err(StoreError::NoBucket { bucket }) if bucket == "other"), "{missing:?}");
+    assert!(!format!("{options:?}").contains("testsecret1"), "secrets are not printed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn complete_with_an_error_in_a_200_is_an_error() {
+    let double = Double::start();
+    let store = double.store().await;
+    let upload = store.create_multipart(&key(), &ours()).await.unwrap();
+    let part = store.put_part(&key(), &upload, 1, Bytes::from_static(b"x")).await.unwrap();
+    double.script(Operation::CompleteMultipart, HttpFault::OkWithError("InternalError"));
+    let parts = [part];
+    let err = store.complete_multipart(&key(), &upload, &parts, &Expect::Absent).await;
+    assert!(matches!(err, Err(StoreError::Unavailable { .. })), "{err:?}");
+    assert!(double.keys().is_empty());
+    store.complete_multipart(&key(), &upload, &parts, &Expect::Absent).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_of_put_is_resolved_by_what_is_there() {
+    let double = Double::start();
+    double.script(Operation::Put, HttpFault::LostReply);
+    let etag = put(&retrying(&double).await).await.expect("it was us");
+    assert_eq!(double.object(key().as_str()).unwrap().0, "mine");
+    assert_eq!((double.count(Operation::Put), double.count(Operation::Head)), (2, 1));
+    assert_eq!(double.store().await.head(&key()).await.unwrap().etag, etag);
+
+    let double = Double::start();
+    double.put_out_of_band(key().as_str(), b"them");
+    double.script(Operation::Put, HttpFault::LostReply);
+    let conflict = put(&retrying(&double).await).await;
+    assert!(matches!(conflict, Err(StoreError::AlreadyExists { .. })), "{conflict:?}");
+    assert_eq!(double.object(key().as_str()).unwrap().0, "them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_of_complete_is_resolved_by_what_is_there() {
+    for theirs in [false, true] {
+        let double = Double::start();
+        let store = retrying(&double).await;
+        let upload = store.create_multipart(&key(), &ours()).await.unwrap();
+        let part = store.put_part(&key(), &upload, 1, Bytes::from_static(b"mine")).await.unwrap();
+        if theirs {
+            double.put_out_of_band(key().as_str(), b"them");
+        }
+        double.script(Operation::CompleteMultipart, HttpFault::LostReply);
+        let completed = store.complete_multipart(&key(), &upload, &[part], &Expect::Absent).await;
+        if theirs {
+            assert!(matches!(completed, Err(StoreError::AlreadyExists { .. })), "{completed:?}");
+            assert_eq!(double.object(key().as_str()).unwrap().0, "them");
+        } else {
+            assert_eq!(double.store().await.head(&key()).await.unwrap().etag, completed.expect("it was us"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn busy_and_contended_puts_are_asked_again() {
+    let double = Double::start();
+    double.script(Operation::Put, HttpFault::Status(503, "SlowDown"));
+    double.script(Operation::Put, HttpFault::Status(409, "ConditionalRequestConflict"));
+    double.script(Operation::Put, HttpFault::Reset);
+    put(&retrying(&double).await).await.unwrap();
+    assert_eq!(double.count(Operation::Put), 4);
+    assert_eq!(double.count(Operation::Head), 0, "a success needs no explanation");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_part_that_failed_is_sent_again() {
+    let double = Double::start();
+    let store = retrying(&double).await;
+    let upload = store.create_multipart(&key(), &ours()).await.unwrap();
+    let mut parts = Vec::new();
+    for number in 1..=3 {
+        if number == 2 {
+            double.script(Operation::PutPart, HttpFault::LostReply);
+        }
+        let body = Bytes::from(vec![number as u8; PART_BYTES_MIN as usize]);
+        parts.push(store.put_part(&key(), &upload, number, body).await.unwrap());
+    }
+    store.complete_multipart(&key(), &upload, &parts, &Expect::Absent).await.unwrap();
+    let requests = double.requests();
+    assert!(requests.iter().all(|request| request.key == key().as_str()), "{requests:?}");
+    let sent: Vec<u32> = requests.iter().filter_map(Recorded::part).collect();
+    assert_eq!(sent, [1, 2, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_a_listing_that_only_claims_to_be_encoded_are_read_as_they_are() {
+    let double = Double::start();
+    on(&double.switches().claim_encoding);
+    for key in ["x/1+1", "x/100%", "x/with space"] {
+        double.put_out_of_band(key, b"");
+    }
+    let store = double.store().await;
+    let page = list_all(&store, ListRequest::recursive(KeyPrefix::from_listing("x/"))).await.unwrap();
+    let keys: Vec<&str> = page.objects.iter().map(|object| object.key.as_str()).collect();
+    assert_eq!(keys, ["x/1+1", "x/100%", "x/with space"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_used_again() {
+    let double = Double::start();
+    let store = double.store().await;
+    let etag = ETag::from_server(&double.put_out_of_band(key().as_str(), &vec![1; 300_000]));
+    for _ in 0..50 {
+        let body = store.get(&key(), &etag, 0..300_000).await.unwrap();
+        assert_eq!(collect(body, 300_000).await.unwrap().len(), 300_000);
+        store.head(&key()).await.unwrap();
+    }
+    // Now and then a request comes before the last connection is back in the pool.
+    assert!(double.connections() <= 10, "{} connections for 100 requests in turn", double.connections());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_clock_is_seen() {
+    let double = Double::start();
+    let store = double.store().await;
+    store.check_access().await.unwrap();
+    #[expect(clippy::disallowed_methods, reason = "the same clock as the server's")]
+    let here = std::time::SystemTime::now();
+    let there = store.server_time().unwrap();
+    let skew = here.duration_since(there).unwrap_or_else(|err| err.duration());
+    assert!(skew < Duration::from_secs(5), "{skew:?}");
+}
