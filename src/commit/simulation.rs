@@ -137,13 +137,15 @@ enum Fate {
 }
 
 impl Line {
-    fn fate(&self) -> (Duration, Fate) {
+    /// What becomes of a request. The commit point has more than its share of bad luck.
+    fn fate(&self, what: &str) -> (Duration, Fate) {
         let mut dice = self.dice.lock();
         let delay = Duration::from_millis(dice.random_range(0..DELAY_MS_MAX));
         if !self.faults {
             return (delay, Fate::Fine);
         }
-        let fate = match dice.random_range(0..200) {
+        let sides = if what.starts_with("put .dsfs/datasets/log/") { 40 } else { 200 };
+        let fate = match dice.random_range(0..sides) {
             0..4 => Fate::Fails,
             4..7 => Fate::Lost,
             7..10 => Fate::Late(Duration::from_millis(dice.random_range(0..LATE_MS_MAX))),
@@ -162,7 +164,7 @@ impl Line {
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        let (delay, fate) = self.fate();
+        let (delay, fate) = self.fate(&what);
         if self.aloud {
             eprintln!("{:?} {} {what}: {fate:?} after {delay:?}", Instant::now(), self.who);
         }
