@@ -84,6 +84,12 @@ pub enum ConflictReason {
     },
     /// It replaces or deletes what is published, which has to be asked for (`--overwrite`).
     WouldReplace,
+    /// It was written by a commit that is not in the log: one that is under way, or that failed.
+    /// What that one left may be removed at any time, so that even the same content does not count.
+    Leftover {
+        /// That commit.
+        txid: String,
+    },
     /// Another commit that is under way names it too.
     Intent {
         /// That commit.
@@ -102,6 +108,9 @@ impl fmt::Display for ConflictReason {
             Self::Changed { found: Some(_), .. } => f.write_str("was replaced since it was staged"),
             Self::Changed { found: None, .. } => f.write_str("was deleted since it was staged"),
             Self::WouldReplace => f.write_str("replaces or deletes what is published"),
+            Self::Leftover { txid } => {
+                write!(f, "is there, but of commit {txid}, which is not completed (`dsfs gc` removes it)")
+            }
             Self::Intent { txid, author } => write!(f, "is being published by {author} (commit {txid})"),
         }
     }
@@ -461,6 +470,7 @@ mod tests {
                 ConflictReason::FileThere => "file",
                 ConflictReason::Changed { .. } => "changed",
                 ConflictReason::WouldReplace => "replaces",
+                ConflictReason::Leftover { .. } => "leftover",
                 ConflictReason::Intent { .. } => "intent",
             };
             format!("!{}:{reason}", conflict.path)
@@ -496,7 +506,8 @@ mod tests {
         let seen = base("e", BaseKind::Replace);
         let older = base("d", BaseKind::Replace);
         let gone = base("e", BaseKind::Delete);
-        let table: &[(&[(&str, Base)], &[&str], bool, &str)] = &[
+        type Case<'a> = (&'a [(&'a str, Base)], &'a [&'a str], bool, &'a str);
+        let table: &[Case<'_>] = &[
             (&[("a", seen.clone())], &["a=2"], true, "~a"),
             (&[("a", seen.clone())], &["a=2"], false, "!a:replaces"),
             (&[("a", older.clone())], &["a=2"], true, "!a:changed"),

@@ -917,3 +917,23 @@ async fn published_files_are_handed_to_the_cache() {
     assert_eq!(shelf.0.lock().len(), 4);
     assert_eq!(shelf.0.lock()[1], ("datasets/run/frames/1.png".into(), 3, b"one".to_vec()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_commit_left_is_not_taken_for_published() {
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    let (bucket, _dead) = crashed(total - 7, Trip::CrashAfter, Guarantee::Enforced).await.unwrap();
+    let bob = Machine::new("bob");
+    bob.stage(&[("nothing", b"")]);
+    let ctx = bob.context(bucket.clone());
+    match commit(&ctx).await {
+        Err(CommitError::Conflict { conflicts }) => {
+            assert!(matches!(conflicts[0].reason, ConflictReason::Leftover { .. }), "{conflicts:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // With no intent to say otherwise nobody will ever take it back.
+    for (key, _) in state(&bucket, "intents") {
+        bucket.delete_out_of_band(&key);
+    }
+    assert_eq!(commit(&ctx).await.unwrap().already_there, 1);
+}
