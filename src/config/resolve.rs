@@ -64,7 +64,13 @@ pub(super) fn resolve(
             DEFAULT_MEMORY_LIMIT_BYTES,
             MEMORY_LIMIT_BYTES_MIN,
         )?,
-        list_ttl: parsed(sources, "list-ttl", |l| l.list_ttl.as_ref(), DEFAULT_LIST_TTL, units::parse_duration)?,
+        list_ttl: parsed(
+            sources,
+            "list-ttl",
+            |l| l.list_ttl.as_ref(),
+            DEFAULT_LIST_TTL,
+            units::parse_duration,
+        )?,
         read_timeout: parsed(
             sources,
             "read-timeout",

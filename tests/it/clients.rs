@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
 
-use crate::common::home::Home;
-use crate::common::mount::wait_until;
 use crate::common::double::ACCESS_KEY;
 use crate::common::double::BUCKET;
 use crate::common::double::SECRET_KEY;
+use crate::common::home::Home;
+use crate::common::mount::wait_until;
 use crate::common::servers::Server;
 use crate::common::servers::tool;
 
@@ -113,7 +113,8 @@ fn both_ways(server: &Server) {
     user.must(&["mount", "mnt"]);
     same_trees(&user.home.path("src"), &user.mnt().join("up"));
 
-    let copied = Command::new("cp").args(["-r", "src"]).arg(user.mnt().join("down")).current_dir(user.home.path(""));
+    let copied =
+        Command::new("cp").args(["-r", "src"]).arg(user.mnt().join("down")).current_dir(user.home.path(""));
     assert!({ copied }.status().unwrap().success());
     let status = user.must(&["status", "down"]);
     assert!(status.contains("larger.bin"), "{status}");
@@ -132,7 +133,8 @@ fn both_ways(server: &Server) {
 fn conflict(user: &User<'_>) {
     fs::write(user.mnt().join("down/new"), "ours").unwrap();
     fs::write(user.mnt().join("down/other"), "ours too").unwrap();
-    let head = "h = s3.head_object(Bucket=bucket, Key='datasets/down/new'); print(h['ETag'], h['ContentLength'])\n";
+    let head =
+        "h = s3.head_object(Bucket=bucket, Key='datasets/down/new'); print(h['ETag'], h['ContentLength'])\n";
     user.python("s3.put_object(Bucket=bucket, Key='datasets/down/new', Body=b'theirs!')\n");
     let before = user.python(head);
     let (code, said) = user.dsfs(&["commit", "down"]);
@@ -141,7 +143,11 @@ fn conflict(user: &User<'_>) {
     assert_eq!(user.python(head), before, "what was there is as it was");
     let listed = user.python("print([o['Key'] for o in s3.list_objects_v2(Bucket=bucket, Prefix='datasets/down/o').get('Contents', [])])\n");
     assert_eq!(listed.trim(), "[]", "nothing of the commit was published");
-    assert_eq!(fs::read(user.mnt().join("down/other")).unwrap(), b"ours too", "and nothing that was staged is lost");
+    assert_eq!(
+        fs::read(user.mnt().join("down/other")).unwrap(),
+        b"ours too",
+        "and nothing that was staged is lost"
+    );
     user.must(&["discard", "down", "new", "--yes"]);
     user.must(&["commit", "down"]);
 }
