@@ -1,35 +1,34 @@
 #!/usr/bin/env bash
-# From a clone to a mount: installs what is missing, builds dsfs, and mounts two sample datasets.
-# Needs no server and no account. Works twice in a row, and keeps what you did in between.
+# From a fresh clone to sample datasets in a directory: installs what is missing, builds, mounts.
+# Running it again only mounts again; what was committed or staged in the demo stays.
 #
-#   scripts/demo.sh [MOUNTPOINT]      ~/datasets if none is given
+#   scripts/demo.sh [MOUNTPOINT]          default: ~/dsfs-demo
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mountpoint="${1:-$HOME/datasets}"
 
-say() { printf '== %s\n' "$*"; }
-need() { printf 'demo: %s\n' "$*" >&2; exit 1; }
+say() { printf 'demo: %s\n' "$*"; }
+fail() {
+    printf 'demo: %s\n' "$*" >&2
+    exit 1
+}
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 missing=()
 command -v fusermount3 >/dev/null || missing+=(fuse3)
-command -v cc >/dev/null || missing+=(gcc libc6-dev)
-if [ ${#missing[@]} -gt 0 ]; then
+command -v cc >/dev/null || missing+=(build-essential)
+if [ "${#missing[@]}" -gt 0 ]; then
+    command -v apt-get >/dev/null || fail "please install: ${missing[*]}"
     say "installing ${missing[*]}"
-    sudo=()
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || need "${missing[*]} is missing; as root: apt-get install ${missing[*]}"
-        sudo=(sudo)
-    fi
-    "${sudo[@]}" apt-get update -q
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${missing[@]}"
+    as_root apt-get update -q
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${missing[@]}"
 fi
-command -v cargo >/dev/null || need "Rust is missing: install it from https://rustup.rs, then run this again"
-[ -e /dev/fuse ] || need "/dev/fuse is missing: in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN"
+command -v cargo >/dev/null || fail "Rust is missing: https://rustup.rs has the one command that installs it"
+[ -e /dev/fuse ] || as_root modprobe fuse || fail "/dev/fuse is missing; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
 
-say "building dsfs (the first time takes some minutes)"
-cargo build --release --quiet
-dsfs="$PWD/target/release/dsfs"
+say "building dsfs (some minutes the first time)"
+cargo build --release --locked
 
-say "mounting the sample datasets at $mountpoint"
-"$dsfs" demo "$mountpoint"
-say "dsfs is $dsfs; to have it in your PATH: cargo install --path ."
+# The program comes from where cargo puts it, whatever the settings.
+program="${CARGO_TARGET_DIR:-target}/release/dsfs"
+say "the program is $program"
+exec "$program" demo "$@"

@@ -32,12 +32,12 @@ pub struct Verbosity {
 
 impl Verbosity {
     /// The filter, in tracing's language, that `DSFS_LOG` can replace. `usual` is the level of dsfs's own
-    /// lines if nothing was asked for.
+    /// lines if nothing was asked for. `fuser` warns of every operation that we leave to the kernel.
     fn directives(self, usual: &str) -> String {
         match (self.quiet, self.verbose) {
             (true, _) => "error".to_owned(),
-            (false, 0) => format!("warn,dsfs={usual}"),
-            (false, 1) => "warn,dsfs=debug".to_owned(),
+            (false, 0) => format!("warn,fuser=error,dsfs={usual}"),
+            (false, 1) => "warn,fuser=error,dsfs=debug".to_owned(),
             (false, _) => "info,dsfs=trace".to_owned(),
         }
     }
@@ -146,8 +146,8 @@ mod tests {
     #[test]
     fn verbosity_becomes_a_filter() {
         let directives = |verbose, quiet| Verbosity { verbose, quiet }.directives("info");
-        assert_eq!(directives(0, false), "warn,dsfs=info");
-        assert_eq!(directives(1, false), "warn,dsfs=debug");
+        assert_eq!(directives(0, false), "warn,fuser=error,dsfs=info");
+        assert_eq!(directives(1, false), "warn,fuser=error,dsfs=debug");
         assert_eq!(directives(9, false), "info,dsfs=trace");
         assert_eq!(directives(2, true), "error");
     }

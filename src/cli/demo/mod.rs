@@ -132,19 +132,24 @@ async fn publish_dataset(
     Ok(())
 }
 
+/// What to try, with an explanation in a column of its own where there is one.
 fn what_next(mountpoint: &Path) -> String {
     let at = mountpoint.display();
-    format!(
-        "\
-Try:
-  ls -lR {at}
-  head -3 {at}/astronaut_pan/data.jsonl
-  mkdir {at}/mine && cp -r {at}/iris/data {at}/mine/       # staged, on this disk only
-  dsfs status
-  dsfs commit mine                                          # published, all or nothing
-  rm {at}/iris/meta.json                                    # published files cannot be changed
-  dsfs umount {at}                                          # `dsfs demo` brings all of it back"
-    )
+    let lines = [
+        (format!("ls -lR {at}"), ""),
+        (format!("head -3 {at}/astronaut_pan/data.jsonl"), ""),
+        (format!("cp -r {at}/iris {at}/mine"), "staged, on this disk only"),
+        ("dsfs status".to_owned(), ""),
+        ("dsfs commit mine".to_owned(), "published, all or nothing"),
+        (format!("rm {at}/iris/meta.json"), "refused: what is published stays"),
+        (format!("dsfs umount {at}"), "`dsfs demo` brings all of it back"),
+    ];
+    let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    let line = |(command, note): &(String, &str)| match *note {
+        "" => format!("\n  {command}"),
+        note => format!("\n  {command:<width$}  # {note}"),
+    };
+    format!("Try:{}", lines.iter().map(line).collect::<String>())
 }
 
 #[cfg(test)]
