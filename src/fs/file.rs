@@ -207,7 +207,8 @@ impl DatasetFs {
     pub fn fsync(&self, fh: u64, data_only: bool) -> Result<(), FsError> {
         let handle = self.open.get(fh)?;
         let Handle::Staged(_, file) = &*handle else { return Ok(()) };
-        Ok(if data_only { file.sync_data()? } else { file.sync_all()? })
+        let synced = if data_only { file.sync_data() } else { file.sync_all() };
+        Ok(synced?)
     }
 
     /// Makes the staged entries of a directory durable.

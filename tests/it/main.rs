@@ -1,6 +1,7 @@
 //! All integration tests in one binary: each one more would link the S3 client once more.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::disallowed_methods, reason = "tests do what users do: rename, and look at the clock")]
 
 mod common;
 
