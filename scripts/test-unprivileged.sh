@@ -23,5 +23,5 @@ unshare --mount --propagation private bash -euo pipefail -c '
     work=$1 user=$2
     mount --bind "$work/fuse" /dev/fuse
     export TMPDIR="$work/tmp" HOME="$work/tmp"
-    exec setpriv --reuid="$user" --regid=nogroup --clear-groups "$work/it" semantics:: --test-threads=2
+    exec setpriv --reuid="$user" --regid=nogroup --clear-groups "$work/it" semantics:: tools:: --test-threads=2
 ' unprivileged "$work" "$user"
