@@ -123,7 +123,7 @@ impl Histories {
         let surplus = known.records.len().saturating_sub(REMEMBERED_MAX);
         known.records.drain(..surplus);
         known.was_read = true;
-        known.history = History { snapshot, intents: Arc::new(intents) };
+        known.history = History::new(snapshot, &intents);
         Ok(Reading { history: known.history.clone(), since_mark: known.since(mark), news })
     }
 

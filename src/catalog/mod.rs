@@ -22,6 +22,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -48,6 +50,9 @@ use crate::store::list_all;
 
 /// How long a stale answer stands before the remote is asked again, after a failure.
 const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// How often a level is listed again because commits came in between.
+const LISTING_TRIES: u32 = 4;
 
 /// A directory level.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +96,8 @@ pub trait NewsListener: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct Catalog {
     histories: Histories,
+    /// Counts what was taken in beside listings, so that an older listing does not undo it.
+    news: AtomicU64,
     listener: OnceLock<Arc<dyn NewsListener>>,
     store: Arc<dyn ObjectStore>,
     prefix: RemotePrefix,
@@ -110,7 +117,15 @@ impl Catalog {
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, prefix: RemotePrefix, ttl: Duration) -> Self {
         let histories = Histories::new(Arc::clone(&store), prefix.clone());
-        Self { store, prefix, ttl, slots: Mutex::default(), histories, listener: OnceLock::new() }
+        Self {
+            store,
+            prefix,
+            ttl,
+            slots: Mutex::default(),
+            histories,
+            news: AtomicU64::new(0),
+            listener: OnceLock::new(),
+        }
     }
 
     /// Names who is told of other machines' commits. Once; a second one is not heard.
@@ -148,8 +163,17 @@ impl Catalog {
         if let Some(known) = fresh_in(&slot) {
             return Ok(known); // somebody else asked while we waited
         }
-        let answer = self.list(level).await;
-        let mut known = slot.known.lock();
+        let mut tries = 0;
+        let (answer, mut known) = loop {
+            tries += 1;
+            let news = self.news.load(Ordering::Acquire);
+            let answer = self.list(level).await;
+            let known = slot.known.lock();
+            // News that came while the listing was under way has changed the level that it replaces.
+            if news == self.news.load(Ordering::Acquire) || tries == LISTING_TRIES || answer.is_err() {
+                break (answer, known);
+            }
+        };
         let now = Instant::now();
         match (answer, &*known) {
             (Ok(listing), _) => {
@@ -208,6 +232,7 @@ impl Catalog {
 
     /// Takes in what this machine has published, without asking the remote.
     pub fn publish(&self, name: &DatasetName, files: &[(RelPath, RemoteFile)]) {
+        self.news.fetch_add(1, Ordering::AcqRel);
         for (path, file) in files {
             let mut child: (DirPath, String, RemoteEntry) =
                 (path.parent(), path.file_name().to_owned(), RemoteEntry::File(file.clone()));
@@ -229,6 +254,7 @@ impl Catalog {
 
     /// Takes in what this machine has deleted, without asking the remote.
     pub fn withdraw(&self, name: &DatasetName, paths: &[RelPath]) {
+        self.news.fetch_add(1, Ordering::AcqRel);
         for path in paths {
             self.amend(&Level::Directory(name.clone(), path.parent()), |listing| {
                 listing.entries.remove(path.file_name());

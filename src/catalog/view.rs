@@ -19,6 +19,7 @@
 //!
 //! Pure: what is to be asked of the store is asked by the caller.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -42,8 +43,43 @@ use crate::record::Snapshot;
 pub struct History {
     /// The newest snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// All intents, those of aborted commits among them.
-    pub intents: Arc<Vec<Intent>>,
+    announced: Arc<Announced>,
+}
+
+/// What all intents together say, those of aborted commits among them, by path.
+#[derive(Debug, Default)]
+struct Announced {
+    /// Files that are being created, and by which commit.
+    creates: BTreeMap<RelPath, String>,
+    /// Directories for which a marker is being created.
+    markers: BTreeSet<RelPath>,
+    replaces: BTreeSet<RelPath>,
+    deletes: BTreeSet<(RelPath, ETag)>,
+}
+
+impl History {
+    /// The history that a snapshot and the intents beside it make.
+    #[must_use]
+    pub fn new(snapshot: Arc<Snapshot>, intents: &[Intent]) -> Self {
+        let mut announced = Announced::default();
+        for intent in intents {
+            let (user, host) = (&intent.author.user, &intent.author.host);
+            let commit = format!("{} by {user}@{host}", intent.txid);
+            announced.creates.extend(intent.creates.iter().map(|path| (path.clone(), commit.clone())));
+            announced.markers.extend(intent.markers.iter().cloned());
+            announced.replaces.extend(intent.replaces.iter().map(|version| version.path.clone()));
+            let deletes = intent.deletes.iter().map(|version| (version.path.clone(), version.etag.clone()));
+            announced.deletes.extend(deletes);
+        }
+        Self { snapshot, announced: Arc::new(announced) }
+    }
+
+    fn is_deleting(&self, path: &RelPath, etag: Option<&ETag>) -> bool {
+        match etag {
+            Some(etag) => self.announced.deletes.contains(&(path.clone(), etag.clone())),
+            None => self.announced.deletes.iter().any(|(deleted, _)| deleted == path),
+        }
+    }
 }
 
 /// What is left to be found out after [`apply`].
@@ -96,7 +132,7 @@ pub fn apply(listing: &mut Listing, place: Place<'_>, history: &History, recent:
     }
     if let Some(dir) = place.dir.as_path()
         && !history.snapshot.markers.contains(&dir)
-        && history.intents.iter().any(|intent| intent.markers.contains(&dir))
+        && history.announced.markers.contains(&dir)
     {
         listing.marker = false;
     }
@@ -118,13 +154,10 @@ fn shown<'h>(
     recent: &Changes,
     fresh: &BTreeSet<&RelPath>,
 ) -> Shown<'h> {
-    let names = |versions: &[crate::record::OldVersion]| versions.iter().any(|version| version.path == *path);
     match history.snapshot.entries.get(path) {
         Some(entry) if file.etag.as_ref().is_none_or(|etag| *etag == entry.etag) => Shown::AsRecorded(entry),
         Some(entry) if fresh.contains(path) => Shown::AsRecorded(entry),
-        Some(entry) if history.intents.iter().any(|intent| names(&intent.replaces)) => {
-            Shown::AsRecorded(entry)
-        }
+        Some(entry) if history.announced.replaces.contains(path) => Shown::AsRecorded(entry),
         Some(_) => Shown::AsListed,
         None => hidden_by(file.etag.as_ref(), path, history, recent).map_or(Shown::AsListed, Shown::Hidden),
     }
@@ -135,13 +168,10 @@ fn hidden_by(etag: Option<&ETag>, path: &RelPath, history: &History, recent: &Ch
     let is_old = |version: &crate::record::OldVersion| {
         version.path == *path && etag.is_none_or(|etag| *etag == version.etag)
     };
-    if let Some(intent) = history.intents.iter().find(|intent| intent.creates.contains(path)) {
-        let (user, host) = (&intent.author.user, &intent.author.host);
-        return Some(format!("part of commit {} by {user}@{host}, which is not complete", intent.txid));
+    if let Some(commit) = history.announced.creates.get(path) {
+        return Some(format!("part of commit {commit}, which is not complete"));
     }
-    if recent.deleted.iter().any(is_old)
-        || history.intents.iter().any(|intent| intent.deletes.iter().any(is_old))
-    {
+    if recent.deleted.iter().any(is_old) || history.is_deleting(path, etag) {
         return Some("deleted by a commit".into());
     }
     None
@@ -177,12 +207,13 @@ fn below<'p>(dir: &DirPath, path: &'p RelPath) -> Option<(&'p str, bool)> {
 }
 
 fn is_doubtful(dir: &RelPath, history: &History) -> bool {
-    let dir_path = DirPath::from(dir.clone());
-    let announced = |intent: &Intent| {
-        intent.creates.iter().any(|path| dir_path.contains(path))
-            || intent.markers.iter().any(|path| path == dir || dir_path.contains(path))
-    };
-    history.intents.iter().any(announced) && !holds(&history.snapshot, dir)
+    let start = format!("{dir}/");
+    let bounds = (Bound::Included(&*start), Bound::Unbounded);
+    let first_file = history.announced.creates.range::<str, _>(bounds).next().map(|(path, _)| path);
+    let first_marker = history.announced.markers.range::<str, _>(bounds).next();
+    let below = |path: Option<&RelPath>| path.is_some_and(|path| path.as_str().starts_with(&start));
+    let announced = below(first_file) || below(first_marker) || history.announced.markers.contains(dir);
+    announced && !holds(&history.snapshot, dir)
 }
 
 /// Whether a snapshot has anything in a directory.
@@ -198,10 +229,8 @@ pub fn holds(snapshot: &Snapshot, dir: &RelPath) -> bool {
 #[must_use]
 pub fn is_announced(path: &str, history: &History) -> bool {
     let (file, marker) = (path, path.strip_suffix('/'));
-    history.intents.iter().any(|intent| {
-        intent.creates.iter().any(|created| created.as_str() == file)
-            || marker.is_some_and(|dir| intent.markers.iter().any(|created| created.as_str() == dir))
-    })
+    history.announced.creates.contains_key(file)
+        || marker.is_some_and(|dir| history.announced.markers.contains(dir))
 }
 
 /// The snapshot's files directly in `dir` that a listing lacks.
@@ -301,7 +330,7 @@ mod tests {
     fn history(entries: Vec<Entry>, intents: Vec<Intent>) -> History {
         let entries = entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
         let snapshot = Snapshot { seq: 1, entries, ..Snapshot::default() };
-        History { snapshot: Arc::new(snapshot), intents: Arc::new(intents) }
+        History::new(Arc::new(snapshot), &intents)
     }
 
     /// What is shown of the top directory: names with versions, directories with a slash.

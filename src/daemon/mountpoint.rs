@@ -121,6 +121,14 @@ fn clear_stale(path: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let path = resolve(path);
+    // A mount of another program may only be reconnecting; it is not ours to end.
+    if !mountinfo::mount_at(&path).ok().flatten().is_some_and(|mount| mount.is_dsfs()) {
+        return Err(failed(format!(
+            "{} is a mount of another program, which does not answer",
+            path.display()
+        ))
+        .hint(format!("end it with its own program, or `fusermount3 -u -z {}`", path.display())));
+    }
     Unmounter::new(&path).unmount(true).map_err(|err| {
         failed(format!("a dead mount at {} cannot be cleared: {err}", path.display()))
             .hint(format!("`fusermount3 -u -z {}`", path.display()))

@@ -124,7 +124,9 @@ impl DatasetFs {
                 if self.tree.has_published(&dataset, &DirPath::root()).await? {
                     return Err(FsError::NotEmpty);
                 }
-                Ok(self.tree.staging().remove_dataset(&dataset)?)
+                self.tree.staging().remove_dataset(&dataset)?;
+                self.inodes.remove_dir(&dataset, &DirPath::root());
+                Ok(())
             }
             Place::Path(dataset, path) => match self.tree.lookup(&dataset, &path).await?.value {
                 None => Err(FsError::NotFound),
@@ -136,6 +138,7 @@ impl DatasetFs {
                     if staged.is_some() {
                         self.staged_dataset(&dataset)?.rmdir(&path)?;
                     }
+                    self.inodes.remove_dir(&dataset, &path.into());
                     Ok(())
                 }
             },
@@ -260,11 +263,11 @@ impl DatasetFs {
                 }
                 apply(&staged, &path, &changes)?;
             }
-            Node::Unlinked(_) => {
-                if let (Some(size_bytes), Some(fh)) = (changes.size_bytes, fh) {
-                    self.truncate_open(fh, size_bytes)?;
-                }
-            }
+            Node::Unlinked(_) => match (changes.size_bytes, fh) {
+                (Some(size_bytes), Some(fh)) => self.truncate_open(fh, size_bytes)?,
+                (Some(_), None) => return Err(FsError::Stale),
+                (None, _) => {} // nobody will see the mode or times of a file without a name
+            },
             Node::Published(dataset, path, _) => {
                 self.copy_up(&dataset, &path, changes.size_bytes == Some(0)).await?;
                 return Err(FsError::Stale); // the kernel looks the name up again and finds the copy

@@ -5,7 +5,7 @@
 //! seen twice or missed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use crate::fs::DatasetFs;
 use crate::fs::Entry;
@@ -15,6 +15,8 @@ use crate::fs::open::Handle;
 use crate::fs::open::IoMode;
 use crate::name::DatasetName;
 use crate::name::DirPath;
+use crate::name::RelPath;
+use crate::staging::BaseKind;
 use crate::tree::Entries;
 use crate::tree::Found;
 use crate::tree::inode::Ino;
@@ -29,7 +31,7 @@ const INO_UNKNOWN: Ino = 0xffff_ffff;
 #[derive(Debug)]
 pub struct DirSnapshot {
     node: Node,
-    ttl: Duration,
+    expires: Instant,
     entries: Vec<DirEntry>,
 }
 
@@ -44,6 +46,17 @@ pub struct DirEntry {
     pub ino: Ino,
     /// `None` for `.` and `..`.
     found: Option<Found>,
+}
+
+/// What `readdirplus` is told of an entry.
+#[derive(Debug)]
+pub enum DirLookup {
+    /// It was looked up.
+    Entry(Entry),
+    /// `.` or `..`, which are not looked up.
+    Dots,
+    /// It has gone since the directory was opened.
+    Gone,
 }
 
 impl DirSnapshot {
@@ -69,7 +82,7 @@ impl DatasetFs {
             Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) => return Err(FsError::NotDirectory),
         };
         let entries = self.dir_entries(&node, ino, parent, answer.value);
-        let snapshot = Arc::new(DirSnapshot { node, ttl: answer.ttl, entries });
+        let snapshot = Arc::new(DirSnapshot { node, expires: Instant::now() + answer.ttl, entries });
         let (fh, _) = self.open.insert(Handle::Directory(snapshot), IoMode::Cached, None);
         Ok(fh)
     }
@@ -85,21 +98,51 @@ impl DatasetFs {
         }
     }
 
-    /// Looks an entry of a snapshot up, as `readdirplus` does; `None` for `.` and `..`, which
-    /// are not looked up. Whoever does not give the entry to the kernel must forget it.
-    #[must_use]
-    pub fn lookup_entry(&self, snapshot: &DirSnapshot, entry: &DirEntry) -> Option<Entry> {
-        let found = entry.found.as_ref()?;
+    /// Looks an entry of a snapshot up, as `readdirplus` does. Whoever does not give it to the kernel must forget it.
+    ///
+    /// What is staged is asked for again: the kernel believes these attributes, and a size from
+    /// when the directory was opened would cut off what has been appended since.
+    ///
+    /// # Errors
+    /// The staging disk's.
+    pub fn lookup_entry(&self, snapshot: &DirSnapshot, entry: &DirEntry) -> Result<DirLookup, FsError> {
+        let Some(found) = &entry.found else { return Ok(DirLookup::Dots) };
+        let ttl = snapshot.expires.saturating_duration_since(Instant::now());
         match &snapshot.node {
             Node::Root => {
-                let dataset = DatasetName::parse(&entry.name).ok()?;
-                Some(self.entry(Node::Directory(dataset, DirPath::root()), found, snapshot.ttl))
+                let dataset = DatasetName::parse(&entry.name)?;
+                Ok(DirLookup::Entry(self.entry(Node::Directory(dataset, DirPath::root()), found, ttl)))
             }
             Node::Directory(dataset, dir) => {
-                let path = dir.child(&entry.name).ok()?;
-                Some(self.entry_at(dataset, &path, found, snapshot.ttl))
+                let path = dir.child(&entry.name)?;
+                let now = self.found_now(dataset, &path, found)?;
+                Ok(now.map_or(DirLookup::Gone, |now| {
+                    DirLookup::Entry(self.entry_at(dataset, &path, &now, ttl))
+                }))
             }
-            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) => None,
+            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) => Err(FsError::NotDirectory),
+        }
+    }
+
+    /// What a snapshot's entry has become, as far as this machine has changed it; `None`: it is gone.
+    fn found_now(
+        &self,
+        dataset: &DatasetName,
+        path: &RelPath,
+        found: &Found,
+    ) -> Result<Option<Found>, FsError> {
+        let Some(staged) = self.tree.staging().dataset(dataset) else {
+            let published = matches!(found, Found::Published(_) | Found::Directory(None));
+            return Ok(published.then(|| found.clone()));
+        };
+        if let Some(attr) = staged.lookup(path)? {
+            return Ok(Some(Found::staged(attr)));
+        }
+        let deleted = staged.base(path).is_some_and(|base| base.kind == BaseKind::Delete);
+        match found {
+            Found::Published(_) if !deleted => Ok(Some(found.clone())),
+            Found::Directory(None) => Ok(Some(found.clone())),
+            Found::Published(_) | Found::Directory(Some(_)) | Found::Staged(_) => Ok(None),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -100,8 +101,7 @@ impl DatasetFs {
         let staged = self.staged_dataset(&dataset)?;
         let file = staged.create_file(&path, mode & 0o7777)?;
         let entry = self.staged_entry(&staged, &dataset, &path)?;
-        let opened = self.opened_staged(entry.attr.ino, file, true)?;
-        Ok((entry, opened))
+        self.with_handle(entry, file, true)
     }
 
     fn open_existing(
@@ -115,8 +115,22 @@ impl DatasetFs {
         let access = if writable { Access::ReadWrite } else { Access::Read };
         let file = staged.open_file(path, access, flags & libc::O_TRUNC != 0)?;
         let entry = self.staged_entry(&staged, dataset, path)?;
-        let opened = self.opened_staged(entry.attr.ino, file, writable)?;
-        Ok((entry, opened))
+        self.with_handle(entry, file, writable)
+    }
+
+    fn with_handle(
+        &self,
+        entry: Entry,
+        file: StagedFile,
+        writable: bool,
+    ) -> Result<(Entry, Opened), FsError> {
+        match self.opened_staged(entry.attr.ino, file, writable) {
+            Ok(opened) => Ok((entry, opened)),
+            Err(err) => {
+                self.inodes.forget(entry.attr.ino, 1); // the kernel does not get it
+                Err(err)
+            }
+        }
     }
 
     pub(super) fn staged_entry(
@@ -134,7 +148,9 @@ impl DatasetFs {
     }
 
     fn opened_staged(&self, ino: Ino, file: StagedFile, writable: bool) -> Result<Opened, FsError> {
-        let local = Arc::new(file.try_clone()?);
+        // Opened anew, for reading only: a descriptor of ours that could write would look like a writer
+        // to a commit. The kernel opens the file by itself for those who write.
+        let local = Arc::new(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?);
         let mode =
             if self.can_pass_through() { IoMode::Passthrough(Arc::clone(&local)) } else { IoMode::Cached };
         let (fh, mode) = self.open.insert(Handle::Staged(ino, file), mode, Some(local));
@@ -280,7 +296,10 @@ impl DatasetFs {
                 offset += bytes.len() as u64;
             }
         }
-        import.finish(path, 0o644, file.modified, &base)?;
+        match import.finish(path, 0o644, file.modified, &base) {
+            Err(err) if err.errno() == libc::EEXIST => {} // another opener has staged its copy first
+            finished => finished?,
+        }
         self.invalidate(dataset, path);
         Ok(())
     }

@@ -37,13 +37,20 @@ async fn signalled(tid: u32) {
     }
     tokio::time::sleep(FIRST_LOOK).await;
     let path = format!("/proc/{tid}/status");
-    // A thread that is gone wants no answer either.
-    while let Ok(status) = std::fs::read_to_string(&path) {
-        if must_stop(&status) {
-            return;
+    loop {
+        match std::fs::read_to_string(&path) {
+            Ok(status) if must_stop(&status) => return,
+            // A thread that is gone wants no answer either.
+            Err(_) if is_gone(tid) => return,
+            // Others' processes may be out of sight (hidepid): they wait for as long as the request does.
+            Ok(_) | Err(_) => tokio::time::sleep(LOOK_EVERY).await,
         }
-        tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+fn is_gone(tid: u32) -> bool {
+    let pid = i32::try_from(tid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
 }
 
 /// Whether a thread with this `/proc/<tid>/status` has a signal waiting that will be delivered.

@@ -66,6 +66,7 @@ use crate::fs::attr::Attr;
 use crate::fs::attr::Kind;
 use crate::fs::change::Changes;
 use crate::fs::change::RenameMode;
+use crate::fs::dir::DirLookup;
 use crate::fs::error::FsError;
 use crate::fs::open::Opened;
 use crate::fuse::backing::Backings;
@@ -227,6 +228,11 @@ fn reply_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
         Ok(()) => reply.ok(),
         Err(errno) => reply.error(errno),
     }
+}
+
+/// Runs local work that may take long (a disk that syncs) where it holds no FUSE thread up.
+async fn off_thread(work: impl FnOnce() -> Result<(), FsError> + Send + 'static) -> Result<(), FsError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|err| Err(io::Error::other(err).into()))
 }
 
 /// Answers the two forms of an xattr request: how long the answer is, and the answer.
@@ -486,8 +492,11 @@ impl Filesystem for FuseAdapter {
         reply.ok();
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        reply_empty(reply, self.fs.fsync(fh.0, datasync).map_err(|err| log_errno("fsync", &err)));
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let fs = Arc::clone(&self.fs);
+        self.serve(req, "fsync", off_thread(move || fs.fsync(fh.0, datasync)), |result| {
+            reply_empty(reply, result);
+        });
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -526,7 +535,9 @@ impl Filesystem for FuseAdapter {
         };
         for (next, entry) in snapshot.from(offset) {
             let full = match self.fs.lookup_entry(&snapshot, entry) {
-                Some(found) => {
+                Err(err) => return reply.error(log_errno("readdirplus", &err)),
+                Ok(DirLookup::Gone) => false,
+                Ok(DirLookup::Entry(found)) => {
                     let (attr, ttl) = (self.file_attr(&found.attr), found.entry_ttl.min(found.attr_ttl));
                     let full = reply.add(attr.ino, next, &*entry.name, &ttl, &attr, GENERATION);
                     if full {
@@ -534,7 +545,7 @@ impl Filesystem for FuseAdapter {
                     }
                     full
                 }
-                None => {
+                Ok(DirLookup::Dots) => {
                     let attr = FileAttr { ino: INodeNo(entry.ino), kind: file_type(entry.kind), ..absent() };
                     reply.add(attr.ino, next, &*entry.name, &Duration::ZERO, &attr, GENERATION)
                 }
@@ -558,8 +569,11 @@ impl Filesystem for FuseAdapter {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply_empty(reply, self.fs.fsyncdir(ino.0).map_err(|err| log_errno("fsyncdir", &err)));
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let fs = Arc::clone(&self.fs);
+        self.serve(req, "fsyncdir", off_thread(move || fs.fsyncdir(ino.0)), |result| {
+            reply_empty(reply, result);
+        });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

@@ -34,6 +34,7 @@ mod base;
 mod dataset;
 mod file;
 mod import;
+mod lease;
 mod lock;
 mod seal;
 mod tree;
@@ -282,13 +283,15 @@ impl Staging {
 
     /// The datasets that have anything staged.
     pub fn datasets(&self) -> Vec<DatasetName> {
-        let datasets = self.datasets.lock();
-        datasets.values().filter(|dataset| dataset.exists()).map(|dataset| dataset.name().clone()).collect()
+        // Asked without the map's lock: a dataset that is being frozen must not hold the others up.
+        let all: Vec<Arc<StagedDataset>> = self.datasets.lock().values().cloned().collect();
+        all.iter().filter(|dataset| dataset.exists()).map(|dataset| dataset.name().clone()).collect()
     }
 
     /// One dataset, if anything is staged for it.
     pub fn dataset(&self, name: &DatasetName) -> Option<Arc<StagedDataset>> {
-        self.datasets.lock().get(name).filter(|dataset| dataset.exists()).cloned()
+        let dataset = self.datasets.lock().get(name).cloned();
+        dataset.filter(|dataset| dataset.exists())
     }
 
     /// One dataset, staged from now on if it was not.
@@ -302,6 +305,7 @@ impl Staging {
             None => StagedDataset::load(name.clone(), datasets_dir(&self.dir).join(name.as_str()))?,
         };
         datasets.insert(name.clone(), Arc::clone(&dataset));
+        drop(datasets);
         let mut trees = dataset.trees.write();
         if trees.sealed.is_none() {
             dataset.open_tree(&mut trees)?;

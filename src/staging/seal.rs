@@ -41,6 +41,7 @@ use crate::staging::base::Bases;
 use crate::staging::dataset::SealedTree;
 use crate::staging::dataset::StagedDataset;
 use crate::staging::dataset::Trees;
+use crate::staging::lease;
 use crate::staging::tree;
 use crate::staging::tree::Tree;
 use crate::staging::tree::Walk;
@@ -167,6 +168,14 @@ impl StagedDataset {
         }
         if contents.is_empty() {
             return Err(StagingError::NothingStaged);
+        }
+        let mapped = contents.files.iter().filter(|file| {
+            // One that cannot be opened will fail the commit with its own error, when it is read.
+            tree.file(&file.path, OFlags::RDONLY).is_ok_and(|fd| lease::has_writer(&fd.into()))
+        });
+        let paths: Vec<RelPath> = mapped.map(|file| file.path.clone()).collect();
+        if !paths.is_empty() {
+            return Err(StagingError::OpenForWriting { paths });
         }
         tree.sync_everything().map_err(failed)?;
         let dir = self.dir.join("sealed").join(txid);

@@ -12,6 +12,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::RwLock;
 
@@ -46,7 +47,23 @@ pub enum Node {
 enum Identity {
     Directory(DatasetName, DirPath),
     Staged(DatasetName, RelPath),
-    Published(DatasetName, RelPath, Option<ETag>),
+    Published(DatasetName, RelPath, Version),
+}
+
+/// What tells versions apart: the ETag, or, where listings have none, what they do have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Version {
+    Named(ETag),
+    Listed(u64, SystemTime),
+}
+
+impl Version {
+    fn of(file: &RemoteFile) -> Self {
+        match &file.etag {
+            Some(etag) => Self::Named(etag.clone()),
+            None => Self::Listed(file.size_bytes, file.modified),
+        }
+    }
 }
 
 impl Node {
@@ -56,7 +73,7 @@ impl Node {
             Self::Directory(name, dir) => Some(Identity::Directory(name.clone(), dir.clone())),
             Self::Staged(name, path) => Some(Identity::Staged(name.clone(), path.clone())),
             Self::Published(name, path, file) => {
-                Some(Identity::Published(name.clone(), path.clone(), file.etag.clone()))
+                Some(Identity::Published(name.clone(), path.clone(), Version::of(file)))
             }
         }
     }
@@ -133,6 +150,7 @@ impl InodeTable {
     pub fn rename(&self, dataset: &DatasetName, from: &RelPath, to: &RelPath) {
         let mut state = self.state.write();
         state.take_name(dataset, to);
+        state.take(&Identity::Directory(dataset.clone(), to.clone().into()), dataset);
         let below = DirPath::from(from.clone());
         let moved: Vec<(Ino, Node)> = state
             .nodes
@@ -149,6 +167,12 @@ impl InodeTable {
                 entry.node = node;
             }
         }
+    }
+
+    /// A directory was removed. Whoever stands in it keeps the inode, which the kernel has marked
+    /// dead; a new directory of that name must be another one.
+    pub fn remove_dir(&self, dataset: &DatasetName, dir: &DirPath) {
+        self.state.write().take(&Identity::Directory(dataset.clone(), dir.clone()), dataset);
     }
 
     /// A staged file has no name any more.
@@ -171,8 +195,11 @@ impl InodeTable {
 
 impl State {
     fn take_name(&mut self, dataset: &DatasetName, path: &RelPath) {
-        let identity = Identity::Staged(dataset.clone(), path.clone());
-        let Some(ino) = self.numbers.remove(&identity) else { return };
+        self.take(&Identity::Staged(dataset.clone(), path.clone()), dataset);
+    }
+
+    fn take(&mut self, identity: &Identity, dataset: &DatasetName) {
+        let Some(ino) = self.numbers.remove(identity) else { return };
         if let Some(entry) = self.nodes.get_mut(&ino) {
             entry.node = Node::Unlinked(dataset.clone());
         }
@@ -266,6 +293,16 @@ mod tests {
         assert_eq!(table.lookup(staged("b")), a);
         table.forget(b, 1); // the orphan goes, and does not take the new owner's name with it
         assert_eq!(table.number(&staged("b")), Some(a));
+    }
+
+    #[test]
+    fn a_directory_made_anew_is_another_one() {
+        let table = InodeTable::default();
+        let node = || Node::Directory(run(), path("d").into());
+        let old = table.lookup(node());
+        table.remove_dir(&run(), &path("d").into());
+        assert_ne!(table.lookup(node()), old);
+        assert_eq!(table.get(old), Some(Node::Unlinked(run())));
     }
 
     #[test]

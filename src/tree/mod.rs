@@ -60,6 +60,17 @@ pub enum Found {
     Published(RemoteFile),
 }
 
+impl Found {
+    /// Something staged.
+    #[must_use]
+    pub fn staged(attr: StagedAttr) -> Self {
+        match attr.kind {
+            StagedKind::Directory => Self::Directory(Some(attr)),
+            StagedKind::File => Self::Staged(attr),
+        }
+    }
+}
+
 /// An answer, and how long it stands.
 #[derive(Clone, Debug)]
 pub struct Answer<T> {
@@ -142,7 +153,7 @@ impl Tree {
         let staged = self.staging.dataset(name);
         if let Some(staged) = &staged {
             if let Some(attr) = staged.lookup(path)? {
-                return Ok(Answer { value: Some(found_staged(attr)), ttl: STAGED_TTL });
+                return Ok(Answer { value: Some(Found::staged(attr)), ttl: STAGED_TTL });
             }
             if is_deleted(staged, path) {
                 return Ok(Answer { value: None, ttl: STAGED_TTL });
@@ -175,7 +186,7 @@ impl Tree {
                 entries.remove(&*deleted);
             }
             for (entry_name, attr) in staged.read_dir(dir)? {
-                entries.insert(entry_name.into(), found_staged(attr));
+                entries.insert(entry_name.into(), Found::staged(attr));
             }
         }
         Ok(Answer { value: entries, ttl })
@@ -190,13 +201,6 @@ impl Tree {
         let deleted = self.staging.dataset(name).map(|staged| staged.deletions(dir)).unwrap_or_default();
         Ok(known.listing.marker
             || known.listing.entries.keys().any(|entry| !deleted.iter().any(|name| **name == **entry)))
-    }
-}
-
-fn found_staged(attr: StagedAttr) -> Found {
-    match attr.kind {
-        StagedKind::Directory => Found::Directory(Some(attr)),
-        StagedKind::File => Found::Staged(attr),
     }
 }
 

@@ -12,11 +12,16 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::process::Stdio;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use dsfs::name::DatasetName;
+use dsfs::staging::StagingError;
+
 use crate::common::mount::Setup;
 use crate::common::mount::TestMount;
+use crate::common::mount::wait_until;
 use crate::semantics::errno;
 
 /// Runs the check with the kernel doing the I/O and with the daemon doing it.
@@ -190,5 +195,80 @@ fn data_written_here_is_in_the_staging_area_as_plain_files() {
             Command::new("grep").args(["-rl", "plain"]).arg(mount.beside().join("state")).output().unwrap();
         let found = String::from_utf8_lossy(&found.stdout).into_owned();
         assert!(found.trim().ends_with("d/a"), "{found:?}");
+    });
+}
+
+#[test]
+fn a_listing_does_not_cut_off_what_is_being_appended() {
+    in_both_modes(|_, run| {
+        let path = run.join("log");
+        let mut log = OpenOptions::new().append(true).create(true).open(&path).unwrap();
+        log.write_all(b"first ").unwrap();
+        let listing = fs::read_dir(&run).unwrap(); // opened, and not read yet
+        log.write_all(b"second ").unwrap();
+        for entry in listing {
+            assert_eq!(entry.unwrap().metadata().unwrap().len(), 13);
+        }
+        log.write_all(b"third").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first second third");
+    });
+}
+
+#[test]
+fn what_goes_while_a_directory_is_read_does_not_come_back() {
+    in_both_modes(|_, run| {
+        fs::write(run.join("a"), "a").unwrap();
+        fs::write(run.join("b"), "b").unwrap();
+        let listing = fs::read_dir(&run).unwrap();
+        fs::remove_file(run.join("a")).unwrap();
+        let names: Vec<_> = listing.map(|entry| entry.unwrap().file_name()).collect();
+        assert!(names.contains(&"b".into()), "{names:?}");
+        assert!(!run.join("a").exists());
+        assert_eq!(errno(File::open(run.join("a"))), libc::ENOENT);
+    });
+}
+
+#[test]
+fn a_directory_made_anew_works_while_somebody_stands_in_the_old_one() {
+    in_both_modes(|_, run| {
+        let dir = run.join("out");
+        fs::create_dir(&dir).unwrap();
+        let _stands_in_it = File::open(&dir).unwrap();
+        fs::remove_dir(&dir).unwrap();
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("a"), "x").unwrap();
+        assert_eq!(fs::read(dir.join("a")).unwrap(), b"x");
+    });
+}
+
+#[test]
+fn what_is_mapped_for_writing_is_not_committed() {
+    in_both_modes(|mount, run| {
+        let script = "import mmap,sys,os\n\
+            f=open(sys.argv[1],'w+b'); f.truncate(4096); m=mmap.mmap(f.fileno(),0); f.close()\n\
+            print('mapped', flush=True); sys.stdin.readline(); m[0:1]=b'x'; m.close()\n";
+        let mut child = Command::new("python3")
+            .args(["-c", script])
+            .arg(run.join("a"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0; 7];
+        child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        let staged = mount.staging.dataset(&DatasetName::parse("run").unwrap()).unwrap();
+        let refused = staged.freeze("01JD00000000000000000000TX");
+        assert!(matches!(refused, Err(StagingError::OpenForWriting { .. })), "{refused:?}");
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        assert!(child.wait().unwrap().success());
+        // A file that only readers have open is no obstacle, whoever wrote it before.
+        let _reader = File::open(run.join("a")).unwrap();
+        let mut sealed = None;
+        wait_until("the kernel to let go of the mapping", || {
+            sealed = staged.freeze("01JD00000000000000000000TX").ok();
+            sealed.is_some()
+        });
+        staged.thaw(&sealed.unwrap()).unwrap();
+        assert_eq!(fs::read(run.join("a")).unwrap()[0], b'x');
     });
 }
