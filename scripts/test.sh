@@ -29,8 +29,6 @@ step "format"
 cargo fmt --check
 step "lints"
 cargo clippy --all-targets --quiet -- -D warnings
-step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --quiet
 step "tests"
 "${run[@]}"
 if [ "$(id -u)" = 0 ]; then
