@@ -45,7 +45,9 @@ use crate::record::CommitRecord;
 use crate::record::Intent;
 use crate::record::OldVersion;
 use crate::record::Outcome;
+use crate::staging::Contents;
 use crate::staging::Sealed;
+use crate::staging::StagingError;
 use crate::store::Expect;
 use crate::store::guarantee::Guarantee;
 
@@ -73,7 +75,7 @@ pub(super) struct Run<'c> {
 pub async fn plan(ctx: &CommitContext) -> Result<CommitPlan, CommitError> {
     let sealed = ctx.staging.sealed();
     let contents = match &sealed {
-        Some(sealed) => sealed.contents()?,
+        Some(sealed) => contents_of(sealed)?,
         None => ctx.staging.contents()?,
     };
     if contents.is_empty() {
@@ -142,6 +144,18 @@ pub async fn abort(ctx: &CommitContext) -> Result<(), CommitError> {
     }
     run.note(Note::Aborting)?;
     run.roll_back(&sealed).await
+}
+
+/// What is sealed. A seal whose directory is gone is not an empty one: it would be taken for a
+/// commit that has nothing to publish and nothing to take back.
+fn contents_of(sealed: &Sealed) -> Result<Contents, CommitError> {
+    let contents = sealed.contents()?;
+    let journal = sealed.journal_path();
+    if let Some(dir) = journal.parent().filter(|dir| !dir.is_dir()) {
+        let reason = "the sealed files are gone".to_owned();
+        return Err(StagingError::Damaged { path: dir.to_owned(), reason }.into());
+    }
+    Ok(contents)
 }
 
 fn new_txid(ctx: &CommitContext) -> String {
@@ -220,7 +234,7 @@ impl<'c> Run<'c> {
             return self.finish(sealed, record, 0).await;
         }
         self.ctx.progress.phase(Phase::Preflight, 0, 0);
-        let surveyed = self.survey(&sealed.contents()?, Some(sealed)).await?;
+        let surveyed = self.survey(&contents_of(sealed)?, Some(sealed)).await?;
         let intent = self.intent(&surveyed.plan);
         let mut conflicts = surveyed.plan.conflicts.clone();
         conflicts.extend(self.intents.in_the_way(&intent, &self.log).await?);
@@ -359,7 +373,7 @@ impl<'c> Run<'c> {
                 return Err(CommitError::AlreadyCommitted { txid: self.txid.clone(), seq: record.body.seq });
             }
         }
-        let not_restored = self.take_back(&sealed.contents()?, &state).await?;
+        let not_restored = self.take_back(&contents_of(sealed)?, &state).await?;
         if !(ambiguous && state.publishing) {
             // Every request was answered: nothing can appear any more that would have to be hidden.
             self.intents.withdraw(&self.txid).await?;

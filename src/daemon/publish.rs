@@ -46,6 +46,8 @@ pub async fn commit(
     fs: Option<&DatasetFs>,
 ) -> Result<CommitOutcome, Failure> {
     let name = &request.dataset;
+    // A plan changes nothing; everything else has the dataset to itself.
+    let _turn = if request.dry_run { None } else { Some(workspace.turns.take(name)?) };
     let context = context(workspace, request, progress).await?;
     let failed = |err: CommitError| failure::of_commit(&err, name);
     if request.dry_run {
@@ -244,6 +246,7 @@ pub fn discard(
     name: &DatasetName,
     paths: &[RelPath],
 ) -> Result<DiscardOutcome, Failure> {
+    let _turn = workspace.turns.take(name)?;
     let chosen = operations::select(&workspace.staging, name, paths)?;
     let outcome = operations::discard(&workspace.staging, name, paths)?;
     fs.unstaged(name, chosen.iter().map(|file| &file.path).chain(paths));
