@@ -230,6 +230,7 @@ impl<'c> Run<'c> {
             if record.outcome == Outcome::Abort {
                 return Err(self.fenced(&record));
             }
+            self.state.lock().committed = Some(record.body.seq);
             self.note(Note::Committed { seq: record.body.seq })?;
             return self.finish(sealed, record, 0).await;
         }
@@ -253,16 +254,17 @@ impl<'c> Run<'c> {
         if changes.is_empty() {
             // All of it was published and recorded before.
             self.intents.withdraw(&self.txid).await?;
+            let report = self.report(None, changes, already_there);
+            self.tell(&report);
             blocking(|| self.ctx.staging.finish(sealed))?;
-            return Ok(self.report(None, changes, already_there));
+            return Ok(report);
         }
-        let appended = self.log.append(&self.draft(Outcome::Commit, changes), head).await;
-        if appended.is_err() {
-            // The record may still appear: then the commit has succeeded, whatever is done now.
-            self.sender.ambiguous.store(true, Ordering::Relaxed);
-        }
-        match appended? {
+        // From here on the record may appear: then the commit has succeeded, whatever is done now.
+        self.sender.ambiguous.store(true, Ordering::Relaxed);
+        match self.log.append(&self.draft(Outcome::Commit, changes), head).await? {
             Appended::Recorded(record) => {
+                // Known before the journal has it: if that fails, nothing may be taken back.
+                self.state.lock().committed = Some(record.body.seq);
                 self.note(Note::Committed { seq: record.body.seq })?;
                 self.finish(sealed, record, already_there).await
             }

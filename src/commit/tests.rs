@@ -235,6 +235,7 @@ impl Machine {
             prefix: prefix(),
             staging: self.dataset(),
             cache: None,
+            published: None,
             clock: Arc::new(SystemClock),
             author: Author { user: self.user.clone(), host: "lab".into() },
             // Anything over 1000 bytes goes up in parts: of the least size, but in parts.
@@ -931,9 +932,59 @@ async fn what_a_failed_commit_left_is_not_taken_for_published() {
         }
         other => panic!("{other:?}"),
     }
-    // With no intent to say otherwise nobody will ever take it back.
+    // Nor without its intent: the log is what says that it was published.
     for (key, _) in state(&bucket, "intents") {
         bucket.delete_out_of_band(&key);
     }
+    assert_eq!(conflicts(commit(&ctx).await), ["nothing"]);
+    // What another tool has put there, and says so, is nobody's to take back.
+    let there = bucket.head(&key("nothing")).await.unwrap();
+    bucket.delete(&key("nothing"), &there.etag).await.unwrap();
+    let metadata = BTreeMap::from([(META_SHA256.to_owned(), ContentId::OF_NOTHING.sha256_hex())]);
+    let attributes = PutAttributes { metadata };
+    bucket.put(&key("nothing"), Bytes::new(), &Expect::Absent, &attributes).await.unwrap();
     assert_eq!(commit(&ctx).await.unwrap().already_there, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_shows_the_files_is_told_before_they_leave_staging() {
+    struct Shown {
+        staging: Arc<StagedDataset>,
+        told: Mutex<Vec<(Option<u64>, usize, bool)>>,
+    }
+    impl Published for Shown {
+        fn published(&self, report: &CommitReport) {
+            let sealed = self.staging.sealed().unwrap();
+            let there = FILES[..4].iter().all(|(at, _)| sealed.file_path(&path(at)).exists());
+            self.told.lock().push((report.seq, report.published.len(), there));
+        }
+    }
+    struct Taker;
+    impl Admit for Taker {
+        fn admit(&self, _: &ObjectKey, _: &ETag, _: u64, path: &Path) -> io::Result<()> {
+            fs::remove_file(path)
+        }
+    }
+    let machine = Machine::new("ann");
+    machine.stage(FILES);
+    let shown = Arc::new(Shown { staging: machine.dataset(), told: Mutex::default() });
+    let ctx = machine.context(Arc::new(MemoryStore::default()));
+    commit(&CommitContext { cache: Some(Arc::new(Taker)), published: Some(shown.clone()), ..ctx })
+        .await
+        .unwrap();
+    assert_eq!(*shown.told.lock(), [(Some(1), 4, true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seal_without_its_directory_is_not_an_empty_commit() {
+    let (bucket, machine) = crashed(12, Trip::CrashBefore, Guarantee::Enforced).await.unwrap();
+    let before = objects(&bucket);
+    let sealed = machine.dataset().sealed().unwrap();
+    let journal = fs::read(sealed.journal_path()).unwrap();
+    let dir = sealed.journal_path().parent().unwrap().to_owned();
+    fs::remove_dir_all(&dir).unwrap();
+    let ctx = machine.context(bucket.clone());
+    assert!(resume(&ctx).await.is_err());
+    assert!(abort(&ctx).await.is_err());
+    assert_eq!((objects(&bucket), journal.is_empty()), (before, false));
 }
