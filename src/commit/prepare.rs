@@ -27,7 +27,6 @@ use crate::commit::send::SendError;
 use crate::commit::send::UploadNotes;
 use crate::commit::send::Uploaded;
 use crate::name::ETag;
-use crate::name::ObjectKey;
 use crate::name::RelPath;
 use crate::record::ContentId;
 use crate::record::Snapshot;
@@ -38,7 +37,6 @@ use crate::store::Expect;
 use crate::store::ListRequest;
 use crate::store::META_SHA256;
 use crate::store::META_TXID;
-use crate::store::ObjectMeta;
 use crate::store::PartReceipt;
 use crate::store::StoreError;
 use crate::store::UploadId;
@@ -114,7 +112,14 @@ impl Run<'_> {
         let Doubtful { file, otherwise } = doubt;
         let meta = match self.ctx.store.head(&file.key).await {
             Ok(meta) => meta,
-            Err(StoreError::NotFound { .. }) => return Ok(Verdict::Write(file)),
+            Err(StoreError::NotFound { .. }) => {
+                let ConflictReason::Changed { expected, .. } = otherwise else {
+                    return Ok(Verdict::Write(file));
+                };
+                // The version that it stands on is gone: that is not what the user has agreed to replace.
+                let reason = ConflictReason::Changed { expected, found: None };
+                return Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason }));
+            }
             Err(err) => return Err(err.into()),
         };
         let found = self.sender.whose(&meta, None);
@@ -129,9 +134,8 @@ impl Run<'_> {
         }
         let published = meta.metadata.get(META_SHA256).and_then(|hex| ContentId::from_sha256_hex(hex));
         let recorded = snapshot.entries.get(&file.path).filter(|entry| entry.etag == meta.etag);
-        if let (None, Some(txid)) = (recorded, meta.metadata.get(META_TXID))
-            && self.may_be_removed(txid, &file.key, &meta.etag).await?
-        {
+        if let (None, Some(txid)) = (recorded, meta.metadata.get(META_TXID)) {
+            // Of a commit that is under way, or given up: it may be taken back at any time.
             let reason = ConflictReason::Leftover { txid: txid.clone() };
             return Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason }));
         }
@@ -144,21 +148,6 @@ impl Run<'_> {
             return Ok(Verdict::AlreadyThere(AlreadyThere { file, etag: meta.etag }));
         }
         Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason: otherwise }))
-    }
-
-    /// Whether an object of another commit that is not recorded may still be taken back. An intent
-    /// is there before its objects and goes after them; so an object that is still there when its
-    /// intent is not (somebody has removed the log) stays.
-    async fn may_be_removed(&self, txid: &str, key: &ObjectKey, etag: &ETag) -> Result<bool, CommitError> {
-        let exists = |found: Result<ObjectMeta, StoreError>| match found {
-            Ok(meta) => Ok(Some(meta.etag)),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(err) => Err(err),
-        };
-        if exists(self.ctx.store.head(&self.intents.key(txid)).await)?.is_some() {
-            return Ok(true);
-        }
-        Ok(exists(self.ctx.store.head(key).await)?.as_ref() != Some(etag))
     }
 
     pub(super) async fn cid_of(
