@@ -27,6 +27,7 @@ use crate::commit::send::SendError;
 use crate::commit::send::UploadNotes;
 use crate::commit::send::Uploaded;
 use crate::name::ETag;
+use crate::name::ObjectKey;
 use crate::name::RelPath;
 use crate::record::ContentId;
 use crate::record::Snapshot;
@@ -148,6 +149,35 @@ impl Run<'_> {
             return Ok(Verdict::AlreadyThere(AlreadyThere { file, etag: meta.etag }));
         }
         Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason: otherwise }))
+    }
+
+    /// Whether what the plan relies on, but does not write, is as it was seen: what it deletes, and
+    /// what is there already. From the announcement on no other commit touches it.
+    pub(super) async fn still_as_seen(&self, plan: &CommitPlan) -> Result<(), CommitError> {
+        let deleted = plan.delete.iter().map(|gone| (&gone.path, &gone.key, &gone.etag));
+        let there = plan.already_there.iter().map(|there| (&there.file.path, &there.file.key, &there.etag));
+        let looks: Vec<_> =
+            deleted.chain(there).map(|(path, key, etag)| self.changed(path, key, etag).boxed()).collect();
+        let changed: Vec<Option<Conflict>> =
+            stream::iter(looks).buffered(self.sender.workers).try_collect().await?;
+        let conflicts: Vec<Conflict> = changed.into_iter().flatten().collect();
+        if conflicts.is_empty() { Ok(()) } else { Err(CommitError::Conflict { conflicts }) }
+    }
+
+    async fn changed(
+        &self,
+        path: &RelPath,
+        key: &ObjectKey,
+        expected: &ETag,
+    ) -> Result<Option<Conflict>, CommitError> {
+        let found = match self.ctx.store.head(key).await {
+            Ok(meta) if meta.etag == *expected => return Ok(None),
+            Ok(meta) => Some(meta.etag),
+            Err(StoreError::NotFound { .. }) => None,
+            Err(err) => return Err(err.into()),
+        };
+        let reason = ConflictReason::Changed { expected: expected.clone(), found };
+        Ok(Some(Conflict { path: path.to_string(), reason }))
     }
 
     pub(super) async fn cid_of(

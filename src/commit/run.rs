@@ -64,6 +64,8 @@ pub(super) struct Run<'c> {
     journal: Option<Mutex<Journal>>,
     /// What the journal says.
     pub state: Mutex<Progress>,
+    /// What the store had lost of answers when this began: `ObjectStore::lost_answers`.
+    lost_before: u64,
     /// Whether anything was sent, that has to be taken back.
     sent: AtomicBool,
 }
@@ -193,6 +195,7 @@ impl<'c> Run<'c> {
             message: ctx.options.message.clone(),
             journal: None,
             state: Mutex::default(),
+            lost_before: ctx.store.lost_answers(),
             sent: AtomicBool::new(false),
         }
     }
@@ -247,6 +250,7 @@ impl<'c> Run<'c> {
         let prepared = self.prepare(sealed, &surveyed).await?;
         self.note(Note::Intent { head })?;
         self.intents.announce(&intent, &self.log).await?;
+        self.still_as_seen(&surveyed.plan).await?;
         self.note(Note::Publishing)?;
         let written = self.publish(sealed, &surveyed, &prepared).await?;
         let changes = self.changes(sealed, &surveyed, &prepared, &written).await?;
@@ -368,7 +372,8 @@ impl<'c> Run<'c> {
     /// thaws.
     async fn roll_back(&self, sealed: &Sealed) -> Result<(), CommitError> {
         let state = self.state.lock().clone();
-        let ambiguous = self.sender.ambiguous.load(Ordering::Relaxed);
+        let lost = self.ctx.store.lost_answers() > self.lost_before;
+        let ambiguous = lost || self.sender.ambiguous.load(Ordering::Relaxed);
         if let (true, Some(head)) = (ambiguous, state.intent_head) {
             let draft = self.draft(Outcome::Abort, Changes::default());
             if let Appended::Contradicted(record) = self.log.append(&draft, head).await? {

@@ -390,6 +390,13 @@ impl Sender {
         let mut tried = 0;
         loop {
             tried += 1;
+            // Not every server that honours If-Match on Put does so here: look right before, at least.
+            if matches!(job.expect, Expect::Version(_))
+                && let Some(etag) = self.resolve(job).await?
+            {
+                self.store.abort_multipart(&job.key, &upload.id).await.ok();
+                return Ok(etag);
+            }
             let done = self.store.complete_multipart(&job.key, &upload.id, &upload.parts, &job.expect).await;
             let err = match done {
                 Ok(etag) => return self.confirm(job, etag).await,

@@ -390,10 +390,12 @@ async fn what_is_there_already_is_not_a_conflict() {
     assert_eq!(conflicts(commit(&machine.context(bucket)).await), ["frames/1.png"]);
 }
 
-/// A store into which somebody else puts an object just before the first write of a file.
+/// A store into which somebody else puts an object just before a write.
 struct Intruder {
     inner: Arc<MemoryStore>,
     victim: &'static str,
+    /// The write before which it happens: keys that begin with this; empty for the victim's own.
+    at: &'static str,
 }
 
 impl fmt::Debug for Intruder {
@@ -405,7 +407,11 @@ impl fmt::Debug for Intruder {
 impl Intruder {
     fn intrude(&self, wrote: &ObjectKey) {
         let victim = key(self.victim);
-        if *wrote == victim && !self.inner.snapshot().contains_key(&victim) {
+        let now = match self.at {
+            "" => *wrote == victim && !self.inner.snapshot().contains_key(&victim),
+            at => wrote.as_str().starts_with(at),
+        };
+        if now {
             self.inner.overwrite_out_of_band(&victim, Bytes::from_static(b"foreign"));
         }
     }
@@ -480,7 +486,7 @@ async fn a_conflict_midway_takes_back_what_is_ours_and_nothing_else() {
             let foreign = bucket.overwrite_out_of_band(&key("other"), Bytes::from_static(b"foreign"));
             let machine = Machine::new("ann");
             let staged = machine.stage(FILES).staged();
-            let store = Arc::new(Intruder { inner: bucket.clone(), victim });
+            let store = Arc::new(Intruder { inner: bucket.clone(), victim, at: "" });
             let ctx = CommitContext { guarantee, ..machine.context(store) };
             assert_eq!(conflicts(commit(&ctx).await), [victim]);
             let left: Vec<String> = objects(&bucket).into_keys().collect();
@@ -987,4 +993,42 @@ async fn a_seal_without_its_directory_is_not_an_empty_commit() {
     assert!(resume(&ctx).await.is_err());
     assert!(abort(&ctx).await.is_err());
     assert_eq!((objects(&bucket), journal.is_empty()), (before, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_deleted_or_there_already_is_looked_at_again_after_the_announcement() {
+    for victim in ["gone", "kept"] {
+        let bucket = Arc::new(MemoryStore::default());
+        let machine = Machine::new("ann");
+        machine.stage(&[("gone", b"2"), ("kept", b"3")]);
+        let report = commit(&machine.context(bucket.clone())).await.unwrap();
+        let gone = report.published.iter().find(|file| file.path.as_str() == "gone").unwrap();
+        let base = Base { etag: gone.etag.clone(), size_bytes: 1, kind: BaseKind::Delete };
+        machine.dataset().set_base(&path("gone"), &base).unwrap();
+        machine.stage(&[("kept", b"3"), ("new", b"n")]);
+        let meddler = Arc::new(Intruder { inner: bucket.clone(), victim, at: ".dsfs/datasets/intents/" });
+        let mut ctx = machine.context(meddler);
+        ctx.options.overwrite = true;
+        assert_eq!(conflicts(commit(&ctx).await), [victim]);
+        assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["gone", "kept"]);
+        assert_eq!(objects(&bucket)[victim], b"foreign"[..]);
+        assert!(state(&bucket, "intents").is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_replacement_looks_before_it_completes() {
+    let bucket = Arc::new(MemoryStore::default());
+    let etag = bucket.overwrite_out_of_band(&key("big"), Bytes::from_static(b"old"));
+    let machine = Machine::new("ann");
+    let base = Base { etag, size_bytes: 3, kind: BaseKind::Replace };
+    machine.dataset().set_base(&path("big"), &base).unwrap();
+    machine.stage(&[("big", &BIG)]);
+    let store = TripStore::new(bucket.clone(), None);
+    let mut ctx = machine.context(store.clone());
+    ctx.options.overwrite = true;
+    commit(&ctx).await.unwrap();
+    let requests = store.log.lock().clone();
+    let complete = requests.iter().position(|request| request == "complete datasets/run/big").unwrap();
+    assert_eq!(requests[complete - 1], "head datasets/run/big");
 }
