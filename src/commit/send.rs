@@ -291,7 +291,11 @@ impl Sender {
                 answer => break answer?,
             }
         };
-        notes.begun(&id, part_bytes).map_err(SendError::Other)?;
+        if let Err(err) = notes.begun(&id, part_bytes) {
+            // Nobody would know of it: give it up while its name is known.
+            self.store.abort_multipart(&job.key, &id).await.ok();
+            return Err(SendError::Other(err));
+        }
         let fresh = Uploaded { id, parts: Vec::new() };
         self.upload_parts(job, content, fresh, part_bytes, notes).await
     }

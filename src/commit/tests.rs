@@ -35,7 +35,12 @@ use crate::store::ObjectMeta;
 use crate::store::PartReceipt;
 use crate::store::PutAttributes;
 use crate::store::UploadId;
+use crate::store::fault::Fault;
+use crate::store::fault::FaultyStore;
+use crate::store::fault::Operation;
 use crate::store::memory::MemoryStore;
+use crate::store::retry::RetryOptions;
+use crate::store::retry::RetryingStore;
 
 fn name() -> DatasetName {
     DatasetName::parse("run").unwrap()
@@ -1031,4 +1036,49 @@ async fn a_large_replacement_looks_before_it_completes() {
     let requests = store.log.lock().clone();
     let complete = requests.iter().position(|request| request == "complete datasets/run/big").unwrap();
     assert_eq!(requests[complete - 1], "head datasets/run/big");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_after_a_lost_answer_ends_the_commit_in_the_log() {
+    for lost in [false, true] {
+        let bucket = Arc::new(MemoryStore::default());
+        let machine = Machine::new("ann");
+        machine.stage(&[("a", b"1"), ("data.jsonl", b"{}")]);
+        let meddler = Arc::new(Intruder { inner: bucket.clone(), victim: "data.jsonl", at: "" });
+        let faulty = Arc::new(FaultyStore::new(meddler));
+        if lost {
+            faulty.script(Operation::Put, Fault::LostReply); // the intent's
+        }
+        let store = Arc::new(RetryingStore::new(faulty, RetryOptions::default()));
+        assert_eq!(conflicts(commit(&machine.context(store)).await), ["data.jsonl"]);
+        assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["data.jsonl"]);
+        // What the retries have hidden may still appear: the tombstone hides it.
+        assert_eq!(state(&bucket, "intents").len(), usize::from(lost));
+        let head = log(&bucket).head().await.unwrap();
+        assert_eq!(head, u64::from(lost));
+        if let Some(record) = log(&bucket).record(head).await.unwrap() {
+            assert_eq!(record.outcome, Outcome::Abort);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_counts_nothing_but_records_and_misses_none_silently() {
+    let bucket = Arc::new(MemoryStore::default());
+    let machine = Machine::new("ann");
+    for content in ["1", "2"] {
+        machine.stage(&[(content, content.as_bytes())]);
+        commit(&machine.context(bucket.clone())).await.unwrap();
+    }
+    for odd in ["99", "00000000099", "0000000099.bak", "+000000099"] {
+        let key = ObjectKey::from_listing(&format!(".dsfs/datasets/log/run/{odd}"));
+        bucket.overwrite_out_of_band(&key, Bytes::from_static(b"odd"));
+    }
+    assert_eq!(log(&bucket).head().await.unwrap(), 2);
+    bucket.delete_out_of_band(&prefix().log_key(&name(), 1));
+    assert!(matches!(log(&bucket).find("nobody", 1..=2).await, Err(LogError::Store(_))));
+    assert!(matches!(
+        log(&bucket).find_since("nobody", 2, SystemTime::UNIX_EPOCH).await,
+        Err(LogError::Store(StoreError::NotFound { .. }))
+    ));
 }
