@@ -109,7 +109,8 @@ impl Workspace {
 }
 
 /// This machine's name.
-fn host() -> String {
+#[must_use]
+pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
