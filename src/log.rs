@@ -19,6 +19,7 @@ use crate::record::CommitBody;
 use crate::record::CommitRecord;
 use crate::record::Footing;
 use crate::record::Outcome;
+use crate::record::RECORD_BYTES_MAX;
 use crate::record::RecordError;
 use crate::record::Snapshot;
 use crate::store::Expect;
@@ -32,6 +33,8 @@ use crate::store::collect;
 const READ_TRIES: u32 = 3;
 /// How wrong two committers' clocks may be against each other, before a record is overlooked.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Digits in a record's name.
+const SEQ_DIGITS: usize = 10;
 /// How often the end of the log may move away before a writer gives up.
 const APPEND_TRIES: u32 = 64;
 
@@ -104,6 +107,10 @@ pub(crate) async fn read_object(
             Err(StoreError::NotFound { .. }) => return Ok(None),
             answer => answer?,
         };
+        if meta.size_bytes > RECORD_BYTES_MAX {
+            let reason = format!("{} bytes are more than a record of dsfs ever has", meta.size_bytes);
+            return Err(StoreError::Rejected { key: key.to_string(), reason });
+        }
         if meta.size_bytes == 0 {
             return Ok(Some(Bytes::new()));
         }
@@ -136,7 +143,7 @@ impl Log {
         let mut head = 0;
         loop {
             let page = self.store.list(&request).await?;
-            let numbers = page.objects.iter().filter_map(|object| prefix.strip(&object.key)?.parse().ok());
+            let numbers = page.objects.iter().filter_map(|object| number(prefix.strip(&object.key)?));
             head = numbers.fold(head, u64::max);
             match page.continuation {
                 Some(next) => request.continuation = Some(next),
@@ -192,6 +199,11 @@ impl Log {
         record.map(Some).map_err(|source| LogError::Record { key, source })
     }
 
+    /// A record whose number is not behind the end of the log.
+    async fn existing(&self, seq: u64) -> Result<CommitRecord, LogError> {
+        self.record(seq).await?.ok_or_else(|| self.lost(seq))
+    }
+
     /// The tree after record `seq`, from two objects.
     ///
     /// # Errors
@@ -200,7 +212,7 @@ impl Log {
         match self.record(seq).await? {
             Some(record) => self.snapshot_after(&record.body).await,
             None if seq == 0 => Ok(Snapshot::default()),
-            None => Err(StoreError::NotFound { key: self.prefix.log_key(&self.dataset, seq) }.into()),
+            None => Err(self.lost(seq)),
         }
     }
 
@@ -224,7 +236,8 @@ impl Log {
         range: RangeInclusive<u64>,
     ) -> Result<Option<CommitRecord>, LogError> {
         for seq in range.rev() {
-            if let Some(record) = self.record(seq).await?.filter(|record| record.body.txid == txid) {
+            let record = self.existing(seq).await?;
+            if record.body.txid == txid {
                 return Ok(Some(record));
             }
         }
@@ -239,7 +252,7 @@ impl Log {
         time: SystemTime,
     ) -> Result<Option<CommitRecord>, LogError> {
         for seq in (1..=head).rev() {
-            let Some(record) = self.record(seq).await? else { continue };
+            let record = self.existing(seq).await?;
             if record.body.txid == txid {
                 return Ok(Some(record));
             }
@@ -283,7 +296,10 @@ impl Log {
 
     /// The record for the place behind `head`; writes the snapshot that it needs, if it needs one.
     async fn numbered(&self, draft: &Draft, head: u64) -> Result<CommitBody, LogError> {
-        let last = self.record(head).await?.map(|record| record.body);
+        let last = match head {
+            0 => None,
+            seq => Some(self.existing(seq).await?.body),
+        };
         let mut footing = Footing::after(last.as_ref());
         if let (true, Some(last)) = (footing.snapshot_due, &last) {
             let snapshot = self.snapshot_after(last).await?;
@@ -291,6 +307,10 @@ impl Log {
             let object = snapshot.encode(&self.dataset);
             match self.store.put(&key, object, &Expect::Absent, &PutAttributes::default()).await {
                 Ok(_) | Err(StoreError::AlreadyExists { .. }) => {} // the same, whoever wrote it
+                Err(err) if err.is_transient() => match self.store.head(&key).await {
+                    Ok(_) => {} // only the answer was lost
+                    Err(_) => return Err(err.into()),
+                },
                 Err(err) => return Err(err.into()),
             }
             footing.base = Some(BaseSnapshot { seq: last.seq, entries: snapshot.entries.len() as u64 });
@@ -298,6 +318,12 @@ impl Log {
         let Footing { base, tail, .. } = footing;
         Ok(CommitBody { seq: head + 1, base, tail, ..draft.body.clone() })
     }
+}
+
+/// The number that a record's name says: ten digits, anything else is not a record.
+fn number(name: &str) -> Option<u64> {
+    let is_record = name.len() == SEQ_DIGITS && name.bytes().all(|byte| byte.is_ascii_digit());
+    is_record.then(|| name.parse().ok()).flatten()
 }
 
 fn verdict(wanted: Outcome, found: CommitRecord) -> Appended {

@@ -11,6 +11,7 @@ mod demo;
 mod discard;
 mod doctor;
 pub mod exit;
+mod gc;
 mod list;
 mod mount;
 pub mod output;
@@ -77,6 +78,7 @@ enum Command {
     List(list::ListArgs),
     Commit(commit::CommitArgs),
     Discard(discard::DiscardArgs),
+    Gc(gc::GcArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
@@ -165,6 +167,7 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Commit(args) => commit::run(args, cx),
         Command::Demo(args) => demo::run(args, cx),
         Command::Discard(args) => discard::run(args, cx),
+        Command::Gc(args) => gc::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),
         Command::Completions(args) => {

@@ -8,6 +8,7 @@
 //! An intent is *live* while the log holds no record of its commit. The intent of an aborted one
 //! may stay as a tombstone: it goes on hiding its keys from readers and blocks nobody.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::name::RemotePrefix;
 use crate::record::Intent;
 use crate::store::Expect;
 use crate::store::ListRequest;
+use crate::store::META_TXID;
 use crate::store::ObjectStore;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
@@ -108,7 +110,9 @@ impl Intents {
                 let pause = self.jitter.lock().random_range(PAUSE_MIN..PAUSE_MAX);
                 tokio::time::sleep(pause * round).await;
             }
-            match self.store.put(&key, own.encode(), &Expect::Absent, &PutAttributes::default()).await {
+            // With its name on it, a lost answer can be told from somebody else's object.
+            let metadata = BTreeMap::from([(META_TXID.to_owned(), own.txid.clone())]);
+            match self.store.put(&key, own.encode(), &Expect::Absent, &PutAttributes { metadata }).await {
                 // Nobody else writes this key: it is ours from before, or the answer was lost.
                 Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
                 Err(err) => return Err(err.into()),

@@ -133,6 +133,13 @@ pub trait Admit: Send + Sync {
     fn admit(&self, key: &ObjectKey, etag: &ETag, size_bytes: u64, path: &Path) -> io::Result<()>;
 }
 
+/// Is told of a commit once it is in the log, while its files are still in staging: whoever shows
+/// both must find the published versions before the staged files go. Must be quick.
+pub trait Published: Send + Sync {
+    /// This was published; it is told again if the commit's end was interrupted and is resumed.
+    fn published(&self, report: &CommitReport);
+}
+
 /// What a commit is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -179,6 +186,8 @@ pub struct CommitContext {
     pub staging: Arc<StagedDataset>,
     /// Who takes published files over, if anybody does.
     pub cache: Option<Arc<dyn Admit>>,
+    /// Who is told before published files leave staging, if anybody is.
+    pub published: Option<Arc<dyn Published>>,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
     /// Who commits.

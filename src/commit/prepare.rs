@@ -38,7 +38,6 @@ use crate::store::Expect;
 use crate::store::ListRequest;
 use crate::store::META_SHA256;
 use crate::store::META_TXID;
-use crate::store::ObjectMeta;
 use crate::store::PartReceipt;
 use crate::store::StoreError;
 use crate::store::UploadId;
@@ -114,7 +113,14 @@ impl Run<'_> {
         let Doubtful { file, otherwise } = doubt;
         let meta = match self.ctx.store.head(&file.key).await {
             Ok(meta) => meta,
-            Err(StoreError::NotFound { .. }) => return Ok(Verdict::Write(file)),
+            Err(StoreError::NotFound { .. }) => {
+                let ConflictReason::Changed { expected, .. } = otherwise else {
+                    return Ok(Verdict::Write(file));
+                };
+                // The version that it stands on is gone: that is not what the user has agreed to replace.
+                let reason = ConflictReason::Changed { expected, found: None };
+                return Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason }));
+            }
             Err(err) => return Err(err.into()),
         };
         let found = self.sender.whose(&meta, None);
@@ -129,9 +135,8 @@ impl Run<'_> {
         }
         let published = meta.metadata.get(META_SHA256).and_then(|hex| ContentId::from_sha256_hex(hex));
         let recorded = snapshot.entries.get(&file.path).filter(|entry| entry.etag == meta.etag);
-        if let (None, Some(txid)) = (recorded, meta.metadata.get(META_TXID))
-            && self.may_be_removed(txid, &file.key, &meta.etag).await?
-        {
+        if let (None, Some(txid)) = (recorded, meta.metadata.get(META_TXID)) {
+            // Of a commit that is under way, or given up: it may be taken back at any time.
             let reason = ConflictReason::Leftover { txid: txid.clone() };
             return Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason }));
         }
@@ -146,19 +151,33 @@ impl Run<'_> {
         Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason: otherwise }))
     }
 
-    /// Whether an object of another commit that is not recorded may still be taken back. An intent
-    /// is there before its objects and goes after them; so an object that is still there when its
-    /// intent is not (somebody has removed the log) stays.
-    async fn may_be_removed(&self, txid: &str, key: &ObjectKey, etag: &ETag) -> Result<bool, CommitError> {
-        let exists = |found: Result<ObjectMeta, StoreError>| match found {
-            Ok(meta) => Ok(Some(meta.etag)),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(err) => Err(err),
+    /// Whether what the plan relies on, but does not write, is as it was seen: what it deletes, and
+    /// what is there already. From the announcement on no other commit touches it.
+    pub(super) async fn still_as_seen(&self, plan: &CommitPlan) -> Result<(), CommitError> {
+        let deleted = plan.delete.iter().map(|gone| (&gone.path, &gone.key, &gone.etag));
+        let there = plan.already_there.iter().map(|there| (&there.file.path, &there.file.key, &there.etag));
+        let looks: Vec<_> =
+            deleted.chain(there).map(|(path, key, etag)| self.changed(path, key, etag).boxed()).collect();
+        let changed: Vec<Option<Conflict>> =
+            stream::iter(looks).buffered(self.sender.workers).try_collect().await?;
+        let conflicts: Vec<Conflict> = changed.into_iter().flatten().collect();
+        if conflicts.is_empty() { Ok(()) } else { Err(CommitError::Conflict { conflicts }) }
+    }
+
+    async fn changed(
+        &self,
+        path: &RelPath,
+        key: &ObjectKey,
+        expected: &ETag,
+    ) -> Result<Option<Conflict>, CommitError> {
+        let found = match self.ctx.store.head(key).await {
+            Ok(meta) if meta.etag == *expected => return Ok(None),
+            Ok(meta) => Some(meta.etag),
+            Err(StoreError::NotFound { .. }) => None,
+            Err(err) => return Err(err.into()),
         };
-        if exists(self.ctx.store.head(&self.intents.key(txid)).await)?.is_some() {
-            return Ok(true);
-        }
-        Ok(exists(self.ctx.store.head(key).await)?.as_ref() != Some(etag))
+        let reason = ConflictReason::Changed { expected: expected.clone(), found };
+        Ok(Some(Conflict { path: path.to_string(), reason }))
     }
 
     pub(super) async fn cid_of(

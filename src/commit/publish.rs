@@ -191,14 +191,23 @@ impl Run<'_> {
     ) -> Result<CommitReport, CommitError> {
         let changes = record.body.changes;
         self.ctx.progress.phase(Phase::Record, changes.len(), 0);
-        delete_old(self, &changes).await?;
+        let deleted = changes.deleted.clone();
+        let report = self.report(Some(record.body.seq), changes, already_there);
+        self.tell(&report);
+        delete_old(self, &deleted).await?;
         if let Err(err) = self.intents.withdraw(&self.txid).await {
             // Readers look at the log behind it; `gc` removes it.
             tracing::warn!(txid = self.txid, "the intent of a published commit stays for now: {err}");
         }
-        self.admit(sealed, &changes);
+        self.admit(sealed, &report);
         blocking(|| self.ctx.staging.finish(sealed))?;
-        Ok(self.report(Some(record.body.seq), changes, already_there))
+        Ok(report)
+    }
+
+    pub(super) fn tell(&self, report: &CommitReport) {
+        if let Some(published) = &self.ctx.published {
+            published.published(report);
+        }
     }
 
     pub(super) fn report(&self, seq: Option<u64>, changes: Changes, already_there: u64) -> CommitReport {
@@ -224,12 +233,12 @@ impl Run<'_> {
         }
     }
 
-    fn admit(&self, sealed: &Sealed, changes: &Changes) {
+    fn admit(&self, sealed: &Sealed, report: &CommitReport) {
         let Some(cache) = &self.ctx.cache else { return };
-        for entry in &changes.entries {
-            let Ok(key) = self.ctx.prefix.key(self.ctx.dataset(), &entry.path) else { continue };
-            let path = sealed.file_path(&entry.path);
-            if let Err(err) = blocking(|| cache.admit(&key, &entry.etag, entry.size_bytes, &path)) {
+        for file in &report.published {
+            let Ok(key) = self.ctx.prefix.key(self.ctx.dataset(), &file.path) else { continue };
+            let path = sealed.file_path(&file.path);
+            if let Err(err) = blocking(|| cache.admit(&key, &file.etag, file.size_bytes, &path)) {
                 tracing::debug!(%key, "not taken over by the cache: {err}");
             }
         }
@@ -237,8 +246,8 @@ impl Run<'_> {
 }
 
 /// Deletes what the record says is deleted; another version at the same key stays.
-async fn delete_old(run: &Run<'_>, changes: &Changes) -> Result<(), CommitError> {
-    for gone in &changes.deleted {
+async fn delete_old(run: &Run<'_>, deleted: &[OldVersion]) -> Result<(), CommitError> {
+    for gone in deleted {
         let key = run.ctx.prefix.key(run.ctx.dataset(), &gone.path)?;
         match run.ctx.store.delete(&key, &gone.etag).await {
             Ok(()) | Err(StoreError::Changed { .. }) => {}

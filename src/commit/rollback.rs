@@ -1,5 +1,7 @@
 //! Taking back what a commit has put into the bucket, and nothing else.
 
+use std::collections::HashSet;
+
 use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
@@ -10,7 +12,6 @@ use crate::commit::run::Run;
 use crate::commit::send::Found;
 use crate::name::ObjectKey;
 use crate::name::RelPath;
-use crate::staging::BaseKind;
 use crate::staging::Contents;
 
 impl Run<'_> {
@@ -25,7 +26,10 @@ impl Run<'_> {
         let mut not_restored = Vec::new();
         if state.publishing {
             self.remove_objects(self.created(contents)?).await?;
-            for (path, _) in contents.bases.iter().filter(|(_, base)| base.kind == BaseKind::Replace) {
+            // Whatever it stood on when it was staged, `created` leaves it: nobody can say what was there.
+            let based: HashSet<&RelPath> = contents.bases.iter().map(|(path, _)| path).collect();
+            let files = contents.files.iter().map(|file| &file.path);
+            for path in files.filter(|path| based.contains(path)) {
                 let key = self.ctx.prefix.key(self.ctx.dataset(), path)?;
                 if let Found::Ours(_) = self.sender.look(&key, None).await? {
                     not_restored.push(path.clone());
@@ -44,9 +48,10 @@ impl Run<'_> {
     /// Every key at which this commit may have created something.
     fn created(&self, contents: &Contents) -> Result<Vec<ObjectKey>, CommitError> {
         let (prefix, dataset) = (&self.ctx.prefix, self.ctx.dataset());
+        let based: HashSet<&RelPath> = contents.bases.iter().map(|(path, _)| path).collect();
         let mut keys = Vec::new();
         for file in &contents.files {
-            if !contents.bases.iter().any(|(base, _)| *base == file.path) {
+            if !based.contains(&file.path) {
                 keys.push(prefix.key(dataset, &file.path)?);
             }
         }

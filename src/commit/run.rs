@@ -45,7 +45,9 @@ use crate::record::CommitRecord;
 use crate::record::Intent;
 use crate::record::OldVersion;
 use crate::record::Outcome;
+use crate::staging::Contents;
 use crate::staging::Sealed;
+use crate::staging::StagingError;
 use crate::store::Expect;
 use crate::store::guarantee::Guarantee;
 
@@ -62,6 +64,8 @@ pub(super) struct Run<'c> {
     journal: Option<Mutex<Journal>>,
     /// What the journal says.
     pub state: Mutex<Progress>,
+    /// What the store had lost of answers when this began: `ObjectStore::lost_answers`.
+    lost_before: u64,
     /// Whether anything was sent, that has to be taken back.
     sent: AtomicBool,
 }
@@ -73,7 +77,7 @@ pub(super) struct Run<'c> {
 pub async fn plan(ctx: &CommitContext) -> Result<CommitPlan, CommitError> {
     let sealed = ctx.staging.sealed();
     let contents = match &sealed {
-        Some(sealed) => sealed.contents()?,
+        Some(sealed) => contents_of(sealed)?,
         None => ctx.staging.contents()?,
     };
     if contents.is_empty() {
@@ -144,6 +148,18 @@ pub async fn abort(ctx: &CommitContext) -> Result<(), CommitError> {
     run.roll_back(&sealed).await
 }
 
+/// What is sealed. A seal whose directory is gone is not an empty one: it would be taken for a
+/// commit that has nothing to publish and nothing to take back.
+fn contents_of(sealed: &Sealed) -> Result<Contents, CommitError> {
+    let contents = sealed.contents()?;
+    let journal = sealed.journal_path();
+    if let Some(dir) = journal.parent().filter(|dir| !dir.is_dir()) {
+        let reason = "the sealed files are gone".to_owned();
+        return Err(StagingError::Damaged { path: dir.to_owned(), reason }.into());
+    }
+    Ok(contents)
+}
+
 fn new_txid(ctx: &CommitContext) -> String {
     Ulid::from_datetime_with_source(ctx.clock.now(), &mut entropy(ctx)).to_string()
 }
@@ -179,6 +195,7 @@ impl<'c> Run<'c> {
             message: ctx.options.message.clone(),
             journal: None,
             state: Mutex::default(),
+            lost_before: ctx.store.lost_answers(),
             sent: AtomicBool::new(false),
         }
     }
@@ -216,11 +233,12 @@ impl<'c> Run<'c> {
             if record.outcome == Outcome::Abort {
                 return Err(self.fenced(&record));
             }
+            self.state.lock().committed = Some(record.body.seq);
             self.note(Note::Committed { seq: record.body.seq })?;
             return self.finish(sealed, record, 0).await;
         }
         self.ctx.progress.phase(Phase::Preflight, 0, 0);
-        let surveyed = self.survey(&sealed.contents()?, Some(sealed)).await?;
+        let surveyed = self.survey(&contents_of(sealed)?, Some(sealed)).await?;
         let intent = self.intent(&surveyed.plan);
         let mut conflicts = surveyed.plan.conflicts.clone();
         conflicts.extend(self.intents.in_the_way(&intent, &self.log).await?);
@@ -232,6 +250,7 @@ impl<'c> Run<'c> {
         let prepared = self.prepare(sealed, &surveyed).await?;
         self.note(Note::Intent { head })?;
         self.intents.announce(&intent, &self.log).await?;
+        self.still_as_seen(&surveyed.plan).await?;
         self.note(Note::Publishing)?;
         let written = self.publish(sealed, &surveyed, &prepared).await?;
         let changes = self.changes(sealed, &surveyed, &prepared, &written).await?;
@@ -239,16 +258,17 @@ impl<'c> Run<'c> {
         if changes.is_empty() {
             // All of it was published and recorded before.
             self.intents.withdraw(&self.txid).await?;
+            let report = self.report(None, changes, already_there);
+            self.tell(&report);
             blocking(|| self.ctx.staging.finish(sealed))?;
-            return Ok(self.report(None, changes, already_there));
+            return Ok(report);
         }
-        let appended = self.log.append(&self.draft(Outcome::Commit, changes), head).await;
-        if appended.is_err() {
-            // The record may still appear: then the commit has succeeded, whatever is done now.
-            self.sender.ambiguous.store(true, Ordering::Relaxed);
-        }
-        match appended? {
+        // From here on the record may appear: then the commit has succeeded, whatever is done now.
+        self.sender.ambiguous.store(true, Ordering::Relaxed);
+        match self.log.append(&self.draft(Outcome::Commit, changes), head).await? {
             Appended::Recorded(record) => {
+                // Known before the journal has it: if that fails, nothing may be taken back.
+                self.state.lock().committed = Some(record.body.seq);
                 self.note(Note::Committed { seq: record.body.seq })?;
                 self.finish(sealed, record, already_there).await
             }
@@ -352,14 +372,15 @@ impl<'c> Run<'c> {
     /// thaws.
     async fn roll_back(&self, sealed: &Sealed) -> Result<(), CommitError> {
         let state = self.state.lock().clone();
-        let ambiguous = self.sender.ambiguous.load(Ordering::Relaxed);
+        let lost = self.ctx.store.lost_answers() > self.lost_before;
+        let ambiguous = lost || self.sender.ambiguous.load(Ordering::Relaxed);
         if let (true, Some(head)) = (ambiguous, state.intent_head) {
             let draft = self.draft(Outcome::Abort, Changes::default());
             if let Appended::Contradicted(record) = self.log.append(&draft, head).await? {
                 return Err(CommitError::AlreadyCommitted { txid: self.txid.clone(), seq: record.body.seq });
             }
         }
-        let not_restored = self.take_back(&sealed.contents()?, &state).await?;
+        let not_restored = self.take_back(&contents_of(sealed)?, &state).await?;
         if !(ambiguous && state.publishing) {
             // Every request was answered: nothing can appear any more that would have to be hidden.
             self.intents.withdraw(&self.txid).await?;

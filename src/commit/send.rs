@@ -291,7 +291,11 @@ impl Sender {
                 answer => break answer?,
             }
         };
-        notes.begun(&id, part_bytes).map_err(SendError::Other)?;
+        if let Err(err) = notes.begun(&id, part_bytes) {
+            // Nobody would know of it: give it up while its name is known.
+            self.store.abort_multipart(&job.key, &id).await.ok();
+            return Err(SendError::Other(err));
+        }
         let fresh = Uploaded { id, parts: Vec::new() };
         self.upload_parts(job, content, fresh, part_bytes, notes).await
     }
@@ -390,6 +394,13 @@ impl Sender {
         let mut tried = 0;
         loop {
             tried += 1;
+            // Not every server that honours If-Match on Put does so here: look right before, at least.
+            if matches!(job.expect, Expect::Version(_))
+                && let Some(etag) = self.resolve(job).await?
+            {
+                self.store.abort_multipart(&job.key, &upload.id).await.ok();
+                return Ok(etag);
+            }
             let done = self.store.complete_multipart(&job.key, &upload.id, &upload.parts, &job.expect).await;
             let err = match done {
                 Ok(etag) => return self.confirm(job, etag).await,

@@ -332,6 +332,7 @@ impl Machine {
             prefix: prefix(),
             staging: self.dataset(),
             cache: None,
+            published: None,
             clock: Arc::new(clock),
             author: Author { user: self.user.clone(), host: "lab".into() },
             options: CommitOptions {

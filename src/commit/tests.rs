@@ -35,7 +35,12 @@ use crate::store::ObjectMeta;
 use crate::store::PartReceipt;
 use crate::store::PutAttributes;
 use crate::store::UploadId;
+use crate::store::fault::Fault;
+use crate::store::fault::FaultyStore;
+use crate::store::fault::Operation;
 use crate::store::memory::MemoryStore;
+use crate::store::retry::RetryOptions;
+use crate::store::retry::RetryingStore;
 
 fn name() -> DatasetName {
     DatasetName::parse("run").unwrap()
@@ -235,6 +240,7 @@ impl Machine {
             prefix: prefix(),
             staging: self.dataset(),
             cache: None,
+            published: None,
             clock: Arc::new(SystemClock),
             author: Author { user: self.user.clone(), host: "lab".into() },
             // Anything over 1000 bytes goes up in parts: of the least size, but in parts.
@@ -389,10 +395,12 @@ async fn what_is_there_already_is_not_a_conflict() {
     assert_eq!(conflicts(commit(&machine.context(bucket)).await), ["frames/1.png"]);
 }
 
-/// A store into which somebody else puts an object just before the first write of a file.
+/// A store into which somebody else puts an object just before a write.
 struct Intruder {
     inner: Arc<MemoryStore>,
     victim: &'static str,
+    /// The write before which it happens: keys that begin with this; empty for the victim's own.
+    at: &'static str,
 }
 
 impl fmt::Debug for Intruder {
@@ -404,7 +412,11 @@ impl fmt::Debug for Intruder {
 impl Intruder {
     fn intrude(&self, wrote: &ObjectKey) {
         let victim = key(self.victim);
-        if *wrote == victim && !self.inner.snapshot().contains_key(&victim) {
+        let now = match self.at {
+            "" => *wrote == victim && !self.inner.snapshot().contains_key(&victim),
+            at => wrote.as_str().starts_with(at),
+        };
+        if now {
             self.inner.overwrite_out_of_band(&victim, Bytes::from_static(b"foreign"));
         }
     }
@@ -479,7 +491,7 @@ async fn a_conflict_midway_takes_back_what_is_ours_and_nothing_else() {
             let foreign = bucket.overwrite_out_of_band(&key("other"), Bytes::from_static(b"foreign"));
             let machine = Machine::new("ann");
             let staged = machine.stage(FILES).staged();
-            let store = Arc::new(Intruder { inner: bucket.clone(), victim });
+            let store = Arc::new(Intruder { inner: bucket.clone(), victim, at: "" });
             let ctx = CommitContext { guarantee, ..machine.context(store) };
             assert_eq!(conflicts(commit(&ctx).await), [victim]);
             let left: Vec<String> = objects(&bucket).into_keys().collect();
@@ -931,9 +943,142 @@ async fn what_a_failed_commit_left_is_not_taken_for_published() {
         }
         other => panic!("{other:?}"),
     }
-    // With no intent to say otherwise nobody will ever take it back.
+    // Nor without its intent: the log is what says that it was published.
     for (key, _) in state(&bucket, "intents") {
         bucket.delete_out_of_band(&key);
     }
+    assert_eq!(conflicts(commit(&ctx).await), ["nothing"]);
+    // What another tool has put there, and says so, is nobody's to take back.
+    let there = bucket.head(&key("nothing")).await.unwrap();
+    bucket.delete(&key("nothing"), &there.etag).await.unwrap();
+    let metadata = BTreeMap::from([(META_SHA256.to_owned(), ContentId::OF_NOTHING.sha256_hex())]);
+    let attributes = PutAttributes { metadata };
+    bucket.put(&key("nothing"), Bytes::new(), &Expect::Absent, &attributes).await.unwrap();
     assert_eq!(commit(&ctx).await.unwrap().already_there, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_shows_the_files_is_told_before_they_leave_staging() {
+    struct Shown {
+        staging: Arc<StagedDataset>,
+        told: Mutex<Vec<(Option<u64>, usize, bool)>>,
+    }
+    impl Published for Shown {
+        fn published(&self, report: &CommitReport) {
+            let sealed = self.staging.sealed().unwrap();
+            let there = FILES[..4].iter().all(|(at, _)| sealed.file_path(&path(at)).exists());
+            self.told.lock().push((report.seq, report.published.len(), there));
+        }
+    }
+    struct Taker;
+    impl Admit for Taker {
+        fn admit(&self, _: &ObjectKey, _: &ETag, _: u64, path: &Path) -> io::Result<()> {
+            fs::remove_file(path)
+        }
+    }
+    let machine = Machine::new("ann");
+    machine.stage(FILES);
+    let shown = Arc::new(Shown { staging: machine.dataset(), told: Mutex::default() });
+    let ctx = machine.context(Arc::new(MemoryStore::default()));
+    commit(&CommitContext { cache: Some(Arc::new(Taker)), published: Some(shown.clone()), ..ctx })
+        .await
+        .unwrap();
+    assert_eq!(*shown.told.lock(), [(Some(1), 4, true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seal_without_its_directory_is_not_an_empty_commit() {
+    let (bucket, machine) = crashed(12, Trip::CrashBefore, Guarantee::Enforced).await.unwrap();
+    let before = objects(&bucket);
+    let sealed = machine.dataset().sealed().unwrap();
+    let journal = fs::read(sealed.journal_path()).unwrap();
+    let dir = sealed.journal_path().parent().unwrap().to_owned();
+    fs::remove_dir_all(&dir).unwrap();
+    let ctx = machine.context(bucket.clone());
+    assert!(resume(&ctx).await.is_err());
+    assert!(abort(&ctx).await.is_err());
+    assert_eq!((objects(&bucket), journal.is_empty()), (before, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_deleted_or_there_already_is_looked_at_again_after_the_announcement() {
+    for victim in ["gone", "kept"] {
+        let bucket = Arc::new(MemoryStore::default());
+        let machine = Machine::new("ann");
+        machine.stage(&[("gone", b"2"), ("kept", b"3")]);
+        let report = commit(&machine.context(bucket.clone())).await.unwrap();
+        let gone = report.published.iter().find(|file| file.path.as_str() == "gone").unwrap();
+        let base = Base { etag: gone.etag.clone(), size_bytes: 1, kind: BaseKind::Delete };
+        machine.dataset().set_base(&path("gone"), &base).unwrap();
+        machine.stage(&[("kept", b"3"), ("new", b"n")]);
+        let meddler = Arc::new(Intruder { inner: bucket.clone(), victim, at: ".dsfs/datasets/intents/" });
+        let mut ctx = machine.context(meddler);
+        ctx.options.overwrite = true;
+        assert_eq!(conflicts(commit(&ctx).await), [victim]);
+        assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["gone", "kept"]);
+        assert_eq!(objects(&bucket)[victim], b"foreign"[..]);
+        assert!(state(&bucket, "intents").is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_replacement_looks_before_it_completes() {
+    let bucket = Arc::new(MemoryStore::default());
+    let etag = bucket.overwrite_out_of_band(&key("big"), Bytes::from_static(b"old"));
+    let machine = Machine::new("ann");
+    let base = Base { etag, size_bytes: 3, kind: BaseKind::Replace };
+    machine.dataset().set_base(&path("big"), &base).unwrap();
+    machine.stage(&[("big", &BIG)]);
+    let store = TripStore::new(bucket.clone(), None);
+    let mut ctx = machine.context(store.clone());
+    ctx.options.overwrite = true;
+    commit(&ctx).await.unwrap();
+    let requests = store.log.lock().clone();
+    let complete = requests.iter().position(|request| request == "complete datasets/run/big").unwrap();
+    assert_eq!(requests[complete - 1], "head datasets/run/big");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_after_a_lost_answer_ends_the_commit_in_the_log() {
+    for lost in [false, true] {
+        let bucket = Arc::new(MemoryStore::default());
+        let machine = Machine::new("ann");
+        machine.stage(&[("a", b"1"), ("data.jsonl", b"{}")]);
+        let meddler = Arc::new(Intruder { inner: bucket.clone(), victim: "data.jsonl", at: "" });
+        let faulty = Arc::new(FaultyStore::new(meddler));
+        if lost {
+            faulty.script(Operation::Put, Fault::LostReply); // the intent's
+        }
+        let store = Arc::new(RetryingStore::new(faulty, RetryOptions::default()));
+        assert_eq!(conflicts(commit(&machine.context(store)).await), ["data.jsonl"]);
+        assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["data.jsonl"]);
+        // What the retries have hidden may still appear: the tombstone hides it.
+        assert_eq!(state(&bucket, "intents").len(), usize::from(lost));
+        let head = log(&bucket).head().await.unwrap();
+        assert_eq!(head, u64::from(lost));
+        if let Some(record) = log(&bucket).record(head).await.unwrap() {
+            assert_eq!(record.outcome, Outcome::Abort);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_counts_nothing_but_records_and_misses_none_silently() {
+    let bucket = Arc::new(MemoryStore::default());
+    let machine = Machine::new("ann");
+    for content in ["1", "2"] {
+        machine.stage(&[(content, content.as_bytes())]);
+        commit(&machine.context(bucket.clone())).await.unwrap();
+    }
+    for odd in ["99", "00000000099", "0000000099.bak", "+000000099"] {
+        let key = ObjectKey::from_listing(&format!(".dsfs/datasets/log/run/{odd}"));
+        bucket.overwrite_out_of_band(&key, Bytes::from_static(b"odd"));
+    }
+    assert_eq!(log(&bucket).head().await.unwrap(), 2);
+    bucket.delete_out_of_band(&prefix().log_key(&name(), 1));
+    assert!(matches!(log(&bucket).find("nobody", 1..=2).await, Err(LogError::Store(_))));
+    assert!(matches!(
+        log(&bucket).find_since("nobody", 2, SystemTime::UNIX_EPOCH).await,
+        Err(LogError::Store(StoreError::NotFound { .. }))
+    ));
 }

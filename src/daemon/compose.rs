@@ -19,6 +19,7 @@ use crate::daemon::guarantee;
 use crate::daemon::guarantee::Remembered;
 use crate::daemon::operations;
 use crate::daemon::remote::OpenRemote;
+use crate::daemon::turn::Turns;
 use crate::fs::DatasetFs;
 use crate::fs::FsOptions;
 use crate::fuse::MountOptions;
@@ -49,6 +50,8 @@ pub struct Workspace {
     pub remote_state_dir: PathBuf,
     /// Who commits.
     pub author: Author,
+    /// Keeps commands apart that change the same dataset.
+    pub turns: Turns,
     /// What the remote enforces, as far as that is known.
     guarantee: RwLock<Option<Remembered>>,
 }
@@ -79,6 +82,7 @@ impl Workspace {
             state_dir,
             remote_state_dir: dir,
             author: Author { user: config.user.clone(), host: host() },
+            turns: Turns::default(),
             guarantee,
         })
     }
@@ -105,7 +109,8 @@ impl Workspace {
 }
 
 /// This machine's name.
-fn host() -> String {
+#[must_use]
+pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

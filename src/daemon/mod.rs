@@ -13,3 +13,4 @@ pub mod operations;
 pub mod publish;
 pub mod remote;
 pub mod service;
+pub mod turn;

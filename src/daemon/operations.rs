@@ -163,6 +163,11 @@ pub fn select(staging: &Staging, name: &DatasetName, paths: &[RelPath]) -> Resul
 /// # Errors
 /// As [`select`], and the local disk's; or a commit has them.
 pub fn discard(staging: &Staging, name: &DatasetName, paths: &[RelPath]) -> Result<DiscardOutcome, Failure> {
+    if staging.dataset(name).is_some_and(|dataset| dataset.sealed().is_some()) {
+        let message = format!("an interrupted commit has the staged files of {name}; nothing was discarded");
+        return Err(Failure::new(FailureKind::Partial, message)
+            .hint(format!("`dsfs commit {name} --abort` takes it back first; `--resume` finishes it")));
+    }
     let chosen = select(staging, name, paths)?;
     let dataset = staging.dataset(name);
     let dirs = if paths.is_empty() {
@@ -216,6 +221,19 @@ mod tests {
         assert_eq!(discard(&staging, &name(), &[]).unwrap().files, 2);
         assert_eq!(discard(&staging, &name(), &[]).unwrap_err().kind, FailureKind::NotFound);
         assert!(inspect(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_a_commit_has_sealed_is_not_discarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = staged(dir.path(), &["a"]);
+        let dataset = staging.dataset(&name()).unwrap();
+        let sealed = dataset.freeze("tx").unwrap();
+        let refused = discard(&staging, &name(), &[]).unwrap_err();
+        assert!(refused.hint.unwrap().contains("dsfs commit run --abort"));
+        assert_eq!(staged_files(&staging, &name()).unwrap().len(), 1);
+        dataset.thaw(&sealed).unwrap();
+        assert_eq!(discard(&staging, &name(), &[]).unwrap().files, 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::cache::BlockCache;
 use crate::cache::VersionId;
+use crate::catalog::Catalog;
 use crate::catalog::listing::RemoteFile;
 use crate::clock::SystemClock;
 use crate::commit;
@@ -19,6 +20,7 @@ use crate::commit::CommitOptions;
 use crate::commit::CommitPlan;
 use crate::commit::CommitReport;
 use crate::commit::Phase;
+use crate::commit::Published;
 use crate::control::message::CommitOutcome;
 use crate::control::message::CommitRequest;
 use crate::control::message::DiscardOutcome;
@@ -34,6 +36,7 @@ use crate::name::DatasetName;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::name::RelPath;
+use crate::name::RemotePrefix;
 
 /// Commits, resumes or aborts.
 ///
@@ -46,7 +49,9 @@ pub async fn commit(
     fs: Option<&DatasetFs>,
 ) -> Result<CommitOutcome, Failure> {
     let name = &request.dataset;
-    let context = context(workspace, request, progress).await?;
+    // A plan changes nothing; everything else has the dataset to itself.
+    let _turn = if request.dry_run { None } else { Some(workspace.turns.take(name)?) };
+    let context = context(workspace, request, progress, fs).await?;
     let failed = |err: CommitError| failure::of_commit(&err, name);
     if request.dry_run {
         return commit::plan(&context).await.map_err(failed).and_then(|plan| of_plan(name, plan));
@@ -85,6 +90,7 @@ async fn context(
     workspace: &Workspace,
     request: &CommitRequest,
     progress: watch::Sender<Progress>,
+    fs: Option<&DatasetFs>,
 ) -> Result<CommitContext, Failure> {
     let name = &request.dataset;
     let nothing_staged = || failure::of_commit(&CommitError::NothingStaged, name);
@@ -100,11 +106,16 @@ async fn context(
     };
     let cache = Arc::clone(&workspace.cache);
     let identity = workspace.remote.remote.store_identity();
+    let prefix = workspace.remote.remote.prefix.clone();
+    let published = fs.map(|fs| -> Arc<dyn Published> {
+        Arc::new(CatalogUpdate { catalog: Arc::clone(fs.tree().catalog()), prefix: prefix.clone() })
+    });
     Ok(CommitContext {
         store: Arc::clone(&workspace.remote.store),
-        prefix: workspace.remote.remote.prefix.clone(),
+        prefix,
         staging,
         cache: Some(Arc::new(CacheAdmission { cache, identity })),
+        published,
         clock: Arc::new(SystemClock),
         author: workspace.author.clone(),
         options,
@@ -116,17 +127,7 @@ async fn context(
 /// Moves the mount's view on, and says what was done.
 fn published(workspace: &Workspace, fs: Option<&DatasetFs>, report: &CommitReport) -> CommitOutcome {
     if let Some(fs) = fs {
-        let prefix = &workspace.remote.remote.prefix;
-        let file = |file: &commit::PublishedFile| {
-            let key = prefix.key(&report.dataset, &file.path).ok()?;
-            let etag = Some(file.etag.clone());
-            let remote = RemoteFile { key, size_bytes: file.size_bytes, etag, modified: file.mtime };
-            Some((file.path.clone(), remote))
-        };
-        let files: Vec<(RelPath, RemoteFile)> = report.published.iter().filter_map(file).collect();
-        if !report.markers.is_empty() {
-            fs.tree().catalog().expire(Some(&report.dataset));
-        }
+        let files = remote_files(&workspace.remote.remote.prefix, report);
         fs.committed(&report.dataset, &files, &report.deleted);
     }
     CommitOutcome {
@@ -138,6 +139,32 @@ fn published(workspace: &Workspace, fs: Option<&DatasetFs>, report: &CommitRepor
         already_there: report.already_there,
         guarantee: Some(report.guarantee.to_string()),
         ..nothing(&report.dataset)
+    }
+}
+
+fn remote_files(prefix: &RemotePrefix, report: &CommitReport) -> Vec<(RelPath, RemoteFile)> {
+    let file = |file: &commit::PublishedFile| {
+        let key = prefix.key(&report.dataset, &file.path).ok()?;
+        let etag = Some(file.etag.clone());
+        let remote = RemoteFile { key, size_bytes: file.size_bytes, etag, modified: file.mtime };
+        Some((file.path.clone(), remote))
+    };
+    report.published.iter().filter_map(file).collect()
+}
+
+/// Lets the mount find the published versions before the staged files go.
+struct CatalogUpdate {
+    catalog: Arc<Catalog>,
+    prefix: RemotePrefix,
+}
+
+impl Published for CatalogUpdate {
+    fn published(&self, report: &CommitReport) {
+        self.catalog.publish(&report.dataset, &remote_files(&self.prefix, report));
+        self.catalog.withdraw(&report.dataset, &report.deleted);
+        if !report.markers.is_empty() || report.already_there > 0 {
+            self.catalog.expire(Some(&report.dataset)); // there is more than the report names
+        }
     }
 }
 
@@ -244,6 +271,7 @@ pub fn discard(
     name: &DatasetName,
     paths: &[RelPath],
 ) -> Result<DiscardOutcome, Failure> {
+    let _turn = workspace.turns.take(name)?;
     let chosen = operations::select(&workspace.staging, name, paths)?;
     let outcome = operations::discard(&workspace.staging, name, paths)?;
     fs.unstaged(name, chosen.iter().map(|file| &file.path).chain(paths));

@@ -200,6 +200,10 @@ impl ObjectStore for FaultyStore {
         self.inner.describe()
     }
 
+    fn lost_answers(&self) -> u64 {
+        self.inner.lost_answers()
+    }
+
     async fn check_access(&self) -> Result<(), StoreError> {
         let fault = self.draw(Operation::CheckAccess);
         self.run(fault.as_ref(), self.inner.check_access()).await

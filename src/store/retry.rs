@@ -30,6 +30,8 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -108,6 +110,8 @@ pub struct RetryingStore {
     options: RetryOptions,
     requests: Arc<Semaphore>,
     uploads: Mutex<LruCache<UploadId, OpenUpload>>,
+    /// Writes that were asked again although they may have been carried out.
+    lost_answers: AtomicU64,
 }
 
 impl fmt::Debug for RetryingStore {
@@ -149,7 +153,8 @@ impl RetryingStore {
     pub fn new(inner: Arc<dyn ObjectStore>, options: RetryOptions) -> Self {
         let requests = Arc::new(Semaphore::new(options.requests_max.max(1)));
         let remembered = std::num::NonZeroUsize::new(UPLOADS_REMEMBERED_MAX).expect("not zero");
-        Self { inner, options, requests, uploads: Mutex::new(LruCache::new(remembered)) }
+        let uploads = Mutex::new(LruCache::new(remembered));
+        Self { inner, options, requests, uploads, lost_answers: AtomicU64::new(0) }
     }
 
     async fn permit(&self) -> OwnedSemaphorePermit {
@@ -256,6 +261,9 @@ impl RetryingStore {
         outcome: Outcome<(ETag, OwnedSemaphorePermit)>,
         ours: &OurWrite<'_>,
     ) -> Result<ETag, StoreError> {
+        if outcome.ambiguous {
+            self.lost_answers.fetch_add(1, Ordering::Relaxed);
+        }
         match outcome.result {
             Ok((etag, _permit)) => Ok(etag),
             Err(
@@ -274,6 +282,10 @@ impl RetryingStore {
 impl ObjectStore for RetryingStore {
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn lost_answers(&self) -> u64 {
+        self.lost_answers.load(Ordering::Relaxed) + self.inner.lost_answers()
     }
 
     async fn check_access(&self) -> Result<(), StoreError> {
@@ -472,6 +484,10 @@ mod tests {
         setup.faulty.script(Operation::Put, Fault::LostReply);
         let etag = put(&setup, &ours()).await.unwrap();
         assert_eq!(setup.memory.head(&key()).await.unwrap().etag, etag);
+        // And whoever writes can ask whether that has happened.
+        assert_eq!(setup.store.lost_answers(), 1);
+        let outer = RetryingStore::new(Arc::new(setup.store), RetryOptions::default());
+        assert_eq!(outer.lost_answers(), 1);
     }
 
     #[tokio::test]

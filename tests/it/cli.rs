@@ -169,6 +169,17 @@ fn what_is_staged_is_committed_with_a_mount_and_without_one() {
 }
 
 #[test]
+fn gc_works_without_a_mount_and_leaves_recent_commits_alone() {
+    let home = Home::new();
+    fs::create_dir_all(home.path("remote")).unwrap();
+    let said = home.run(&["gc", "--remote", &home.remote()]);
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{}", said.err);
+    let said = home.run(&["gc", "run", "--json", "--dry-run", "--remote", &home.remote()]);
+    assert_eq!((said.code, said.out.trim()), (0, "[]"), "{}", said.err);
+    home.run(&["gc", "--older-than", "soon", "--remote", &home.remote()]).failed(2, &["--older-than"]);
+}
+
+#[test]
 fn a_conflict_has_its_own_exit_code_and_changes_nothing() {
     let home = Home::new();
     let mnt = home.mount();
