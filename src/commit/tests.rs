@@ -1082,3 +1082,51 @@ async fn a_log_counts_nothing_but_records_and_misses_none_silently() {
         Err(LogError::Store(StoreError::NotFound { .. }))
     ));
 }
+
+/// A bucket with `old`, and a machine that has staged another version of it beside a new marker.
+fn replacing(kind: BaseKind) -> (Arc<MemoryStore>, Machine) {
+    let bucket = Arc::new(MemoryStore::default());
+    let etag = bucket.overwrite_out_of_band(&key("old"), Bytes::from_static(b"1"));
+    let machine = Machine::new("ann");
+    machine.dataset().set_base(&path("old"), &Base { etag, size_bytes: 1, kind }).unwrap();
+    machine.stage(&[("old", b"new"), ("data.jsonl", b"{}")]);
+    (bucket, machine)
+}
+
+fn overwriting(machine: &Machine, store: Arc<dyn ObjectStore>) -> CommitContext {
+    let mut ctx = machine.context(store);
+    ctx.options.overwrite = true;
+    ctx
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_was_replaced_is_named_when_it_cannot_be_brought_back() {
+    for kind in [BaseKind::Replace, BaseKind::Delete] {
+        let (bucket, machine) = replacing(kind);
+        let store = Arc::new(Intruder { inner: bucket.clone(), victim: "data.jsonl", at: "" });
+        match commit(&overwriting(&machine, store)).await {
+            Err(CommitError::NotRestored { paths, .. }) => assert_eq!(paths, [path("old")]),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(objects(&bucket)["old"], b"new"[..]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_whose_old_version_is_gone_is_a_conflict_for_a_resume_too() {
+    let (bucket, machine) = replacing(BaseKind::Replace);
+    let watched = TripStore::new(bucket.clone(), None);
+    commit(&overwriting(&machine, watched.clone())).await.unwrap();
+    let at = watched.log.lock().iter().position(|request| request == "put datasets/run/old").unwrap();
+
+    let (bucket, mut machine) = replacing(BaseKind::Replace);
+    let store = TripStore::new(bucket.clone(), Some((at, Trip::CrashBefore)));
+    let ctx = overwriting(&machine, store.clone());
+    assert!(store.until_crash(commit(&ctx)).await.is_none());
+    drop(ctx);
+    machine.restart();
+    bucket.delete_out_of_band(&key("old"));
+    assert_eq!(conflicts(resume(&overwriting(&machine, bucket.clone())).await), ["old"]);
+    assert!(objects(&bucket).is_empty());
+    assert_eq!(machine.staged().len(), 2);
+}
