@@ -216,7 +216,15 @@ impl Journal {
         record.extend_from_slice(&len.to_le_bytes());
         record.extend_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
         record.extend_from_slice(&payload);
-        self.file.write_all(&record).map_err(failed)?;
+        let end = self.file.metadata().map_err(failed)?.len();
+        if let Err(source) = self.file.write_all(&record) {
+            // Half a record (of a full disk) would make whatever is written behind it unreadable.
+            let undone = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
+            if let Err(err) = undone {
+                tracing::warn!("{} ends in half a record: {err}", self.path.display());
+            }
+            return Err(failed(source));
+        }
         if note.is_decisive() {
             self.file.sync_data().map_err(failed)?;
         }

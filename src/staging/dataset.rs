@@ -74,13 +74,13 @@ fn os_error(code: i32) -> io::Error {
 
 impl Trees {
     /// What the sealed tree has at `path`. The caller may not change it.
-    fn sealed_kind(&self, path: &RelPath) -> io::Result<Option<StagedKind>> {
+    pub(super) fn sealed_kind(&self, path: &RelPath) -> io::Result<Option<StagedKind>> {
         let Some(sealed) = &self.sealed else { return Ok(None) };
         Ok(sealed.tree.stat(path)?.as_ref().and_then(tree::kind_of))
     }
 
     /// ENOTDIR if a directory above `path` is a sealed file.
-    fn check_parents(&self, path: &RelPath) -> io::Result<()> {
+    pub(super) fn check_parents(&self, path: &RelPath) -> io::Result<()> {
         if self.sealed.is_some() {
             for dir in path.ancestors().filter_map(|dir| dir.as_path()) {
                 if self.sealed_kind(&dir)? == Some(StagedKind::File) {
@@ -116,7 +116,7 @@ impl StagedDataset {
         self.dir.join("open")
     }
 
-    fn base_dir(&self) -> PathBuf {
+    pub(super) fn base_dir(&self) -> PathBuf {
         self.open_dir().join("base")
     }
 

@@ -69,9 +69,16 @@ impl StagedImport {
             self.file.sync_all()
         });
         prepared.map_err(|source| dataset.failed(path, source))?;
-        // The note comes first: without it, a commit would take the file for a new one.
-        dataset.set_base(path, base)?;
+        // One lock for both, so that no freeze comes between.
         let mut trees = dataset.trees.write();
+        let failed = |source| dataset.failed(path, source);
+        if trees.sealed_kind(path).map_err(failed)?.is_some() {
+            return Err(StagingError::Sealed { path: path.clone() });
+        }
+        trees.check_parents(path).map_err(failed)?;
+        dataset.open_tree(&mut trees)?;
+        // The note comes first: without it, a commit would take the file for a new one.
+        trees.bases.set(&dataset.base_dir(), path, base).map_err(failed)?;
         let open = dataset.open_tree(&mut trees)?;
         let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         dataset.in_parent(open, path, |parent, name| {
