@@ -68,7 +68,8 @@ pub fn resolve(given: &Path) -> PathBuf {
 /// Whether what is mounted at `path` has no daemon any more: each access fails with ENOTCONN.
 #[must_use]
 pub fn is_stale(path: &Path) -> bool {
-    matches!(rustix::fs::stat(path), Err(Errno::NOTCONN | Errno::CONNABORTED))
+    // By statfs, which the kernel never answers from its cache, as it does stat for a second.
+    matches!(rustix::fs::statvfs(path), Err(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 /// Checks what every FUSE mount needs of the machine.

@@ -214,8 +214,11 @@ fn a_killed_daemon_leaves_nothing_that_the_next_mount_does_not_clear() {
     fs::create_dir(mnt.join("run")).unwrap();
     fs::write(mnt.join("run/kept"), "kept").unwrap();
     let pid = home.status()["mounts"][0]["pid"].to_string();
+    fs::metadata(&mnt).unwrap(); // the kernel goes on answering this for a second, whoever has died
     assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
-    wait_until("the daemon to be gone", || fs::metadata(&mnt).is_err());
+    wait_until("the daemon to be gone", || {
+        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+    });
     assert_eq!(home.mount(), mnt);
     assert_eq!(fs::read(mnt.join("run/kept")).unwrap(), b"kept");
     assert!(
