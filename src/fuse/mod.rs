@@ -14,6 +14,7 @@
 
 mod backing;
 mod interrupt;
+mod reply;
 mod session;
 
 use std::ffi::OsStr;
@@ -31,7 +32,6 @@ use fuser::BsdFileFlags;
 use fuser::Errno;
 use fuser::FileAttr;
 use fuser::FileHandle;
-use fuser::FileType;
 use fuser::Filesystem;
 use fuser::FopenFlags;
 use fuser::Generation;
@@ -63,7 +63,6 @@ pub use crate::fuse::session::Unmounter;
 use crate::fs::DatasetFs;
 use crate::fs::Lookup;
 use crate::fs::attr::Attr;
-use crate::fs::attr::Kind;
 use crate::fs::change::Changes;
 use crate::fs::change::RenameMode;
 use crate::fs::dir::DirLookup;
@@ -71,6 +70,12 @@ use crate::fs::error::FsError;
 use crate::fs::open::Opened;
 use crate::fuse::backing::Backings;
 use crate::fuse::interrupt::interruptible;
+use crate::fuse::reply::absent;
+use crate::fuse::reply::file_attr;
+use crate::fuse::reply::file_type;
+use crate::fuse::reply::reply_empty;
+use crate::fuse::reply::reply_entry;
+use crate::fuse::reply::reply_xattr;
 
 /// Inode numbers are never used twice, so all of them are of one generation.
 const GENERATION: Generation = Generation(0);
@@ -134,33 +139,6 @@ impl FuseAdapter {
     }
 }
 
-fn file_attr(fs: &DatasetFs, attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
-        size: attr.size_bytes,
-        blocks: attr.blocks,
-        atime: attr.accessed,
-        mtime: attr.modified,
-        ctime: attr.changed,
-        crtime: attr.changed,
-        kind: file_type(attr.kind),
-        perm: (attr.mode & 0o7777) as u16,
-        nlink: attr.links,
-        uid: fs.options().uid,
-        gid: fs.options().gid,
-        rdev: 0,
-        blksize: ADVISED_READ_BYTES,
-        flags: 0,
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::File => FileType::RegularFile,
-        Kind::Directory => FileType::Directory,
-    }
-}
-
 /// Every error passes here once, so each failed operation is logged once.
 fn log_errno(operation: &'static str, err: &FsError) -> Errno {
     let errno = err.errno();
@@ -190,59 +168,9 @@ fn time(time: TimeOrNow, fs: &DatasetFs) -> SystemTime {
     }
 }
 
-fn reply_entry(fs: &DatasetFs, reply: ReplyEntry, lookup: Result<Lookup, Errno>) {
-    match lookup {
-        Ok(Lookup::Entry(entry)) => {
-            let attr = file_attr(fs, &entry.attr);
-            reply.entry_with_ttls(&entry.attr_ttl, &entry.entry_ttl, &attr, GENERATION);
-        }
-        Ok(Lookup::Absent(ttl)) => reply.entry(&ttl, &absent(), GENERATION),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-/// Inode 0 says that the name does not exist, and that the kernel may remember so.
-fn absent() -> FileAttr {
-    let time = SystemTime::UNIX_EPOCH;
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
-}
-
 /// Runs local work that may take long (a disk that syncs) where it holds no FUSE thread up.
 async fn off_thread(work: impl FnOnce() -> Result<(), FsError> + Send + 'static) -> Result<(), FsError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|err| Err(io::Error::other(err).into()))
-}
-
-/// Answers the two forms of an xattr request: how long the answer is, and the answer.
-fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(log_errno("xattr", &FsError::Range)),
-        Err(err) => reply.error(log_errno("xattr", &err)),
-    }
 }
 
 impl Filesystem for FuseAdapter {

@@ -272,3 +272,28 @@ fn what_is_mapped_for_writing_is_not_committed() {
         assert_eq!(fs::read(run.join("a")).unwrap()[0], b'x');
     });
 }
+
+#[test]
+fn what_is_being_committed_is_read_and_not_changed() {
+    in_both_modes(|mount, run| {
+        let path = run.join("a");
+        fs::write(&path, "sealed").unwrap();
+        let staged = mount.staging.dataset(&DatasetName::parse("run").unwrap()).unwrap();
+        let mut sealed = None;
+        // The kernel closes a file a moment after close(2) has returned.
+        wait_until("the writer's handle to be closed", || {
+            sealed = staged.freeze("01JD00000000000000000000TX").ok();
+            sealed.is_some()
+        });
+        assert_eq!(fs::read(&path).unwrap(), b"sealed");
+        assert_eq!(errno(OpenOptions::new().write(true).open(&path)), libc::EBUSY);
+        assert_eq!(errno(fs::remove_file(&path)), libc::EBUSY);
+        assert_eq!(errno(fs::rename(&path, run.join("b"))), libc::EBUSY);
+        assert_eq!(errno(fs::set_permissions(&path, fs::Permissions::from_mode(0o600))), libc::EBUSY);
+        fs::write(run.join("next"), "for the next commit").unwrap();
+        staged.thaw(&sealed.unwrap()).unwrap();
+        fs::write(&path, "open again").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"open again");
+        assert_eq!(fs::read(run.join("next")).unwrap(), b"for the next commit");
+    });
+}
