@@ -14,6 +14,7 @@ use bytes::Bytes;
 use crate::name::DatasetName;
 use crate::name::ObjectKey;
 use crate::name::RemotePrefix;
+use crate::name::SEQ_DIGITS;
 use crate::record::BaseSnapshot;
 use crate::record::CommitBody;
 use crate::record::CommitRecord;
@@ -33,8 +34,6 @@ use crate::store::collect;
 const READ_TRIES: u32 = 3;
 /// How wrong two committers' clocks may be against each other, before a record is overlooked.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-/// Digits in a record's name.
-const SEQ_DIGITS: usize = 10;
 /// How often the end of the log may move away before a writer gives up.
 const APPEND_TRIES: u32 = 64;
 
@@ -276,7 +275,8 @@ impl Log {
             let record = CommitRecord { outcome: draft.outcome, body };
             let key = self.prefix.log_key(&self.dataset, head + 1);
             let nothing = PutAttributes::default();
-            match self.store.put(&key, record.encode(), &Expect::Absent, &nothing).await {
+            let object = record.encode().map_err(|source| LogError::Record { key: key.clone(), source })?;
+            match self.store.put(&key, object, &Expect::Absent, &nothing).await {
                 Ok(_) => return Ok(Appended::Recorded(record)),
                 // Another record took the number, or ours did and the answer was lost: the next
                 // round reads it.
@@ -304,7 +304,9 @@ impl Log {
         if let (true, Some(last)) = (footing.snapshot_due, &last) {
             let snapshot = self.snapshot_after(last).await?;
             let key = self.prefix.snapshot_key(&self.dataset, last.seq);
-            let object = snapshot.encode(&self.dataset);
+            let object = snapshot
+                .encode(&self.dataset)
+                .map_err(|source| LogError::Record { key: key.clone(), source })?;
             match self.store.put(&key, object, &Expect::Absent, &PutAttributes::default()).await {
                 Ok(_) | Err(StoreError::AlreadyExists { .. }) => {} // the same, whoever wrote it
                 Err(err) if err.is_transient() => match self.store.head(&key).await {

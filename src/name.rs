@@ -25,6 +25,8 @@ use std::sync::Arc;
 pub const COMPONENT_BYTES_MAX: usize = 255;
 /// Longest object key in bytes: the limit of S3.
 pub const OBJECT_KEY_BYTES_MAX: usize = 1024;
+/// Digits in the name of a commit record.
+pub const SEQ_DIGITS: usize = 10;
 /// Where dsfs keeps its own state in a bucket, beside the datasets and never inside one.
 const STATE_PREFIX: &str = ".dsfs/";
 
@@ -51,6 +53,9 @@ pub enum NameError {
         "{0:?} cannot be a remote prefix: it must not start with '/' or '.', or hold empty, '.' or '..' components"
     )]
     BadPrefix(String),
+    /// A commit number that no commit has.
+    #[error("{0:?} does not name a commit: commits are numbered from 1, in at most ten digits")]
+    BadCommitNumber(String),
     /// Bytes that are not UTF-8, which S3 keys have to be.
     #[error("file name {0:?} is not UTF-8")]
     NotUtf8(String),
@@ -131,6 +136,58 @@ impl DatasetName {
             return Err(NameError::BadDataset(name.into()));
         }
         Ok(Self(name.into()))
+    }
+}
+
+/// A dataset, or what it held after one of its commits: `NAME` or `NAME@SEQ`.
+///
+/// Only digits behind the last `@` are a commit's number: `run@home` is a dataset. One whose own
+/// name ends in `@` and digits is written with an `@` at the end, `a@3@`, for its newest state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Revision {
+    /// The dataset.
+    pub dataset: DatasetName,
+    /// The commit's number, from 1; `None`: the newest.
+    pub seq: Option<u64>,
+}
+
+impl Revision {
+    /// Parses `NAME`, `NAME@` or `NAME@SEQ`.
+    ///
+    /// # Errors
+    /// A name that is no dataset's, or a number that is no commit's.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let Some((name, number)) = text.rsplit_once('@') else {
+            return Ok(Self { dataset: DatasetName::parse(text)?, seq: None });
+        };
+        if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(Self { dataset: DatasetName::parse(text)?, seq: None });
+        }
+        let dataset = DatasetName::parse(name)?;
+        if number.is_empty() {
+            return Ok(Self { dataset, seq: None });
+        }
+        if number.starts_with('0') || number.len() > SEQ_DIGITS {
+            return Err(NameError::BadCommitNumber(text.into()));
+        }
+        let seq = number.parse().map_err(|_| NameError::BadCommitNumber(text.into()))?;
+        Ok(Self { dataset, seq: Some(seq) })
+    }
+}
+
+impl std::str::FromStr for Revision {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.seq {
+            Some(seq) => write!(f, "{}@{seq}", self.dataset),
+            None => fmt::Display::fmt(&self.dataset, f),
+        }
     }
 }
 
@@ -346,13 +403,13 @@ impl RemotePrefix {
     /// The key of one commit record; ten digits, so that keys sort as numbers do.
     #[must_use]
     pub fn log_key(&self, name: &DatasetName, seq: u64) -> ObjectKey {
-        ObjectKey(format!("{STATE_PREFIX}{}log/{name}/{seq:010}", self.0).into())
+        ObjectKey(format!("{STATE_PREFIX}{}log/{name}/{seq:0SEQ_DIGITS$}", self.0).into())
     }
 
     /// The key of the manifest of all that a dataset holds after commit `seq`.
     #[must_use]
     pub fn snapshot_key(&self, name: &DatasetName, seq: u64) -> ObjectKey {
-        ObjectKey(format!("{STATE_PREFIX}{}snapshots/{name}/{seq:010}", self.0).into())
+        ObjectKey(format!("{STATE_PREFIX}{}snapshots/{name}/{seq:0SEQ_DIGITS$}", self.0).into())
     }
 
     /// The key of a scratch object, for probing what the server does.
@@ -413,6 +470,24 @@ mod tests {
             assert!(DatasetName::parse(name).is_err(), "{name:?}");
         }
         assert!(DatasetName::parse("run 1@home").is_ok());
+    }
+
+    #[test]
+    fn a_revision_is_a_dataset_or_one_of_its_commits() {
+        let parse = |text| Revision::parse(text).map(|found| (found.dataset.to_string(), found.seq));
+        assert_eq!(parse("run"), Ok(("run".into(), None)));
+        assert_eq!(parse("run@7"), Ok(("run".into(), Some(7))));
+        assert_eq!(parse("run@9999999999"), Ok(("run".into(), Some(9_999_999_999))));
+        assert_eq!(parse("run@home"), Ok(("run@home".into(), None)), "a dataset's name may hold an @");
+        assert_eq!(parse("a@3@"), Ok(("a@3".into(), None)), "what looks like a number belongs to the name");
+        assert_eq!(parse("a@3@5"), Ok(("a@3".into(), Some(5))));
+        for bad in ["run@0", "run@007", "run@10000000000", "run@99999999999999999999999"] {
+            assert_eq!(parse(bad), Err(NameError::BadCommitNumber(bad.into())));
+        }
+        for bad in ["", "@3", "@", ".x@3", "a/b@3"] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(Revision::parse("run@7").expect("valid").to_string(), "run@7");
     }
 
     #[test]

@@ -58,7 +58,7 @@ use crate::name::RelPath;
 
 /// The format version that this program writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
-/// Largest record that is read, unpacked, in bytes: some five million files.
+/// Largest record that is read or written, unpacked, in bytes: some five million files.
 pub const RECORD_BYTES_MAX: u64 = 1 << 30;
 /// zstd's own default: fast, and most of a record is hashes, which do not shrink.
 const COMPRESSION_LEVEL: i32 = 3;
@@ -88,7 +88,15 @@ pub enum RecordError {
         /// The kind that was found.
         found: String,
     },
-    /// Not zstd, or more than [`RECORD_BYTES_MAX`].
+    /// More than [`RECORD_BYTES_MAX`], read or about to be written.
+    #[error(
+        "is longer than {limit_bytes} bytes, the most that dsfs reads and writes (about five million files)"
+    )]
+    TooLong {
+        /// The limit in bytes.
+        limit_bytes: u64,
+    },
+    /// Not zstd.
     #[error("cannot be unpacked: {0}")]
     Packing(#[source] std::io::Error),
     /// Not the JSON that it should be.
@@ -502,20 +510,27 @@ struct SnapshotBody {
     markers: Vec<RelPath>,
 }
 
-fn pack<T: Serialize>(kind: &str, body: &T) -> Bytes {
-    let json = serde_json::to_vec(&Out { format: FORMAT_VERSION, kind, body });
-    let json = json.expect("no map with other keys than text, no failing serializer");
-    zstd::encode_all(&json[..], COMPRESSION_LEVEL).expect("compressing into memory").into()
+/// One limit for writers and readers: what was written can be read.
+fn check_len(json: &[u8], limit_bytes: u64) -> Result<(), RecordError> {
+    if json.len() as u64 > limit_bytes { Err(RecordError::TooLong { limit_bytes }) } else { Ok(()) }
 }
 
-fn unpack<T: DeserializeOwned>(object: &[u8], kinds: &[&str]) -> Result<(String, T), RecordError> {
+fn pack<T: Serialize>(kind: &str, body: &T, limit_bytes: u64) -> Result<Bytes, RecordError> {
+    let json = serde_json::to_vec(&Out { format: FORMAT_VERSION, kind, body });
+    let json = json.expect("no map with other keys than text, no failing serializer");
+    check_len(&json, limit_bytes)?;
+    Ok(zstd::encode_all(&json[..], COMPRESSION_LEVEL).map_err(RecordError::Packing)?.into())
+}
+
+fn unpack<T: DeserializeOwned>(
+    object: &[u8],
+    kinds: &[&str],
+    limit_bytes: u64,
+) -> Result<(String, T), RecordError> {
     let mut json = Vec::new();
     let decoder = zstd::Decoder::new(object).map_err(RecordError::Packing)?;
-    decoder.take(RECORD_BYTES_MAX + 1).read_to_end(&mut json).map_err(RecordError::Packing)?;
-    if json.len() as u64 > RECORD_BYTES_MAX {
-        let reason = std::io::Error::other(format!("it is more than {RECORD_BYTES_MAX} bytes long"));
-        return Err(RecordError::Packing(reason));
-    }
+    decoder.take(limit_bytes + 1).read_to_end(&mut json).map_err(RecordError::Packing)?;
+    check_len(&json, limit_bytes)?;
     let peek: Peek = serde_json::from_slice(&json).map_err(RecordError::Json)?;
     if peek.format != FORMAT_VERSION {
         return Err(RecordError::UnknownVersion { found: peek.format });
@@ -528,9 +543,11 @@ fn unpack<T: DeserializeOwned>(object: &[u8], kinds: &[&str]) -> Result<(String,
 
 impl Intent {
     /// The object's content.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        pack("intent", self)
+    ///
+    /// # Errors
+    /// [`RecordError::TooLong`].
+    pub fn encode(&self) -> Result<Bytes, RecordError> {
+        pack("intent", self, RECORD_BYTES_MAX)
     }
 
     /// Reads an object's content.
@@ -538,18 +555,21 @@ impl Intent {
     /// # Errors
     /// Whatever is wrong with it.
     pub fn decode(object: &[u8]) -> Result<Self, RecordError> {
-        unpack(object, &["intent"]).map(|(_, intent)| intent)
+        unpack(object, &["intent"], RECORD_BYTES_MAX).map(|(_, intent)| intent)
     }
 }
 
 impl CommitRecord {
     /// The object's content.
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        match self.outcome {
-            Outcome::Commit => pack("commit", &self.body),
-            Outcome::Abort => pack("abort", &self.body),
-        }
+    ///
+    /// # Errors
+    /// [`RecordError::TooLong`].
+    pub fn encode(&self) -> Result<Bytes, RecordError> {
+        let kind = match self.outcome {
+            Outcome::Commit => "commit",
+            Outcome::Abort => "abort",
+        };
+        pack(kind, &self.body, RECORD_BYTES_MAX)
     }
 
     /// Reads an object's content.
@@ -557,7 +577,7 @@ impl CommitRecord {
     /// # Errors
     /// Whatever is wrong with it.
     pub fn decode(object: &[u8]) -> Result<Self, RecordError> {
-        let (kind, body) = unpack(object, &["commit", "abort"])?;
+        let (kind, body) = unpack(object, &["commit", "abort"], RECORD_BYTES_MAX)?;
         let outcome = if kind == "commit" { Outcome::Commit } else { Outcome::Abort };
         Ok(Self { outcome, body })
     }
@@ -565,11 +585,14 @@ impl CommitRecord {
 
 impl Snapshot {
     /// The object's content: the same bytes for the same snapshot, whoever writes it.
-    #[must_use]
-    pub fn encode(&self, dataset: &DatasetName) -> Bytes {
+    ///
+    /// # Errors
+    /// [`RecordError::TooLong`].
+    pub fn encode(&self, dataset: &DatasetName) -> Result<Bytes, RecordError> {
         let entries = self.entries.values().cloned().collect();
         let markers = self.markers.iter().cloned().collect();
-        pack("snapshot", &SnapshotBody { dataset: dataset.clone(), seq: self.seq, entries, markers })
+        let body = SnapshotBody { dataset: dataset.clone(), seq: self.seq, entries, markers };
+        pack("snapshot", &body, RECORD_BYTES_MAX)
     }
 
     /// Reads an object's content.
@@ -577,7 +600,7 @@ impl Snapshot {
     /// # Errors
     /// Whatever is wrong with it.
     pub fn decode(object: &[u8]) -> Result<Self, RecordError> {
-        let (_, body): (_, SnapshotBody) = unpack(object, &["snapshot"])?;
+        let (_, body): (_, SnapshotBody) = unpack(object, &["snapshot"], RECORD_BYTES_MAX)?;
         let entries = body.entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
         Ok(Self { seq: body.seq, entries, markers: body.markers.into_iter().collect() })
     }
@@ -698,22 +721,22 @@ mod tests {
             "base": null,
             "tail": {"entries": [], "deleted": [], "markers": []},
         });
-        let mut found = json_of(&record.encode());
+        let mut found = json_of(&record.encode().unwrap());
         let cid = found["changes"]["entries"][0]["cid"].take();
         assert_eq!(cid, ContentId::from_sha256([7; 32]).to_string());
         let mut expected = expected;
         expected["changes"]["entries"][0]["cid"].take();
         assert_eq!(found, expected);
-        assert_eq!(CommitRecord::decode(&record.encode()).unwrap(), record);
+        assert_eq!(CommitRecord::decode(&record.encode().unwrap()).unwrap(), record);
         let abort = CommitRecord { outcome: Outcome::Abort, ..record };
-        assert_eq!(CommitRecord::decode(&abort.encode()).unwrap(), abort);
+        assert_eq!(CommitRecord::decode(&abort.encode().unwrap()).unwrap(), abort);
         let expected = serde_json::json!({
             "format": 1, "kind": "intent", "dataset": "run", "txid": "tx", "author": "ann", "host": "lab",
             "time": "1970-01-01T00:00:00Z", "creates": ["a"], "markers": [],
             "replaces": [{"path": "r", "etag": "old"}], "deletes": [],
         });
-        assert_eq!(json_of(&intent(&["a"]).encode()), expected);
-        assert_eq!(Intent::decode(&intent(&["a"]).encode()).unwrap(), intent(&["a"]));
+        assert_eq!(json_of(&intent(&["a"]).encode().unwrap()), expected);
+        assert_eq!(Intent::decode(&intent(&["a"]).encode().unwrap()).unwrap(), intent(&["a"]));
     }
 
     #[test]
@@ -722,7 +745,7 @@ mod tests {
         let newer = pack_json(r#"{"format": 2, "kind": "commit", "whatever": []}"#);
         let sentence = CommitRecord::decode(&newer).unwrap_err().to_string();
         assert_eq!(sentence, "format version 2 is newer than this dsfs understands (1): update dsfs");
-        let intent = intent(&["a"]).encode();
+        let intent = intent(&["a"]).encode().unwrap();
         assert!(matches!(CommitRecord::decode(&intent), Err(RecordError::UnknownKind { .. })));
         assert!(matches!(Intent::decode(b"not zstd"), Err(RecordError::Packing(_))));
         assert!(matches!(Intent::decode(&intent[..intent.len() - 4]), Err(RecordError::Packing(_))));
@@ -730,6 +753,21 @@ mod tests {
         let escape =
             r#"{"format":1,"kind":"snapshot","dataset":"run","seq":1,"entries":[],"markers":["../x"]}"#;
         assert!(matches!(Snapshot::decode(&pack_json(escape)), Err(RecordError::Json(_))));
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_read_is_not_written() {
+        let intent = intent(&["a"]);
+        let len = json_of(&intent.encode().unwrap()).to_string().len() as u64;
+        let object = pack("intent", &intent, len).unwrap();
+        assert!(unpack::<Intent>(&object, &["intent"], len).is_ok());
+        let refused = pack("intent", &intent, len - 1).unwrap_err();
+        assert!(
+            matches!(refused, RecordError::TooLong { limit_bytes } if limit_bytes == len - 1),
+            "{refused}"
+        );
+        let refused = unpack::<Intent>(&object, &["intent"], len - 1).unwrap_err();
+        assert!(matches!(refused, RecordError::TooLong { .. }), "{refused}");
     }
 
     #[test]
@@ -761,7 +799,7 @@ mod tests {
             if footing.snapshot_due {
                 let snapshot = tree(head.as_ref().unwrap(), &snapshots);
                 footing.base = Some(BaseSnapshot { seq: seq - 1, entries: snapshot.entries.len() as u64 });
-                let object = snapshot.encode(&DatasetName::parse("run").unwrap());
+                let object = snapshot.encode(&DatasetName::parse("run").unwrap()).unwrap();
                 snapshots.insert(seq - 1, Snapshot::decode(&object).unwrap());
             }
             let added = entry(&format!("f{}", seq % 1700));

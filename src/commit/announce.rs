@@ -104,6 +104,7 @@ impl Intents {
     /// Writes the intent down and makes sure that no live one overlaps.
     pub async fn announce(&self, own: &Intent, log: &Log) -> Result<(), CommitError> {
         let key = self.key(&own.txid);
+        let object = own.encode().map_err(|source| CommitError::Record { key: key.clone(), source })?;
         let mut conflicts = Vec::new();
         for round in 0..TRIES {
             if round > 0 {
@@ -112,7 +113,7 @@ impl Intents {
             }
             // With its name on it, a lost answer can be told from somebody else's object.
             let metadata = BTreeMap::from([(META_TXID.to_owned(), own.txid.clone())]);
-            match self.store.put(&key, own.encode(), &Expect::Absent, &PutAttributes { metadata }).await {
+            match self.store.put(&key, object.clone(), &Expect::Absent, &PutAttributes { metadata }).await {
                 // Nobody else writes this key: it is ours from before, or the answer was lost.
                 Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
                 Err(err) => return Err(err.into()),

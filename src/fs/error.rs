@@ -153,7 +153,10 @@ fn name_errno(err: &NameError) -> i32 {
     match err {
         NameError::ComponentTooLong(_) | NameError::KeyTooLong { .. } => libc::ENAMETOOLONG,
         NameError::NotUtf8(_) => libc::EILSEQ,
-        NameError::BadComponent(_) | NameError::BadDataset(_) | NameError::BadPrefix(_) => libc::EINVAL,
+        NameError::BadComponent(_)
+        | NameError::BadDataset(_)
+        | NameError::BadCommitNumber(_)
+        | NameError::BadPrefix(_) => libc::EINVAL,
     }
 }
 

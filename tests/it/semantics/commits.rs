@@ -48,7 +48,7 @@ fn announce(mount: &TestMount, creates: &[&str]) {
         replaces: vec![],
         deletes: vec![],
     };
-    mount.store.overwrite_out_of_band(&intent_key(), intent.encode());
+    mount.store.overwrite_out_of_band(&intent_key(), intent.encode().unwrap());
 }
 
 fn intent_key() -> dsfs::name::ObjectKey {
@@ -79,7 +79,7 @@ fn record(mount: &TestMount, files: Vec<(&str, dsfs::name::ETag)>) {
     };
     let record = CommitRecord { outcome: Outcome::Commit, body };
     let key = RemotePrefix::parse("datasets/").unwrap().log_key(&run(), 1);
-    mount.store.overwrite_out_of_band(&key, record.encode());
+    mount.store.overwrite_out_of_band(&key, record.encode().unwrap());
 }
 
 fn names(mount: &TestMount, dir: &str) -> BTreeSet<String> {
