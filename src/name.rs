@@ -186,8 +186,24 @@ impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.seq {
             Some(seq) => write!(f, "{}@{seq}", self.dataset),
-            None => fmt::Display::fmt(&self.dataset, f),
+            None if Self::parse(self.dataset.as_str()).is_ok_and(|plain| plain == *self) => {
+                fmt::Display::fmt(&self.dataset, f)
+            }
+            None => write!(f, "{}@", self.dataset), // read as a commit's number without it
         }
+    }
+}
+
+impl serde::Serialize for Revision {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Revision {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
     }
 }
 
@@ -487,7 +503,9 @@ mod tests {
         for bad in ["", "@3", "@", ".x@3", "a/b@3"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
-        assert_eq!(Revision::parse("run@7").expect("valid").to_string(), "run@7");
+        for text in ["run", "run@7", "run@home", "a@3@", "a@0@", "a@@", "a@3@5"] {
+            assert_eq!(Revision::parse(text).expect("valid").to_string(), text, "reads as it was written");
+        }
     }
 
     #[test]

@@ -11,11 +11,9 @@ use crate::cli::target::Target;
 use crate::cli::target::TargetArgs;
 use crate::config::Config;
 use crate::config::units;
-use crate::control::client::Client;
 use crate::control::message::CommitOutcome;
 use crate::control::message::CommitRequest;
 use crate::control::message::Failure;
-use crate::control::message::FailureKind;
 use crate::control::message::Progress;
 use crate::control::message::Reply;
 use crate::control::message::Request;
@@ -95,17 +93,12 @@ pub fn run(args: &CommitArgs, cx: &mut Context) -> Result<(), Failure> {
     let request = args.request();
     let mut reporter = Reporter::new(&cx.out);
     let result = match target::find(&args.target, cx)? {
-        Target::Daemon(socket) => {
-            let client = Client::connect(&socket).map_err(|err| {
-                Failure::new(FailureKind::Failed, format!("the daemon does not answer: {err}"))
-            })?;
-            client.call(&Request::Commit(request), &mut |progress| reporter.update(progress)).and_then(
-                |reply| {
-                    let Reply::Committed(outcome) = reply else { return Err(target::unexpected(&reply)) };
-                    Ok(outcome)
-                },
-            )
-        }
+        Target::Daemon(socket) => target::connect(&socket)?
+            .call(&Request::Commit(request), &mut |progress| reporter.update(progress))
+            .and_then(|reply| {
+                let Reply::Committed(outcome) = reply else { return Err(target::unexpected(&reply)) };
+                Ok(outcome)
+            }),
         Target::Direct(config) => remote::runtime()?.block_on(directly(&config, &request, &mut reporter)),
     };
     reporter.finish();
@@ -127,18 +120,8 @@ async fn directly(
     let remote = remote::open(config).await?;
     let holder = Holder { pid: std::process::id(), ..Holder::default() };
     let workspace = Workspace::open(config, remote, &holder)?;
-    let (progress, mut seen) = watch::channel(Progress::default());
-    let work = publish::commit(&workspace, request, progress, None);
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            result = &mut work => return result,
-            Ok(()) = seen.changed() => {
-                let now = seen.borrow_and_update().clone();
-                reporter.update(&now);
-            }
-        }
-    }
+    let (progress, seen) = watch::channel(Progress::default());
+    reporter.follow(seen, publish::commit(&workspace, request, progress, None)).await
 }
 
 fn show(outcome: &CommitOutcome, cx: &mut Context) {

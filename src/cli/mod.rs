@@ -12,10 +12,13 @@ mod discard;
 mod doctor;
 pub mod exit;
 mod gc;
+mod history;
 mod list;
+mod log;
 mod mount;
 pub mod output;
 mod progress;
+mod show;
 mod status;
 mod target;
 mod umount;
@@ -76,6 +79,8 @@ enum Command {
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
     List(list::ListArgs),
+    Log(log::LogArgs),
+    Show(show::ShowArgs),
     Commit(commit::CommitArgs),
     Discard(discard::DiscardArgs),
     Gc(gc::GcArgs),
@@ -164,6 +169,8 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Umount(args) => umount::run(args, cx),
         Command::Status(args) => status::run(args, cx),
         Command::List(args) => list::run(args, cx),
+        Command::Log(args) => log::run(args, cx),
+        Command::Show(args) => show::run(args, cx),
         Command::Commit(args) => commit::run(args, cx),
         Command::Demo(args) => demo::run(args, cx),
         Command::Discard(args) => discard::run(args, cx),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 use indicatif::ProgressDrawTarget;
 use indicatif::ProgressStyle;
+use tokio::sync::watch;
 
 use crate::cli::output::Output;
 use crate::config::units;
@@ -64,6 +65,24 @@ impl Reporter {
                     *said = Some((Instant::now(), progress.phase.clone()));
                     let mut output = Output::new(false, false);
                     output.note(line(progress));
+                }
+            }
+        }
+    }
+
+    /// Shows how `work` goes on until it is done.
+    pub async fn follow<T>(
+        &mut self,
+        mut seen: watch::Receiver<Progress>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                Ok(()) = seen.changed() => {
+                    let now = seen.borrow_and_update().clone();
+                    self.update(&now);
                 }
             }
         }

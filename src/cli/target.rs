@@ -122,9 +122,16 @@ pub fn live_mounts(directories: &Directories, files_of: Option<&DatasetName>) ->
 /// # Errors
 /// It does not answer, or it failed.
 pub fn ask(socket: &Path, request: &Request) -> Result<Reply, Failure> {
-    let client = Client::connect(socket)
-        .map_err(|err| Failure::new(FailureKind::Failed, format!("the daemon does not answer: {err}")))?;
-    client.call(request, &mut |_| {})
+    connect(socket)?.call(request, &mut |_| {})
+}
+
+/// Connects to a daemon.
+///
+/// # Errors
+/// It does not answer.
+pub fn connect(socket: &Path) -> Result<Client, Failure> {
+    Client::connect(socket)
+        .map_err(|err| Failure::new(FailureKind::Failed, format!("the daemon does not answer: {err}")))
 }
 
 /// The failure of a daemon that answers another question.

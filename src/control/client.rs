@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::control::ANSWER_BYTES_MAX;
 use crate::control::LINE_BYTES_MAX;
 use crate::control::PROTOCOL_VERSION;
 use crate::control::message::Answer;
@@ -62,6 +63,7 @@ impl Client {
             .map_err(|err| lost(err.into()))?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).map_err(lost)?;
+        let mut parts = String::new();
         loop {
             line.clear();
             let mut bounded = (&mut self.stream).take(LINE_BYTES_MAX as u64);
@@ -69,10 +71,22 @@ impl Client {
             if line.pop() != Some(b'\n') {
                 return Err(lost(io::ErrorKind::UnexpectedEof.into()));
             }
-            match serde_json::from_slice(&line).map_err(|err| lost(err.into()))? {
+            let mut answer: Answer = serde_json::from_slice(&line).map_err(|err| lost(err.into()))?;
+            if let Answer::Part { text, last } = answer {
+                if parts.len() + text.len() > ANSWER_BYTES_MAX {
+                    return Err(lost(io::ErrorKind::FileTooLarge.into()));
+                }
+                parts.push_str(&text);
+                if !last {
+                    continue;
+                }
+                answer = serde_json::from_str(&parts).map_err(|err| lost(err.into()))?;
+            }
+            match answer {
                 Answer::Progress(progress) => on_progress(&progress),
                 Answer::Done(reply) => return Ok(reply),
                 Answer::Failed(failure) => return Err(failure),
+                Answer::Part { .. } => return Err(lost(io::ErrorKind::InvalidData.into())),
             }
         }
     }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::control::history::HistoryReply;
+use crate::control::history::HistoryRequest;
 use crate::name::DatasetName;
 use crate::name::RelPath;
 
@@ -38,6 +40,8 @@ pub enum Request {
         /// Only these files and directories; all of the dataset's if empty.
         paths: Vec<RelPath>,
     },
+    /// Look into a dataset's past.
+    History(HistoryRequest),
     /// Unmount and end.
     Unmount {
         /// Detach at once, also if files are open.
@@ -102,6 +106,13 @@ pub enum Answer {
     Done(Reply),
     /// It failed.
     Failed(Failure),
+    /// A piece of an answer that is too long for a line.
+    Part {
+        /// The piece.
+        text: String,
+        /// The answer is complete with it.
+        last: bool,
+    },
 }
 
 /// The outcome of a request that was carried out.
@@ -116,6 +127,8 @@ pub enum Reply {
     Committed(CommitOutcome),
     /// Of [`Request::Discard`].
     Discarded(DiscardOutcome),
+    /// Of [`Request::History`].
+    History(HistoryReply),
     /// Of [`Request::Unmount`].
     Unmounted,
 }

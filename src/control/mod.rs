@@ -11,9 +11,16 @@
 //! < {"done":{"committed":{ … }}}
 //! ```
 //!
+//! An outcome that is too long for one line comes in pieces, to be put together before it is read:
+//!
+//! ```text
+//! < {"part":{"text":"{\"done\":{…","last":false}}
+//! < {"part":{"text":"…}}","last":true}}
+//! ```
+//!
 //! # Bounds
 //!
-//! A line has at most [`LINE_BYTES_MAX`]; a daemon serves [`server::CONNECTIONS_MAX`] connections; while
+//! A line has at most [`LINE_BYTES_MAX`], an outcome [`ANSWER_BYTES_MAX`]; a daemon serves [`server::CONNECTIONS_MAX`] connections; while
 //! it works it says so at least every [`KEEPALIVE`], and a client that hears nothing for
 //! [`client::SILENCE_MAX`] gives up. A client that goes away cancels what it asked for.
 //!
@@ -22,6 +29,7 @@
 //! How requests are carried out: the daemon hands in a [`server::Handler`].
 
 pub mod client;
+pub mod history;
 pub mod message;
 pub mod server;
 
@@ -37,6 +45,8 @@ use sha2::Sha256;
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Longest line in bytes: a report that names some ten thousand paths.
 pub const LINE_BYTES_MAX: usize = 4 << 20;
+/// Longest outcome in bytes: the report of a commit of some millions of files.
+pub const ANSWER_BYTES_MAX: usize = 1 << 30;
 /// How often a daemon that works on a request shows that it is alive.
 pub const KEEPALIVE: Duration = Duration::from_secs(2);
 /// Bytes of the hash in a socket's name, before they are written in hexadecimal.

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::warn;
 
+use crate::control::ANSWER_BYTES_MAX;
 use crate::control::KEEPALIVE;
 use crate::control::LINE_BYTES_MAX;
 use crate::control::PROTOCOL_VERSION;
@@ -41,6 +42,8 @@ pub const CONNECTIONS_MAX: usize = 16;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often progress is passed on.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// Bytes of a piece of a long answer: written as a text in JSON it may become twice as long.
+const PART_BYTES_MAX: usize = LINE_BYTES_MAX / 2 - 64;
 /// How long answers that are being written may still take when the daemon ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -148,13 +151,27 @@ async fn converse(stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
 }
 
 async fn say(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
-    let mut line = serde_json::to_vec(answer)?;
-    if line.len() >= LINE_BYTES_MAX {
+    let mut text = serde_json::to_string(answer)?;
+    if text.len() > ANSWER_BYTES_MAX {
         let failure = Failure::new(FailureKind::Failed, "the answer is too long for the control socket");
-        line = serde_json::to_vec(&Answer::Failed(failure))?;
+        text = serde_json::to_string(&Answer::Failed(failure))?;
     }
-    line.push(b'\n');
-    writer.write_all(&line).await
+    if text.len() < LINE_BYTES_MAX {
+        return say_line(writer, text).await;
+    }
+    let mut rest = &*text;
+    while !rest.is_empty() {
+        let (part, behind) = rest.split_at(rest.floor_char_boundary(PART_BYTES_MAX));
+        rest = behind;
+        let part = Answer::Part { text: part.to_owned(), last: rest.is_empty() };
+        say_line(writer, serde_json::to_string(&part)?).await?;
+    }
+    Ok(())
+}
+
+async fn say_line(writer: &mut OwnedWriteHalf, mut line: String) -> io::Result<()> {
+    line.push('\n');
+    writer.write_all(line.as_bytes()).await
 }
 
 /// Reads and checks the one line of a client.
@@ -184,6 +201,7 @@ async fn read_request(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Reques
 mod tests {
     use super::*;
     use crate::control::client::Client;
+    use crate::control::message::DatasetRow;
     use crate::control::message::DiscardOutcome;
     use crate::name::DatasetName;
     use std::io::Read;
@@ -219,13 +237,23 @@ mod tests {
                 Request::Unmount { .. } => {
                     Err(Failure::new(FailureKind::Conflict, "busy").hint("wait").details(["vim"]))
                 }
-                Request::Status { .. } | Request::List | Request::Commit(_) => {
+                Request::List => Ok(Reply::Datasets(long_list())),
+                Request::Status { .. } | Request::Commit(_) | Request::History(_) => {
                     let _flag = SetOnDrop(Arc::clone(&self.cancelled));
                     progress.send_replace(Progress { files_total: 7, ..Progress::default() });
                     std::future::pending().await
                 }
             }
         }
+    }
+
+    /// Longer than a line, and longer still when it is written as a text.
+    fn long_list() -> Vec<DatasetRow> {
+        let row = |number| {
+            let name = format!("{number:06}{}", "\"é\\".repeat(60));
+            DatasetRow { name: DatasetName::parse(&name).unwrap(), published: true, staged_files: number }
+        };
+        (0..12_000).map(row).collect()
     }
 
     struct Running {
@@ -298,6 +326,15 @@ mod tests {
         let failure = client.call(&Request::Unmount { lazy: false }, &mut |_| {}).unwrap_err();
         let expected = Failure::new(FailureKind::Conflict, "busy").hint("wait").details(["vim"]);
         assert_eq!(failure, expected);
+    }
+
+    #[test]
+    fn an_answer_that_is_longer_than_a_line_arrives_whole() {
+        let server = Running::start();
+        let length = serde_json::to_string(&long_list()).unwrap().len();
+        assert!(length > LINE_BYTES_MAX, "{length}");
+        let reply = Client::connect(&server.socket()).unwrap().call(&Request::List, &mut |_| {}).unwrap();
+        assert!(reply == Reply::Datasets(long_list()));
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod background;
 pub mod compose;
 pub mod failure;
 pub mod guarantee;
+pub mod history;
 pub mod holders;
 pub mod lifecycle;
 pub mod mountinfo;

@@ -17,6 +17,7 @@ use crate::control::message::Reply;
 use crate::control::message::Request;
 use crate::control::server::Handler;
 use crate::daemon::compose::Workspace;
+use crate::daemon::history::Source;
 use crate::daemon::operations;
 use crate::daemon::publish;
 use crate::fs::DatasetFs;
@@ -66,6 +67,9 @@ impl Handler for Service {
             }
             Request::Discard { dataset, paths } => {
                 publish::discard(&self.workspace, &self.fs, &dataset, &paths).map(Reply::Discarded)
+            }
+            Request::History(request) => {
+                Source::of(&self.workspace).answer(&request, &progress).await.map(Reply::History)
             }
             Request::Unmount { lazy } => {
                 let (done, outcome) = oneshot::channel();
