@@ -20,6 +20,7 @@ pub mod staging;
 pub mod catalog;
 pub mod tree;
 pub mod commit;
+pub mod compare;
 pub mod fs;
 pub mod fuse;
 pub mod control;

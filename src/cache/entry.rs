@@ -7,6 +7,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -57,8 +58,20 @@ impl Entry {
     }
 
     /// An object of at most one block has a file of another form; see [`crate::cache::format`].
-    fn is_small(&self) -> bool {
+    pub(super) fn is_small(&self) -> bool {
         is_small(self.size_bytes)
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    pub(super) fn path(&self, suffix: Suffix) -> PathBuf {
+        self.cache.paths.of(&self.id, suffix)
+    }
+
+    pub(super) fn report_damage(&self, blocks: u64) {
+        self.cache.damaged(&self.id, blocks);
     }
 
     /// Whether a block is in the cache, checked or not.
@@ -219,7 +232,7 @@ impl Entry {
         }
     }
 
-    fn files(&self) -> Option<Arc<Files>> {
+    pub(super) fn files(&self) -> Option<Arc<Files>> {
         if self.is_small() {
             return None;
         }
@@ -318,7 +331,7 @@ impl Entry {
     }
 
     /// The files do not fit together any more: away with them.
-    fn discard(&self) {
+    pub(super) fn discard(&self) {
         let mut state = self.state.lock();
         *state = State::Absent;
         let _ = self.cache.paths.remove_version(&self.id); // if it fails, they are found damaged again
@@ -326,7 +339,7 @@ impl Entry {
     }
 
     /// A small object, whole; a damaged one is removed.
-    fn read_one(&self) -> Option<Bytes> {
+    pub(super) fn read_one(&self) -> Option<Bytes> {
         let path = self.cache.paths.of(&self.id, Suffix::One);
         let mut file = paths::open_existing(&path).ok()??;
         let len = HEADER_BYTES + self.size_bytes as usize;

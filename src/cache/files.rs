@@ -213,6 +213,27 @@ impl Files {
         Ok(Lookup::Hit(Bytes::from(read).slice(within)))
     }
 
+    /// A block as it is on the disk now, whatever was known of it; `None` if it is damaged, and
+    /// then it is absent from now on.
+    pub(crate) fn recheck<'b>(&self, index: u64, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+        let range = block::range_of(index, self.size_bytes);
+        let content = &mut buffer[..(range.end - range.start) as usize];
+        let raw = self.entries[index as usize].load(Ordering::Acquire);
+        match self.data.read_exact_at(content, range.start) {
+            Err(err) => {
+                self.unreadable(index..index + 1, &err);
+                None
+            }
+            Ok(()) if format::entry_crc(&self.id, index, raw) == Some(crc32c::crc32c(content)) => {
+                Some(content)
+            }
+            Ok(()) => {
+                self.forget(index);
+                None
+            }
+        }
+    }
+
     /// Exactly these bytes, or `None` if they are not in memory and `wait` is unset.
     fn read_at(&self, bytes: &Range<u64>, wait: bool) -> io::Result<Option<Vec<u8>>> {
         let len = (bytes.end - bytes.start) as usize;

@@ -21,6 +21,7 @@
 //!
 //! Object stores and the network; who reads, and what will be read next. It loads nothing.
 
+mod audit;
 mod entry;
 mod files;
 pub(crate) mod format;
@@ -33,6 +34,7 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
+pub use audit::Audit;
 pub use entry::Entry;
 pub use files::Lookup;
 pub use format::VersionId;

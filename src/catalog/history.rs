@@ -88,6 +88,13 @@ impl Histories {
         Mark(known.was_read.then_some(known.history.snapshot.seq))
     }
 
+    /// The newest snapshot, if the log was read.
+    pub fn snapshot(&self, name: &DatasetName) -> Option<Arc<Snapshot>> {
+        let dataset = self.dataset(name);
+        let known = dataset.known.lock();
+        known.was_read.then(|| Arc::clone(&known.history.snapshot))
+    }
+
     fn dataset(&self, name: &DatasetName) -> Arc<Dataset> {
         Arc::clone(self.datasets.lock().entry(name.clone()).or_default())
     }

@@ -43,6 +43,7 @@ use crate::name::KeyPrefix;
 use crate::name::RelPath;
 use crate::name::RemotePrefix;
 use crate::record::Changes;
+use crate::record::Snapshot;
 use crate::store::ListRequest;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
@@ -126,6 +127,12 @@ impl Catalog {
             news: AtomicU64::new(0),
             listener: OnceLock::new(),
         }
+    }
+
+    /// The newest snapshot of a dataset, as far as its log was read.
+    #[must_use]
+    pub fn snapshot(&self, name: &DatasetName) -> Option<Arc<Snapshot>> {
+        self.histories.snapshot(name)
     }
 
     /// Names who is told of other machines' commits. Once; a second one is not heard.

@@ -33,7 +33,7 @@ pub fn ask(target: &TargetArgs, request: HistoryRequest, cx: &Context) -> Result
                 other => Err(target::unexpected(&other)),
             }),
         Target::Direct(config) => remote::runtime()?.block_on(async {
-            let source = Source::open(&config).await?;
+            let source = Source::open(&config, &request).await?;
             let (progress, seen) = watch::channel(Progress::default());
             reporter.follow(seen, source.answer(&request, &progress)).await
         }),

@@ -8,6 +8,7 @@ mod commit;
 mod completions;
 mod config;
 mod demo;
+mod diff;
 mod discard;
 mod doctor;
 pub mod exit;
@@ -22,6 +23,7 @@ mod show;
 mod status;
 mod target;
 mod umount;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -81,6 +83,8 @@ enum Command {
     List(list::ListArgs),
     Log(log::LogArgs),
     Show(show::ShowArgs),
+    Diff(diff::DiffArgs),
+    Verify(verify::VerifyArgs),
     Commit(commit::CommitArgs),
     Discard(discard::DiscardArgs),
     Gc(gc::GcArgs),
@@ -171,6 +175,8 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::List(args) => list::run(args, cx),
         Command::Log(args) => log::run(args, cx),
         Command::Show(args) => show::run(args, cx),
+        Command::Diff(args) => diff::run(args, cx),
+        Command::Verify(args) => verify::run(args, cx),
         Command::Commit(args) => commit::run(args, cx),
         Command::Demo(args) => demo::run(args, cx),
         Command::Discard(args) => discard::run(args, cx),

@@ -31,7 +31,7 @@ fn failed(path: &RelPath, source: io::Error) -> StagingError {
 
 /// A file of a frozen tree, from which `size_bytes` are expected.
 #[derive(Clone, Debug)]
-pub(super) struct Content {
+pub(crate) struct Content {
     file: Arc<File>,
     path: RelPath,
     size_bytes: u64,

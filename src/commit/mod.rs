@@ -67,6 +67,7 @@ use crate::store::guarantee::Guarantee;
 
 pub use crate::log::Log;
 use crate::log::LogError;
+pub(crate) use content::Content;
 pub use gc::GcOptions;
 pub use gc::GcReport;
 pub use gc::gc;

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::compare::Difference;
+use crate::compare::VerifyReport;
 use crate::name::DatasetName;
 use crate::name::ETag;
 use crate::name::RelPath;
@@ -25,6 +27,27 @@ pub enum HistoryRequest {
         /// Which.
         revision: Revision,
     },
+    /// What is staged against what is published.
+    Diff {
+        /// The dataset.
+        dataset: DatasetName,
+    },
+    /// A snapshot against another.
+    Compare {
+        /// The earlier one.
+        before: Revision,
+        /// The later one.
+        after: Revision,
+    },
+    /// Whether the cache, and the remote if asked for, hold what was committed.
+    Verify {
+        /// Which snapshot.
+        revision: Revision,
+        /// Read all of it from the remote.
+        remote: bool,
+        /// Files read at a time.
+        workers: usize,
+    },
 }
 
 /// The answer to a [`HistoryRequest`].
@@ -35,6 +58,10 @@ pub enum HistoryReply {
     Log(Vec<CommitHeader>),
     /// Of [`HistoryRequest::Show`].
     Commit(CommitDetail),
+    /// Of [`HistoryRequest::Diff`] and [`HistoryRequest::Compare`].
+    Differences(Vec<Difference>),
+    /// Of [`HistoryRequest::Verify`].
+    Verified(VerifyReport),
 }
 
 /// One line of a log.

@@ -66,12 +66,7 @@ impl Workspace {
         operations::prepare_state_dir(&dir, &remote.remote.to_string())
             .map_err(|err| failure::of_directory("state directory", &dir, &err))?;
         let staging = Staging::open(&dir, holder).map_err(|err| failure::of_staging(&err))?;
-        let cache = BlockCache::open(CacheOptions {
-            dir: config.cache_dir.value.clone(),
-            limit_bytes: config.cache_limit_bytes.value,
-            reserve_bytes: CACHE_RESERVE_BYTES,
-            memory_bytes: config.memory_limit_bytes.value / CACHE_MEMORY_SHARE,
-        });
+        let cache = open_cache(config);
         let state_dir = config.state_dir.value.clone();
         let guarantee = RwLock::new(guarantee::recall(&state_dir, &remote.remote.store_identity()));
         Ok(Self {
@@ -112,6 +107,17 @@ impl Workspace {
 #[must_use]
 pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The block cache of these settings.
+#[must_use]
+pub fn open_cache(config: &Config) -> Arc<BlockCache> {
+    BlockCache::open(CacheOptions {
+        dir: config.cache_dir.value.clone(),
+        limit_bytes: config.cache_limit_bytes.value,
+        reserve_bytes: CACHE_RESERVE_BYTES,
+        memory_bytes: config.memory_limit_bytes.value / CACHE_MEMORY_SHARE,
+    })
 }
 
 /// Puts the file system on top of a workspace, and mounts it.

@@ -9,6 +9,16 @@ use futures_util::TryStreamExt;
 use futures_util::stream;
 use tokio::sync::watch;
 
+use crate::cache::BlockCache;
+use crate::catalog::Catalog;
+use crate::compare;
+use crate::compare::CompareError;
+use crate::compare::Difference;
+use crate::compare::Found;
+use crate::compare::Place;
+use crate::compare::Verify;
+use crate::compare::VerifyReport;
+use crate::compare::Watch;
 use crate::config::Config;
 use crate::control::history::ChangedFile;
 use crate::control::history::CommitDetail;
@@ -19,17 +29,22 @@ use crate::control::history::HistoryRequest;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::control::message::Progress;
+use crate::daemon::compose;
 use crate::daemon::compose::Workspace;
 use crate::daemon::failure;
 use crate::daemon::operations;
 use crate::daemon::remote;
 use crate::daemon::remote::OpenRemote;
+use crate::fs::DatasetFs;
 use crate::log::Log;
 use crate::log::LogError;
 use crate::name::DatasetName;
 use crate::name::Revision;
 use crate::record::CommitRecord;
 use crate::record::Outcome;
+use crate::record::Snapshot;
+use crate::staging::Holder;
+use crate::staging::Staging;
 use crate::store::ListRequest;
 use crate::store::StoreError;
 
@@ -39,27 +54,56 @@ const RECORDS_AT_ONCE: usize = 8;
 /// What there is to look into.
 #[derive(Debug)]
 pub struct Source {
-    /// The remote and its store.
-    pub remote: OpenRemote,
+    remote: OpenRemote,
     /// The remote's own part of the state directory, which may not exist.
-    pub state_dir: PathBuf,
+    state_dir: PathBuf,
+    catalog: Arc<Catalog>,
+    /// Where it is needed.
+    staging: Option<Arc<Staging>>,
+    /// Where it is needed.
+    cache: Option<Arc<BlockCache>>,
+    /// The mount, if there is one.
+    fs: Option<Arc<DatasetFs>>,
 }
 
 impl Source {
     /// What a daemon works with.
     #[must_use]
-    pub fn of(workspace: &Workspace) -> Self {
-        Self { remote: workspace.remote.clone(), state_dir: workspace.remote_state_dir.clone() }
+    pub fn of(workspace: &Workspace, fs: &Arc<DatasetFs>) -> Self {
+        Self {
+            remote: workspace.remote.clone(),
+            state_dir: workspace.remote_state_dir.clone(),
+            catalog: Arc::clone(fs.tree().catalog()),
+            staging: Some(Arc::clone(&workspace.staging)),
+            cache: Some(Arc::clone(&workspace.cache)),
+            fs: Some(Arc::clone(fs)),
+        }
     }
 
-    /// The remote of these settings, for a command that works without a daemon.
+    /// What it takes to answer `request` without a daemon.
     ///
     /// # Errors
-    /// It cannot be used.
-    pub async fn open(config: &Config) -> Result<Self, Failure> {
+    /// The remote cannot be used; another process works on the staging area.
+    pub async fn open(config: &Config, request: &HistoryRequest) -> Result<Self, Failure> {
         let remote = remote::open(config).await?;
         remote.check_access(config).await?;
-        Ok(Self { remote, state_dir: config.remote_state_dir() })
+        let state_dir = config.remote_state_dir();
+        let (mut staging, mut cache) = (None, None);
+        match request {
+            HistoryRequest::Diff { .. } if state_dir.is_dir() => {
+                let holder = Holder { pid: std::process::id(), ..Holder::default() };
+                let opened = Staging::open(&state_dir, &holder).map_err(|err| failure::of_staging(&err))?;
+                staging = Some(Arc::new(opened));
+            }
+            HistoryRequest::Verify { .. } => cache = Some(compose::open_cache(config)),
+            HistoryRequest::Log { .. }
+            | HistoryRequest::Show { .. }
+            | HistoryRequest::Diff { .. }
+            | HistoryRequest::Compare { .. } => {}
+        }
+        let (store, prefix) = (Arc::clone(&remote.store), remote.remote.prefix.clone());
+        let catalog = Arc::new(Catalog::new(store, prefix, config.list_ttl.value));
+        Ok(Self { remote, state_dir, catalog, staging, cache, fs: None })
     }
 
     /// Answers one question.
@@ -75,7 +119,21 @@ impl Source {
             HistoryRequest::Log { dataset, limit } => {
                 self.commits(dataset, *limit, progress).await.map(HistoryReply::Log)
             }
-            HistoryRequest::Show { revision } => self.show(revision).await.map(HistoryReply::Commit),
+            HistoryRequest::Show { revision } => {
+                let record = self.record(revision).await?;
+                Ok(HistoryReply::Commit(detail(&revision.dataset, record)))
+            }
+            HistoryRequest::Diff { dataset } => {
+                self.diff(dataset, progress).await.map(HistoryReply::Differences)
+            }
+            HistoryRequest::Compare { before, after } => {
+                let (before, after) = (self.snapshot(before).await?, self.snapshot(after).await?);
+                Ok(HistoryReply::Differences(compare::between(&before, &after)))
+            }
+            HistoryRequest::Verify { revision, remote, workers } => {
+                let remote = remote.then_some(*workers);
+                self.verify(revision, remote, progress).await.map(HistoryReply::Verified)
+            }
         }
     }
 
@@ -106,8 +164,59 @@ impl Source {
         stream::iter((oldest..=head).rev()).map(header).buffered(RECORDS_AT_ONCE).try_collect().await
     }
 
-    async fn show(&self, revision: &Revision) -> Result<CommitDetail, Failure> {
-        Ok(detail(&revision.dataset, self.record(revision).await?))
+    async fn snapshot(&self, revision: &Revision) -> Result<Snapshot, Failure> {
+        let record = self.record(revision).await?;
+        let snapshot = self.log(&revision.dataset).snapshot_after(&record.body).await;
+        snapshot.map_err(|err| of_log(&err, &revision.dataset))
+    }
+
+    async fn diff(
+        &self,
+        dataset: &DatasetName,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Vec<Difference>, Failure> {
+        let Some(staged) = self.staging.as_ref().and_then(|staging| staging.dataset(dataset)) else {
+            self.check_exists(dataset).await?;
+            return Ok(Vec::new()); // published, and nothing of it is staged: no difference
+        };
+        let meter = Meter { progress: progress.clone() };
+        let compared = compare::staged(&self.catalog, &*self.remote.store, &staged, &meter).await;
+        compared.map_err(|err| of_compare(&err, dataset))
+    }
+
+    async fn verify(
+        &self,
+        revision: &Revision,
+        remote: Option<usize>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VerifyReport, Failure> {
+        let Revision { dataset, seq } = revision;
+        let identity = self.remote.remote.store_identity();
+        let verify = Verify {
+            store: Arc::clone(&self.remote.store),
+            prefix: self.remote.remote.prefix.clone(),
+            dataset: dataset.clone(),
+            seq: *seq,
+            cache: self.cache.as_ref().map(|cache| (Arc::clone(cache), identity)),
+            remote,
+            watch: Arc::new(Meter { progress: progress.clone() }),
+        };
+        let report = match verify.run().await.map_err(|err| of_compare(&err, dataset))? {
+            Found::Report(report) => report,
+            Found::NoSuchCommit { head } => {
+                self.check_exists(dataset).await?;
+                return Err(if head == 0 { without_log(dataset) } else { no_commit(revision, head) });
+            }
+        };
+        if report.seq.is_none() {
+            self.check_exists(dataset).await?;
+        }
+        if let Some(fs) = &self.fs {
+            for file in report.bad.iter().filter(|file| file.place == Place::Cache) {
+                fs.forget_content(dataset, &file.path, &file.etag);
+            }
+        }
+        Ok(report)
     }
 
     /// The record that a revision names.
@@ -126,10 +235,7 @@ impl Source {
             return Err(without_log(dataset));
         }
         match seq {
-            Some(seq) if *seq > head => {
-                let message = format!("{dataset} has no commit {seq}: the newest is {head}");
-                Err(Failure::new(FailureKind::NotFound, message).hint(format!("`dsfs log {dataset}`")))
-            }
+            Some(seq) if *seq > head => Err(no_commit(revision, head)),
             Some(seq) => Err(of_log(&log.lost(*seq), dataset)),
             None => {
                 let record = log.record(head).await.map_err(failed)?;
@@ -157,6 +263,12 @@ impl Source {
     }
 }
 
+fn no_commit(revision: &Revision, head: u64) -> Failure {
+    let dataset = &revision.dataset;
+    let message = format!("there is no {revision}: the newest commit of {dataset} is {head}");
+    Failure::new(FailureKind::NotFound, message).hint(format!("`dsfs log {dataset}` lists them"))
+}
+
 fn without_log(dataset: &DatasetName) -> Failure {
     let message = format!("{dataset} has no commits: other tools than dsfs have put it there");
     Failure::new(FailureKind::NotFound, message)
@@ -173,6 +285,42 @@ fn of_log(err: &LogError, dataset: &DatasetName) -> Failure {
         LogError::Record { .. } | LogError::Crowded => {
             Failure::new(FailureKind::Failed, format!("the log of {dataset} cannot be read: {err}"))
         }
+    }
+}
+
+fn of_compare(err: &CompareError, dataset: &DatasetName) -> Failure {
+    match err {
+        CompareError::Store(err) => failure::of_store(err),
+        CompareError::Log(err) => of_log(err, dataset),
+        CompareError::Staging(err) => failure::of_staging(err),
+    }
+}
+
+/// Passes on how far a comparison has come.
+struct Meter {
+    progress: watch::Sender<Progress>,
+}
+
+impl Watch for Meter {
+    fn phase(&self, what: &'static str, files: u64, bytes: u64) {
+        self.progress.send_replace(Progress {
+            phase: what.to_owned(),
+            files_total: files,
+            bytes_total: bytes,
+            ..Progress::default()
+        });
+    }
+
+    fn looked_at(&self, bytes: u64) {
+        // What has to be read a second time is not shown as more than there is.
+        let add = |progress: &mut Progress| {
+            progress.bytes_done = progress.bytes_total.min(progress.bytes_done + bytes);
+        };
+        self.progress.send_modify(add);
+    }
+
+    fn file_done(&self) {
+        self.progress.send_modify(|progress| progress.files_done += 1);
     }
 }
 

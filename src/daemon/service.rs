@@ -69,7 +69,7 @@ impl Handler for Service {
                 publish::discard(&self.workspace, &self.fs, &dataset, &paths).map(Reply::Discarded)
             }
             Request::History(request) => {
-                Source::of(&self.workspace).answer(&request, &progress).await.map(Reply::History)
+                Source::of(&self.workspace, &self.fs).answer(&request, &progress).await.map(Reply::History)
             }
             Request::Unmount { lazy } => {
                 let (done, outcome) = oneshot::channel();

@@ -49,6 +49,7 @@ use crate::fs::open::OpenTable;
 use crate::name;
 use crate::name::DatasetName;
 use crate::name::DirPath;
+use crate::name::ETag;
 use crate::name::NameError;
 use crate::name::RelPath;
 use crate::read::Reader;
@@ -89,6 +90,8 @@ pub struct FsOptions {
 pub trait KernelCache: fmt::Debug + Send + Sync {
     /// The entry of this name, or its absence, is no longer true.
     fn entry_changed(&self, parent: Ino, name: &str);
+    /// Pages of this inode may hold bytes that are not its own.
+    fn content_doubtful(&self, ino: Ino);
 }
 
 /// An inode as it is given to the kernel: its lookup count has grown by one.
@@ -303,6 +306,16 @@ impl DatasetFs {
         }
         if let Some(kernel) = self.kernel.get() {
             kernel.entry_changed(ROOT, dataset.as_str());
+        }
+    }
+
+    /// The cache had bytes of a version that were not its own: what memory and the kernel have taken
+    /// from there is dropped, so that the next open reads anew. Handles that are open keep their file.
+    pub fn forget_content(&self, dataset: &DatasetName, path: &RelPath, etag: &ETag) {
+        let Ok(key) = self.tree.catalog().prefix().key(dataset, path) else { return };
+        self.reader.forget(&key, etag);
+        if let Some(kernel) = self.kernel.get() {
+            self.inodes.of_version(&key, etag).into_iter().for_each(|ino| kernel.content_doubtful(ino));
         }
     }
 

@@ -30,6 +30,8 @@ use crate::tree::inode::Ino;
 const THREADS_MAX: usize = 4;
 /// Notices to the kernel that may wait at a time; past that, entries expire by themselves.
 const NOTICES_MAX: usize = 65_536;
+/// What the kernel takes for a length without an end.
+const WHOLE_FILE: i64 = 0;
 /// The kernel's readahead on the mount in KiB, where we may set it: one large local read costs
 /// less than many small ones.
 const READ_AHEAD_KIB: u32 = 4096;
@@ -174,7 +176,13 @@ fn passthrough_permitted(session: &Session<FuseAdapter>, dir: &Path) -> bool {
 /// Notices on their way to the kernel, from a thread that holds no lock: the kernel may have to
 /// wait for a request of ours before it takes one.
 struct NoticeQueue {
-    notices: mpsc::SyncSender<(Ino, String)>,
+    notices: mpsc::SyncSender<Notice>,
+}
+
+#[derive(Debug)]
+enum Notice {
+    Entry(Ino, String),
+    Content(Ino),
 }
 
 impl fmt::Debug for NoticeQueue {
@@ -185,22 +193,34 @@ impl fmt::Debug for NoticeQueue {
 
 impl NoticeQueue {
     fn start(notifier: Notifier) -> io::Result<Self> {
-        let (notices, inbox) = mpsc::sync_channel::<(Ino, String)>(NOTICES_MAX);
+        let (notices, inbox) = mpsc::sync_channel::<Notice>(NOTICES_MAX);
         thread::Builder::new().name("dsfs-notify".into()).spawn(move || {
-            for (parent, name) in inbox {
-                if let Err(err) = notifier.inval_entry(INodeNo(parent), name.as_ref()) {
-                    tracing::debug!("the kernel did not take a notice about {name}: {err}");
+            for notice in inbox {
+                let taken = match &notice {
+                    Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(*parent), name.as_ref()),
+                    Notice::Content(ino) => notifier.inval_inode(INodeNo(*ino), 0, WHOLE_FILE),
+                };
+                if let Err(err) = taken {
+                    tracing::debug!("the kernel did not take a notice ({notice:?}): {err}");
                 }
             }
         })?;
         Ok(Self { notices })
     }
+
+    fn send(&self, notice: Notice) {
+        if let Err(lost) = self.notices.try_send(notice) {
+            tracing::debug!("too many notices to the kernel: {lost}");
+        }
+    }
 }
 
 impl KernelCache for NoticeQueue {
     fn entry_changed(&self, parent: Ino, name: &str) {
-        if self.notices.try_send((parent, name.to_owned())).is_err() {
-            tracing::debug!("too many notices to the kernel: {name} expires by itself");
-        }
+        self.send(Notice::Entry(parent, name.to_owned())); // one that is lost expires by itself
+    }
+
+    fn content_doubtful(&self, ino: Ino) {
+        self.send(Notice::Content(ino));
     }
 }

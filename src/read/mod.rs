@@ -254,6 +254,14 @@ impl Reader {
         versions.len()
     }
 
+    /// Forgets what is in memory of a version: its next opener begins anew, and asks cache and store.
+    pub fn forget(&self, key: &ObjectKey, etag: &ETag) {
+        let id = VersionId::new(&self.shared.identity, key, etag);
+        let forgotten = [self.recent.small.lock().pop(&id), self.recent.large.lock().pop(&id)];
+        let open = self.shared.open.lock().remove(&id);
+        drop((forgotten, open)); // outside the locks: they may be the last holders
+    }
+
     /// The id under which the cache knows a version.
     #[must_use]
     pub fn version_id(&self, version: &ObjectVersion) -> VersionId {

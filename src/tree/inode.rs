@@ -20,6 +20,7 @@ use crate::catalog::listing::RemoteFile;
 use crate::name::DatasetName;
 use crate::name::DirPath;
 use crate::name::ETag;
+use crate::name::ObjectKey;
 use crate::name::RelPath;
 
 /// An inode number.
@@ -67,6 +68,14 @@ impl Version {
 }
 
 impl Node {
+    /// The version that it shows, if it is one.
+    fn version(&self) -> Option<&RemoteFile> {
+        match self {
+            Self::Published(_, _, file) => Some(file),
+            Self::Root | Self::Directory(..) | Self::Staged(..) | Self::Unlinked(_) => None,
+        }
+    }
+
     fn identity(&self) -> Option<Identity> {
         match self {
             Self::Root | Self::Unlinked(_) => None,
@@ -180,6 +189,16 @@ impl InodeTable {
         self.state.write().take_name(dataset, path);
     }
 
+    /// All inodes that show this version of an object. Looks at every inode.
+    #[must_use]
+    pub fn of_version(&self, key: &ObjectKey, etag: &ETag) -> Vec<Ino> {
+        let state = self.state.read();
+        let shows = |entry: &&Entry| {
+            entry.node.version().is_some_and(|file| file.key == *key && file.etag.as_ref() == Some(etag))
+        };
+        state.nodes.iter().filter(|(_, entry)| shows(entry)).map(|(ino, _)| *ino).collect()
+    }
+
     /// How many inodes the kernel knows.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -236,7 +255,6 @@ fn moved(node: &Node, dataset: &DatasetName, from: &RelPath, below: &DirPath, to
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::ObjectKey;
 
     fn run() -> DatasetName {
         DatasetName::parse("run").unwrap()

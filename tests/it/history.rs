@@ -111,7 +111,7 @@ fn what_is_not_there_is_told_apart() {
     for command in ["log", "show"] {
         history.both_ways(&[command, "nowhere"]).failed(4, &["no dataset nowhere", "hint:", "dsfs list"]);
     }
-    history.both_ways(&["show", "run@9"]).failed(4, &["no commit 9", "newest is 3"]);
+    history.both_ways(&["show", "run@9"]).failed(4, &["no run@9", "newest", "is 3", "dsfs log run"]);
     home.run(&["show", "run@0"]).failed(2, &["run@0", "numbered from 1"]);
     home.run(&["log", "run", "-n", "0"]).failed(2, &["0"]);
     fs::create_dir(history.mnt.join("draft")).unwrap();
