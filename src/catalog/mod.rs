@@ -15,6 +15,7 @@
 
 mod history;
 pub mod listing;
+pub mod snapshots;
 pub mod view;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,9 @@ use crate::catalog::listing::HiddenKey;
 use crate::catalog::listing::Listing;
 use crate::catalog::listing::RemoteEntry;
 use crate::catalog::listing::RemoteFile;
+use crate::catalog::snapshots::SnapshotId;
+use crate::catalog::snapshots::SnapshotTree;
+use crate::catalog::snapshots::Snapshots;
 use crate::catalog::view::History;
 use crate::catalog::view::Place;
 use crate::log::LogError;
@@ -97,6 +101,7 @@ pub trait NewsListener: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct Catalog {
     histories: Histories,
+    past: Snapshots,
     /// Counts what was taken in beside listings, so that an older listing does not undo it.
     news: AtomicU64,
     listener: OnceLock<Arc<dyn NewsListener>>,
@@ -118,12 +123,14 @@ impl Catalog {
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, prefix: RemotePrefix, ttl: Duration) -> Self {
         let histories = Histories::new(Arc::clone(&store), prefix.clone());
+        let past = Snapshots::new(Arc::clone(&store), prefix.clone());
         Self {
             store,
             prefix,
             ttl,
             slots: Mutex::default(),
             histories,
+            past,
             news: AtomicU64::new(0),
             listener: OnceLock::new(),
         }
@@ -133,6 +140,23 @@ impl Catalog {
     #[must_use]
     pub fn snapshot(&self, name: &DatasetName) -> Option<Arc<Snapshot>> {
         self.histories.snapshot(name)
+    }
+
+    /// What a dataset held after one of its commits; `None` if there is no such commit. Asked of the
+    /// remote the first time, in a few small requests.
+    ///
+    /// # Errors
+    /// The store's; or the log is damaged.
+    pub async fn past(&self, id: &SnapshotId) -> Result<Option<Arc<SnapshotTree>>, StoreError> {
+        self.past.get(id).await.map_err(|err| match err {
+            LogError::Store(StoreError::NotFound { key }) => {
+                let reason = "it is missing, and the dataset's log names it".to_owned();
+                StoreError::Rejected { key: key.to_string(), reason }
+            }
+            other @ (LogError::Store(_) | LogError::Record { .. } | LogError::Crowded) => {
+                other.into_store_error()
+            }
+        })
     }
 
     /// Names who is told of other machines' commits. Once; a second one is not heard.

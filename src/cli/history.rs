@@ -28,9 +28,9 @@ pub fn ask(target: &TargetArgs, request: HistoryRequest, cx: &Context) -> Result
     let answer = match target::find(target, cx)? {
         Target::Daemon(socket) => target::connect(&socket)?
             .call(&Request::History(request), &mut |progress| reporter.update(progress))
-            .and_then(|reply| match reply {
-                Reply::History(answer) => Ok(answer),
-                other => Err(target::unexpected(&other)),
+            .and_then(|reply| {
+                let Reply::History(answer) = reply else { return Err(target::unexpected(&reply)) };
+                Ok(answer)
             }),
         Target::Direct(config) => remote::runtime()?.block_on(async {
             let source = Source::open(&config, &request).await?;

@@ -9,11 +9,10 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use crate::block::BLOCK_BYTES;
-use crate::catalog::Catalog;
-use crate::catalog::Level;
 use crate::catalog::listing::Listing;
 use crate::catalog::listing::RemoteEntry;
 use crate::catalog::listing::RemoteFile;
+use crate::catalog::snapshots::SnapshotId;
 use crate::fs::walk::WalkDetector;
 use crate::name::DatasetName;
 use crate::name::DirPath;
@@ -34,7 +33,16 @@ const OPENS_MIN: u32 = 2;
 /// What is watched.
 #[derive(Debug)]
 pub(super) struct Ahead {
-    directories: Mutex<LruCache<(DatasetName, DirPath), Watched>>,
+    directories: Mutex<LruCache<(Shown, DirPath), Watched>>,
+}
+
+/// Whose directories they are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Shown {
+    /// A dataset's, as it is.
+    Now(DatasetName),
+    /// A dataset's, as it was.
+    Past(SnapshotId),
 }
 
 #[derive(Debug)]
@@ -61,30 +69,31 @@ impl Default for Ahead {
 }
 
 impl Ahead {
-    /// A small file is opened: fetches what is likely to be opened next.
+    /// A small file is opened: fetches what is likely to be opened next, of what `listing` says is
+    /// beside it.
     pub fn opened(
         &self,
-        catalog: &Catalog,
         reader: &Reader,
-        dataset: &DatasetName,
+        whose: &Shown,
         path: &RelPath,
         size_bytes: u64,
+        listing: impl FnOnce() -> Option<Arc<Listing>>,
     ) {
         if size_bytes > SMALL_BYTES_MAX {
             return;
         }
         let dir = path.parent();
         let mut directories = self.directories.lock();
-        let watched = directories.get_or_insert_mut((dataset.clone(), dir.clone()), || Watched::Counting(0));
+        let watched = directories.get_or_insert_mut((whose.clone(), dir), || Watched::Counting(0));
         if let Watched::Counting(opens) = watched {
             *opens += 1;
             if *opens < OPENS_MIN {
                 return;
             }
         }
-        let Some(known) = catalog.fresh(&Level::Directory(dataset.clone(), dir)) else { return };
-        if !matches!(watched, Watched::Walking(walk) if Arc::ptr_eq(&walk.listing, &known.listing)) {
-            *watched = Watched::Walking(Walk::new(known.listing));
+        let Some(listing) = listing() else { return };
+        if !matches!(watched, Watched::Walking(walk) if Arc::ptr_eq(&walk.listing, &listing)) {
+            *watched = Watched::Walking(Walk::new(listing));
         }
         let Watched::Walking(walk) = watched else { return };
         let Ok(position) = walk.files.binary_search_by(|name| (**name).cmp(path.file_name())) else { return };

@@ -12,6 +12,8 @@ const STAT_BLOCK_BYTES: u64 = 512;
 const DIRECTORY_MODE: u32 = 0o755;
 /// Published files do not change, and say so.
 const PUBLISHED_MODE: u32 = 0o444;
+/// Nothing can be made in a directory of the past.
+const PAST_DIRECTORY_MODE: u32 = 0o555;
 /// Where replacing is allowed, a tool that looks at the mode first must not be put off.
 const REPLACEABLE_MODE: u32 = 0o644;
 
@@ -74,6 +76,19 @@ impl AttrRules {
                 changed: self.started,
             },
         }
+    }
+
+    /// A directory of a past state, which was committed at `time`.
+    #[must_use]
+    pub fn past_directory(&self, ino: Ino, time: SystemTime) -> Attr {
+        let mode = PAST_DIRECTORY_MODE;
+        Attr { mode, accessed: time, modified: time, changed: time, ..self.directory(ino, None) }
+    }
+
+    /// A file of a past state.
+    #[must_use]
+    pub fn past_file(&self, ino: Ino, file: &RemoteFile) -> Attr {
+        Attr { mode: PUBLISHED_MODE, ..self.published(ino, file) }
     }
 
     /// A staged file or directory: what the local disk says.

@@ -62,7 +62,7 @@ impl DatasetFs {
         self.check_writable()?;
         match self.place(parent, name)? {
             Place::Dataset(dataset) => {
-                if self.tree.dataset(&dataset).await?.value.is_some() {
+                if self.tree.dataset(&dataset).await?.value.is_some() || self.is_shown_past(&dataset) {
                     return Err(FsError::Exists);
                 }
                 self.staged_dataset(&dataset)?;
@@ -77,6 +77,7 @@ impl DatasetFs {
                 staged.mkdir(&path, mode & 0o7777)?;
                 self.staged_entry(&staged, &dataset, &path)
             }
+            Place::Past(..) => Err(FsError::ReadOnly),
         }
     }
 
@@ -119,7 +120,8 @@ impl DatasetFs {
         match self.place(parent, name)? {
             Place::Dataset(dataset) => {
                 if self.tree.dataset(&dataset).await?.value.is_none() {
-                    return Err(FsError::NotFound);
+                    let past = self.is_shown_past(&dataset);
+                    return Err(if past { FsError::ReadOnly } else { FsError::NotFound });
                 }
                 if self.tree.has_published(&dataset, &DirPath::root()).await? {
                     return Err(FsError::NotEmpty);
@@ -142,6 +144,7 @@ impl DatasetFs {
                     Ok(())
                 }
             },
+            Place::Past(..) => Err(FsError::ReadOnly),
         }
     }
 
@@ -157,9 +160,11 @@ impl DatasetFs {
         mode: RenameMode,
     ) -> Result<(), FsError> {
         self.check_writable()?;
-        let (Place::Path(dataset, from), Place::Path(to_dataset, to)) =
-            (self.place(from.0, from.1)?, self.place(to.0, to.1)?)
-        else {
+        let (from, to) = (self.place(from.0, from.1)?, self.place(to.0, to.1)?);
+        if self.is_past(&from) || self.is_past(&to) {
+            return Err(FsError::ReadOnly);
+        }
+        let (Place::Path(dataset, from), Place::Path(to_dataset, to)) = (from, to) else {
             return Err(FsError::CrossDataset);
         };
         if dataset != to_dataset {
@@ -179,6 +184,14 @@ impl DatasetFs {
         staged.rename(&from, &to, mode == RenameMode::NoReplace)?;
         self.inodes.rename(&dataset, &from, &to);
         Ok(())
+    }
+
+    fn is_past(&self, place: &Place) -> bool {
+        match place {
+            Place::Past(..) => true,
+            Place::Dataset(dataset) => self.is_shown_past(dataset),
+            Place::Path(..) => false,
+        }
     }
 
     async fn check_renamable(
@@ -245,6 +258,7 @@ impl DatasetFs {
         }
         match self.node(ino)? {
             Node::Root => {}
+            Node::PastDirectory(..) | Node::PastFile(..) => return Err(FsError::ReadOnly),
             Node::Directory(dataset, dir) => {
                 // A directory that exists only as a prefix of keys has no attributes to keep;
                 // `cp -a` and `rsync -a` set them on every directory and must not fail.

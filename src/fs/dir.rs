@@ -9,14 +9,17 @@ use std::time::Instant;
 
 use crate::fs::DatasetFs;
 use crate::fs::Entry;
+use crate::fs::PUBLISHED_ATTR_TTL;
 use crate::fs::attr::Kind;
 use crate::fs::error::FsError;
 use crate::fs::open::Handle;
 use crate::fs::open::IoMode;
+use crate::fs::past;
 use crate::name::DatasetName;
 use crate::name::DirPath;
 use crate::name::RelPath;
 use crate::staging::BaseKind;
+use crate::tree::Answer;
 use crate::tree::Entries;
 use crate::tree::Found;
 use crate::tree::inode::Ino;
@@ -25,7 +28,7 @@ use crate::tree::inode::ROOT;
 
 /// What `readdir` says of an inode that the kernel has not looked up: that it does not know
 /// the number, in the kernel's own convention.
-const INO_UNKNOWN: Ino = 0xffff_ffff;
+pub(super) const INO_UNKNOWN: Ino = 0xffff_ffff;
 
 /// A directory as it was when it was opened.
 #[derive(Debug)]
@@ -79,7 +82,15 @@ impl DatasetFs {
             Node::Directory(dataset, dir) => {
                 (self.tree.read_dir(dataset, dir).await?, self.parent_number(dataset, dir))
             }
-            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) => return Err(FsError::NotDirectory),
+            Node::PastDirectory(id, dir, _) => {
+                let (listing, parent) = self.past_dir(id, dir).await?;
+                let entries =
+                    listing.entries.iter().map(|(name, entry)| (Arc::clone(name), past::found(entry)));
+                (Answer { value: entries.collect(), ttl: PUBLISHED_ATTR_TTL }, parent)
+            }
+            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) | Node::PastFile(..) => {
+                return Err(FsError::NotDirectory);
+            }
         };
         let entries = self.dir_entries(&node, ino, parent, answer.value);
         let snapshot = Arc::new(DirSnapshot { node, expires: Instant::now() + answer.ttl, entries });
@@ -120,7 +131,13 @@ impl DatasetFs {
                     DirLookup::Entry(self.entry_at(dataset, &path, &now, ttl))
                 }))
             }
-            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) => Err(FsError::NotDirectory),
+            Node::PastDirectory(id, dir, time) => {
+                let node = past::node(id, dir.child(&entry.name)?, found, *time);
+                Ok(DirLookup::Entry(self.past_entry(node)))
+            }
+            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) | Node::PastFile(..) => {
+                Err(FsError::NotDirectory)
+            }
         }
     }
 
@@ -173,7 +190,8 @@ impl DatasetFs {
                 }
             }
             Node::Root => Node::Directory(DatasetName::parse(name).ok()?, DirPath::root()),
-            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) => return None,
+            Node::PastDirectory(id, dir, time) => past::node(id, dir.child(name).ok()?, found, *time),
+            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) | Node::PastFile(..) => return None,
         };
         self.inodes.number(&node)
     }

@@ -34,8 +34,8 @@ pub enum FsError {
     /// The top of the mount holds datasets only.
     #[error("only datasets can be made at the top of the mount: use mkdir")]
     DatasetsOnly,
-    /// The mount was made read-only.
-    #[error("mounted read-only")]
+    /// The mount was made read-only, or this is a past state of a dataset.
+    #[error("for reading only, as a whole mount or as what was committed before")]
     ReadOnly,
     /// Between datasets, or of something that cannot be renamed in place: tools copy instead.
     #[error("cannot be renamed in place")]

@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::catalog::Level;
 use crate::catalog::listing::RemoteFile;
 use crate::fs::DatasetFs;
 use crate::fs::Entry;
+use crate::fs::ahead::Shown;
 use crate::fs::error::FsError;
 use crate::fs::open::Handle;
 use crate::fs::open::IoMode;
@@ -48,7 +50,7 @@ impl DatasetFs {
         let writable = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let truncate = flags & libc::O_TRUNC != 0;
         match self.node(ino)? {
-            Node::Root | Node::Directory(..) => Err(FsError::IsDirectory),
+            Node::Root | Node::Directory(..) | Node::PastDirectory(..) => Err(FsError::IsDirectory),
             Node::Unlinked(_) => Err(FsError::Stale),
             Node::Staged(dataset, path) => {
                 if writable || truncate {
@@ -69,7 +71,16 @@ impl DatasetFs {
                 let file = self.tree.catalog().resolve_version(&file).await?;
                 let size_bytes = file.size_bytes;
                 let opened = self.opened_published(ino, file).await?;
-                self.ahead.opened(self.tree.catalog(), &self.reader, &dataset, &path, size_bytes);
+                let level = Level::Directory(dataset.clone(), path.parent());
+                let listing = || Some(self.tree.catalog().fresh(&level)?.listing);
+                self.ahead.opened(&self.reader, &Shown::Now(dataset), &path, size_bytes, listing);
+                Ok(opened)
+            }
+            Node::PastFile(..) if writable || truncate => Err(FsError::ReadOnly),
+            Node::PastFile(id, path, file) => {
+                let opened = self.opened_published(ino, (*file).clone()).await?;
+                let (listing, _) = self.past_dir(&id, &path.parent()).await?;
+                self.ahead.opened(&self.reader, &Shown::Past(id), &path, file.size_bytes, || Some(listing));
                 Ok(opened)
             }
         }

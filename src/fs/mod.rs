@@ -13,7 +13,7 @@
 //! 2. A handle reads one version: its inode belongs to (path, `ETag`), and its reader pins it.
 //! 3. No lock of this module is held across an `.await` or a call into the kernel.
 //!
-//! `dir` lists, `ahead` and `walk` guess what is opened next, `file` reads and writes, `change` makes, moves and removes, `xattr` tells a
+//! `past` shows what was committed before, `dir` lists, `ahead` and `walk` guess what is opened next, `file` reads and writes, `change` makes, moves and removes, `xattr` tells a
 //! file's state, `open` keeps the handles, `error` has the table of errnos.
 
 mod ahead;
@@ -23,6 +23,7 @@ pub mod dir;
 pub mod error;
 pub mod file;
 pub mod open;
+mod past;
 pub mod walk;
 pub mod xattr;
 
@@ -40,6 +41,7 @@ use std::time::Duration;
 use crate::catalog::Catalog;
 use crate::catalog::NewsListener;
 use crate::catalog::listing::RemoteFile;
+use crate::catalog::snapshots::SnapshotId;
 use crate::clock::Clock;
 use crate::fs::ahead::Ahead;
 use crate::fs::attr::Attr;
@@ -149,6 +151,8 @@ enum Place {
     Dataset(DatasetName),
     /// A path of a dataset.
     Path(DatasetName, RelPath),
+    /// A path of a past state of a dataset.
+    Past(SnapshotId, RelPath),
 }
 
 impl DatasetFs {
@@ -228,7 +232,13 @@ impl DatasetFs {
             Place::Dataset(dataset) => {
                 let answer = self.tree.dataset(&dataset).await?;
                 match answer.value {
-                    None => Ok(Lookup::Absent(answer.ttl)),
+                    None => match self.past_root(&dataset).await? {
+                        Some(past) => {
+                            Ok(Lookup::Entry(Entry { entry_ttl: answer.ttl, ..self.past_entry(past) }))
+                        }
+                        None if past::may_be_past(&dataset) => Ok(Lookup::Absent(ATTR_TTL)),
+                        None => Ok(Lookup::Absent(answer.ttl)),
+                    },
                     Some(found) => {
                         let node = Node::Directory(dataset, DirPath::root());
                         Ok(Lookup::Entry(self.entry(node, &found, answer.ttl)))
@@ -241,6 +251,10 @@ impl DatasetFs {
                     None => Ok(Lookup::Absent(answer.ttl)),
                     Some(found) => Ok(Lookup::Entry(self.entry_at(&dataset, &path, &found, answer.ttl))),
                 }
+            }
+            Place::Past(id, path) => {
+                let entry = self.past_lookup(&id, &path).await?.map(|node| self.past_entry(node));
+                Ok(entry.map_or(Lookup::Absent(PUBLISHED_ATTR_TTL), Lookup::Entry))
             }
         }
     }
@@ -271,6 +285,12 @@ impl DatasetFs {
             Node::Unlinked(_) => self.open_attr(ino)?,
             Node::Published(_, _, file) => {
                 return Ok((self.rules.published(ino, &file), PUBLISHED_ATTR_TTL));
+            }
+            Node::PastDirectory(_, _, time) => {
+                return Ok((self.rules.past_directory(ino, time), PUBLISHED_ATTR_TTL));
+            }
+            Node::PastFile(_, _, file) => {
+                return Ok((self.rules.past_file(ino, &file), PUBLISHED_ATTR_TTL));
             }
         };
         Ok((attr, ATTR_TTL))
@@ -342,7 +362,10 @@ impl DatasetFs {
                 self.tree.catalog().prefix().key(&dataset, &path)?; // too long to be published: say so now
                 Ok(Place::Path(dataset, path))
             }
-            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) => Err(FsError::NotDirectory),
+            Node::PastDirectory(id, dir, _) => Ok(Place::Past(id, dir.child(text)?)),
+            Node::Staged(..) | Node::Unlinked(_) | Node::Published(..) | Node::PastFile(..) => {
+                Err(FsError::NotDirectory)
+            }
         }
     }
 
@@ -350,6 +373,7 @@ impl DatasetFs {
         match self.place(parent, name)? {
             Place::Dataset(_) => Err(FsError::DatasetsOnly),
             Place::Path(dataset, path) => Ok((dataset, path)),
+            Place::Past(..) => Err(FsError::ReadOnly),
         }
     }
 

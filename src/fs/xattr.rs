@@ -2,10 +2,11 @@
 //!
 //! | name | value |
 //! | --- | --- |
-//! | `user.dsfs.state` | `staged`, `sealed` (being committed) or `published` |
+//! | `user.dsfs.state` | `staged`, `sealed` (being committed), `published` or `past` |
 //! | `user.dsfs.dataset` | the dataset's name |
 //! | `user.dsfs.key` | the object key that it has, or will have |
-//! | `user.dsfs.etag` | the version, for published files |
+//! | `user.dsfs.etag` | the version, for published and past files |
+//! | `user.dsfs.seq` | below `NAME@SEQ`: the commit that made this state |
 
 use crate::fs::DatasetFs;
 use crate::fs::error::FsError;
@@ -56,6 +57,25 @@ impl DatasetFs {
                     ("user.dsfs.dataset", dataset.to_string()),
                     ("user.dsfs.key", key.to_string()),
                 ])
+            }
+            Node::PastDirectory(id, dir, _) => {
+                let key = self.tree.catalog().prefix().directory(&id.dataset, &dir);
+                Ok(vec![
+                    ("user.dsfs.state", "past".to_owned()),
+                    ("user.dsfs.dataset", id.dataset.to_string()),
+                    ("user.dsfs.seq", id.seq.to_string()),
+                    ("user.dsfs.key", key.to_string()),
+                ])
+            }
+            Node::PastFile(id, _, file) => {
+                let mut all = vec![
+                    ("user.dsfs.state", "past".to_owned()),
+                    ("user.dsfs.dataset", id.dataset.to_string()),
+                    ("user.dsfs.seq", id.seq.to_string()),
+                    ("user.dsfs.key", file.key.to_string()),
+                ];
+                all.extend(file.etag.as_ref().map(|etag| ("user.dsfs.etag", etag.to_string())));
+                Ok(all)
             }
             Node::Published(dataset, _, file) => {
                 let mut all = vec![

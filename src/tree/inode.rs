@@ -17,6 +17,7 @@ use std::time::SystemTime;
 use parking_lot::RwLock;
 
 use crate::catalog::listing::RemoteFile;
+use crate::catalog::snapshots::SnapshotId;
 use crate::name::DatasetName;
 use crate::name::DirPath;
 use crate::name::ETag;
@@ -42,6 +43,10 @@ pub enum Node {
     Unlinked(DatasetName),
     /// A published file: one version.
     Published(DatasetName, RelPath, Arc<RemoteFile>),
+    /// A directory of a past state of a dataset, with the time of the commit that made that state.
+    PastDirectory(SnapshotId, DirPath, SystemTime),
+    /// A file of a past state: one version.
+    PastFile(SnapshotId, RelPath, Arc<RemoteFile>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +54,8 @@ enum Identity {
     Directory(DatasetName, DirPath),
     Staged(DatasetName, RelPath),
     Published(DatasetName, RelPath, Version),
+    PastDirectory(SnapshotId, DirPath),
+    PastFile(SnapshotId, RelPath),
 }
 
 /// What tells versions apart: the ETag, or, where listings have none, what they do have.
@@ -71,8 +78,12 @@ impl Node {
     /// The version that it shows, if it is one.
     fn version(&self) -> Option<&RemoteFile> {
         match self {
-            Self::Published(_, _, file) => Some(file),
-            Self::Root | Self::Directory(..) | Self::Staged(..) | Self::Unlinked(_) => None,
+            Self::Published(_, _, file) | Self::PastFile(_, _, file) => Some(file),
+            Self::Root
+            | Self::Directory(..)
+            | Self::Staged(..)
+            | Self::Unlinked(_)
+            | Self::PastDirectory(..) => None,
         }
     }
 
@@ -84,6 +95,8 @@ impl Node {
             Self::Published(name, path, file) => {
                 Some(Identity::Published(name.clone(), path.clone(), Version::of(file)))
             }
+            Self::PastDirectory(id, dir, _) => Some(Identity::PastDirectory(id.clone(), dir.clone())),
+            Self::PastFile(id, path, _) => Some(Identity::PastFile(id.clone(), path.clone())),
         }
     }
 }
@@ -248,7 +261,13 @@ fn moved(node: &Node, dataset: &DatasetName, from: &RelPath, below: &DirPath, to
         Node::Directory(name, dir) if name == dataset => {
             Some(Node::Directory(name.clone(), new_path(&dir.as_path()?)?.into()))
         }
-        Node::Root | Node::Unlinked(_) | Node::Published(..) | Node::Staged(..) | Node::Directory(..) => None,
+        Node::Root
+        | Node::Unlinked(_)
+        | Node::Published(..)
+        | Node::Staged(..)
+        | Node::Directory(..)
+        | Node::PastDirectory(..)
+        | Node::PastFile(..) => None,
     }
 }
 

@@ -1,12 +1,14 @@
 //! A dataset's past on the command line: log, show, diff, verify, with a mount and without one.
 
 use std::fs;
+use std::path::Path;
 use std::path::PathBuf;
 
 use serde_json::Value;
 
 use crate::common::home::Home;
 use crate::common::home::Said;
+use crate::common::mount::wait_until;
 
 /// A mounted remote whose dataset `run` has three commits: two files, one of them replaced, the other deleted.
 struct History {
@@ -45,6 +47,18 @@ impl History {
             mounted.err,
             direct.err
         );
+        mounted
+    }
+
+    /// As [`Self::both_ways`], for answers that tell of each one's own cache.
+    fn both_ways_but_cache(&self, arguments: &[&str]) -> Value {
+        let without_cache = |mut answer: Value| {
+            answer.as_object_mut().unwrap().remove("cache");
+            answer
+        };
+        let mounted = without_cache(json(&self.home.run(arguments)));
+        let remote = [("DSFS_REMOTE", &*self.home.remote())];
+        assert_eq!(mounted, without_cache(json(&Home::new().run_with(arguments, &remote))));
         mounted
     }
 }
@@ -134,4 +148,120 @@ fn a_damaged_log_is_a_failure_and_says_where() {
     history.both_ways(&["log", "run"]).failed(1, &["log of run", "0000000002"]);
     fs::remove_file(&record).unwrap();
     history.both_ways(&["show", "run@2"]).failed(1, &["damaged", "0000000002", "missing"]);
+}
+
+#[test]
+fn what_is_staged_is_compared_with_what_is_published() {
+    let history = History::new();
+    let mnt = &history.mnt;
+    fs::write(mnt.join("run/a"), "second!").unwrap(); // again what is published
+    fs::write(mnt.join("run/c"), "another").unwrap();
+    fs::write(mnt.join("run/new"), "new").unwrap();
+    let kinds = |said: &Said| -> Vec<(String, String)> {
+        let rows: Value = json(said);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        rows.as_array().unwrap().iter().map(|row| (text(&row["path"]), text(&row["kind"]))).collect()
+    };
+    let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+    };
+    let expected = pairs(&[("a", "same"), ("c", "changed"), ("new", "new")]);
+    assert_eq!(kinds(&history.home.run(&["diff", "run", "--json"])), expected);
+    let said = history.home.run(&["diff", "run"]);
+    let shown = "=  7 B         a\nM  3 B -> 7 B  c\nA  3 B         new\n";
+    assert_eq!((said.code, said.out.as_str()), (0, shown), "{}", said.err);
+    assert!(said.err.contains("1 file new, 1 file changed, 1 file with the same content"), "{}", said.err);
+
+    let since = history.both_ways(&["diff", "run@1", "--json"]);
+    assert_eq!(kinds(&since), pairs(&[("a", "changed"), ("c", "new"), ("dir/b", "deleted")]));
+    let between = history.both_ways(&["diff", "run@1", "run@2", "--json"]);
+    assert_eq!(kinds(&between), pairs(&[("a", "changed")]));
+    let none = history.both_ways(&["diff", "run@2", "run@2"]);
+    assert_eq!((none.code, none.out.as_str()), (0, ""));
+    assert!(none.err.contains("no differences"), "{}", none.err);
+    history.both_ways(&["diff", "run@1", "run@9"]).failed(4, &["no run@9"]);
+    history.both_ways(&["diff", "nowhere"]).failed(4, &["no dataset nowhere"]);
+
+    // The same without the mount, by whoever has the staging area.
+    assert_eq!(history.home.run(&["umount", "mnt"]).code, 0);
+    let direct = history.home.run(&["diff", "run", "--json", "--remote", &history.home.remote()]);
+    assert_eq!(kinds(&direct), expected);
+}
+
+#[test]
+fn a_damaged_object_and_a_damaged_cache_are_found_and_named() {
+    let history = History::new();
+    let home = &history.home;
+    let content: Vec<u8> = (0..3_000_000).map(|at: u32| (at / 7) as u8).collect();
+    fs::write(history.mnt.join("run/large"), &content).unwrap();
+    commit(home, &["-m", "large"]);
+    fs::write(home.path("remote/run/foreign"), "f").unwrap();
+    let right = history.both_ways_but_cache(&["verify", "run", "--remote", "--json"]);
+    assert_eq!(right["bad"], Value::Array(vec![]));
+    assert_eq!((&right["remote"]["right_files"], &right["remote"]["foreign_files"]), (&3.into(), &1.into()));
+    let cached = json(&home.run(&["verify", "run", "--json"]));
+    assert_eq!((&cached["remote"], &cached["seq"]), (&Value::Null, &4.into()));
+    assert_eq!(cached["cache"]["whole_files"], 3, "what was committed here is cached already: {cached}");
+
+    // One byte of the cache's file, as a disk would lose it: the reader has its pages, verify has not.
+    assert_eq!(fs::read(history.mnt.join("run/large")).unwrap(), content);
+    let data = find_file(&home.path(".cache/dsfs/blocks"), 3_000_000);
+    let mut bytes = fs::read(&data).unwrap();
+    bytes[2_000_000] ^= 1;
+    fs::write(&data, &bytes).unwrap();
+    let said = home.run(&["verify", "run"]);
+    assert_eq!(said.code, 1, "{}", said.out);
+    assert!(said.out.contains("BAD  cache  damaged  large  (1 block did not fit"), "{}", said.out);
+    assert!(
+        said.err.contains("1 file not as committed") && said.err.contains("fetches it again"),
+        "{}",
+        said.err
+    );
+    wait_until("the right bytes", || fs::read(history.mnt.join("run/large")).unwrap() == content);
+    assert_eq!(home.run(&["verify", "run"]).code, 0);
+
+    // And one byte of the object: in a directory that is another version too.
+    let object = home.path("remote/run/large");
+    let mut bytes = content.clone();
+    bytes[7] ^= 1;
+    fs::write(&object, &bytes).unwrap();
+    fs::remove_file(home.path("remote/run/c")).unwrap();
+    let said = home.run(&["verify", "run", "--remote"]);
+    assert_eq!(said.code, 1, "{}", said.out);
+    assert!(said.out.contains("BAD  remote  missing   c "), "{}", said.out);
+    assert!(
+        said.out.contains("BAD  remote  replaced  large  (written anew by another tool: the content is b"),
+        "{}",
+        said.out
+    );
+    assert!(said.err.contains("2 files not as committed"), "{}", said.err);
+    let said = home.run(&["verify", "run", "--remote", "--json"]);
+    assert_eq!(said.code, 1);
+    assert_eq!(serde_json::from_str::<Value>(&said.out).unwrap()["bad"][1]["problem"], "replaced");
+    home.run(&["verify", "nowhere"]).failed(4, &["no dataset nowhere"]);
+    home.run(&["verify", "run@9"]).failed(4, &["no run@9"]);
+    let foreign = home.path("remote/foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("x"), "x").unwrap();
+    let said = home.run(&["verify", "foreign"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("no commits"), "{}", said.out);
+}
+
+/// The only file of this size below a directory.
+fn find_file(dir: &Path, size_bytes: u64) -> PathBuf {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            let meta = entry.metadata().unwrap();
+            if meta.is_dir() {
+                dirs.push(entry.path());
+            } else if meta.len() == size_bytes {
+                found.push(entry.path());
+            }
+        }
+    }
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
 }

@@ -1,6 +1,7 @@
 //! What SEMANTICS.md promises, one file a chapter, on a real mount.
 
 mod commits;
+mod past;
 mod published;
 mod replace;
 mod staged;
