@@ -178,9 +178,13 @@ pub(super) fn resolve(sources: &[Source]) -> Result<ClientSettings, ConfigError>
             DEFAULT_REQUEST_CONCURRENCY,
             |text| count(text, 1, REQUEST_CONCURRENCY_MAX),
         )?,
-        retries: parsed(sources, "retries", |l| l.retries.as_ref(), DEFAULT_RETRIES, |text| {
-            count(text, 0, RETRIES_MAX)
-        })?,
+        retries: parsed(
+            sources,
+            "retries",
+            |l| l.retries.as_ref(),
+            DEFAULT_RETRIES,
+            |text| count(text, 0, RETRIES_MAX),
+        )?,
         retry_initial_delay: duration(
             "retry-initial-delay",
             |l: &Layer| l.retry_initial_delay.as_ref(),
@@ -191,7 +195,11 @@ pub(super) fn resolve(sources: &[Source]) -> Result<ClientSettings, ConfigError>
             |l: &Layer| l.retry_max_delay.as_ref(),
             DEFAULT_RETRY_MAX_DELAY,
         )?,
-        retry_timeout: duration("retry-timeout", |l: &Layer| l.retry_timeout.as_ref(), DEFAULT_RETRY_TIMEOUT)?,
+        retry_timeout: duration(
+            "retry-timeout",
+            |l: &Layer| l.retry_timeout.as_ref(),
+            DEFAULT_RETRY_TIMEOUT,
+        )?,
         read_rate: rate("read-rate", |l: &Layer| l.read_rate.as_ref())?,
         write_rate: rate("write-rate", |l: &Layer| l.write_rate.as_ref())?,
         rate_doubling_time: parsed(
@@ -294,7 +302,8 @@ mod tests {
     #[test]
     fn numbers_in_the_file_need_no_quotes() {
         let settings =
-            of(&[], "request-concurrency = 4\nread-rate = 2.5\nretries = '0'\nrequester-pays = true").unwrap();
+            of(&[], "request-concurrency = 4\nread-rate = 2.5\nretries = '0'\nrequester-pays = true")
+                .unwrap();
         assert_eq!(settings.request_concurrency.value, 4);
         assert_eq!(settings.read_rate.value, Some(2.5));
         assert_eq!(settings.retries.value, 0);

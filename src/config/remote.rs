@@ -201,7 +201,6 @@ impl Remote {
             Place::Directory(path) => format!("file://{}/{}", path.display(), self.prefix),
         }
     }
-
 }
 
 impl fmt::Display for Remote {

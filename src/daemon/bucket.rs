@@ -53,12 +53,7 @@ pub fn client_options(settings: &S3Settings) -> Result<S3Options, Failure> {
         },
         connect_timeout: client.connect_timeout.value,
         request_timeout: client.request_timeout.value,
-        ..S3Options::new(
-            &settings.bucket.value,
-            endpoint,
-            &settings.region.value,
-            credentials(settings),
-        )
+        ..S3Options::new(&settings.bucket.value, endpoint, &settings.region.value, credentials(settings))
     })
 }
 
@@ -140,4 +135,64 @@ fn source_of_file(path: Arc<Path>, profile: Option<Arc<str>>) -> KeySource {
             None
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::config::Environment;
+    use crate::config::Layer;
+    use crate::config::RemoteSettings;
+    use crate::config::Selection;
+
+    fn settings(flags: Layer, env: &[(&str, &str)]) -> S3Settings {
+        let env = Environment::from_pairs(&[&[("HOME", "/nonexistent")], env].concat());
+        match Config::load(flags, Selection::default(), &env).unwrap().remote {
+            RemoteSettings::S3(s3) => *s3,
+            RemoteSettings::Directory { .. } => panic!("is a bucket"),
+        }
+    }
+
+    #[test]
+    fn what_was_set_is_what_is_used() {
+        let flags = Layer {
+            retries: Some("4".into()),
+            retry_max_delay: Some("3s".into()),
+            read_rate: Some("5".into()),
+            request_timeout: Some("7s".into()),
+            conditional_writes: Some("off".into()),
+            bucket: Some("lab".into()),
+            ..Layer::default()
+        };
+        let settings = settings(flags, &[("TENSORSTORE_S3_REQUEST_CONCURRENCY", "4")]);
+        let retry = retry_options(&settings);
+        assert_eq!((retry.attempts_max, retry.requests_max), (5, 4), "the first attempt is no retry");
+        assert_eq!(retry.backoff_max, Duration::from_secs(3));
+        assert_eq!(retry.rate.reads_per_second, Some(5.0));
+        let client = client_options(&settings).unwrap();
+        assert!(client.find_region, "no endpoint, no region");
+        assert!(!client.conditional_writes);
+        assert_eq!(client.request_timeout, Duration::from_secs(7));
+        assert_eq!(assumed_guarantee(&settings), Some(Guarantee::BestEffort));
+    }
+
+    #[test]
+    fn keys_of_a_file_are_read_again_where_they_came_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        let write = |secret: &str| {
+            let text = format!("[profile.lab]\naccess-key-id = 'k'\nsecret-access-key = '{secret}'\n");
+            crate::durable::replace(&path, text.as_bytes()).unwrap();
+        };
+        write("old");
+        let source = source_of_file(path.as_path().into(), Some("lab".into()));
+        assert_eq!(source().unwrap().secret_access_key, "old");
+        write("new");
+        assert_eq!(source().unwrap().secret_access_key, "new");
+        fs::write(&path, "[profile.lab\n").unwrap();
+        assert!(source().is_none(), "half a file is no reason to lose the keys");
+    }
 }

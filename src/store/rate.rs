@@ -100,7 +100,8 @@ impl RateLimiter {
     #[must_use]
     pub fn new(options: &RateOptions) -> Self {
         let now = Instant::now();
-        let lane = |rate: Option<f64>| rate.map(|rate| Mutex::new(Lane::new(rate, options.doubling_time, now)));
+        let lane =
+            |rate: Option<f64>| rate.map(|rate| Mutex::new(Lane::new(rate, options.doubling_time, now)));
         Self { reads: lane(options.reads_per_second), writes: lane(options.writes_per_second) }
     }
 
@@ -137,7 +138,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_begin_evenly() {
-        let limiter = RateLimiter::new(&RateOptions { reads_per_second: Some(5.0), ..RateOptions::default() });
+        let limiter =
+            RateLimiter::new(&RateOptions { reads_per_second: Some(5.0), ..RateOptions::default() });
         let began = Instant::now();
         for _ in 0..20 {
             limiter.admit(Direction::Read).await;

@@ -310,7 +310,8 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        self.plain(Direction::Read, request.prefix.as_str(), Duration::ZERO, || self.inner.list(request)).await
+        self.plain(Direction::Read, request.prefix.as_str(), Duration::ZERO, || self.inner.list(request))
+            .await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
@@ -319,8 +320,10 @@ impl ObjectStore for RetryingStore {
 
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
         let attempt = || self.inner.get(key, etag, range.clone());
-        let (body, permit) =
-            self.attempts(Direction::Read, key.as_str(), Duration::ZERO, StoreError::is_transient, attempt).await.result?;
+        let (body, permit) = self
+            .attempts(Direction::Read, key.as_str(), Duration::ZERO, StoreError::is_transient, attempt)
+            .await
+            .result?;
         // The request is under way until its body is read or dropped.
         let body = body.map(move |piece| {
             let _held = &permit;
@@ -338,7 +341,13 @@ impl ObjectStore for RetryingStore {
     ) -> Result<ETag, StoreError> {
         let attempt = || self.inner.put(key, body.clone(), expect, attributes);
         let outcome = self
-            .attempts(Direction::Write, key.as_str(), upload_allowance(body.len()), StoreError::is_transient, attempt)
+            .attempts(
+                Direction::Write,
+                key.as_str(),
+                upload_allowance(body.len()),
+                StoreError::is_transient,
+                attempt,
+            )
             .await;
         let ours = OurWrite { attributes: Some(attributes), size_bytes: Some(body.len() as u64) };
         self.finish_write(key, outcome, &ours).await
@@ -349,8 +358,11 @@ impl ObjectStore for RetryingStore {
         key: &ObjectKey,
         attributes: &PutAttributes,
     ) -> Result<UploadId, StoreError> {
-        let upload =
-            self.plain(Direction::Write, key.as_str(), Duration::ZERO, || self.inner.create_multipart(key, attributes)).await?;
+        let upload = self
+            .plain(Direction::Write, key.as_str(), Duration::ZERO, || {
+                self.inner.create_multipart(key, attributes)
+            })
+            .await?;
         let open = OpenUpload { attributes: attributes.clone(), parts: BTreeMap::new() };
         self.uploads.lock().put(upload.clone(), open);
         Ok(upload)
@@ -364,7 +376,8 @@ impl ObjectStore for RetryingStore {
         body: Bytes,
     ) -> Result<PartReceipt, StoreError> {
         let attempt = || self.inner.put_part(key, upload, number, body.clone());
-        let receipt = self.plain(Direction::Write, key.as_str(), upload_allowance(body.len()), attempt).await?;
+        let receipt =
+            self.plain(Direction::Write, key.as_str(), upload_allowance(body.len()), attempt).await?;
         if let Some(open) = self.uploads.lock().get_mut(upload) {
             open.parts.insert(number, body.len() as u64);
         }
@@ -381,7 +394,9 @@ impl ObjectStore for RetryingStore {
         let attempt = || self.inner.complete_multipart(key, upload, parts, expect);
         // Two writers met: S3 has given the upload up, so asking for it again is of no use.
         let again = |err: &StoreError| matches!(err, StoreError::Unavailable { .. });
-        let outcome = self.attempts(Direction::Write, key.as_str(), complete_allowance(parts.len()), again, attempt).await;
+        let outcome = self
+            .attempts(Direction::Write, key.as_str(), complete_allowance(parts.len()), again, attempt)
+            .await;
         let open = self.uploads.lock().get(upload).cloned();
         let size_of = |open: &OpenUpload| parts.iter().map(|part| open.parts.get(&part.number)).sum();
         let ours = OurWrite {
@@ -394,7 +409,10 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
-        self.plain(Direction::Write, key.as_str(), Duration::ZERO, || self.inner.abort_multipart(key, upload)).await?;
+        self.plain(Direction::Write, key.as_str(), Duration::ZERO, || {
+            self.inner.abort_multipart(key, upload)
+        })
+        .await?;
         self.uploads.lock().pop(upload);
         Ok(())
     }

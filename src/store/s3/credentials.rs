@@ -130,7 +130,10 @@ pub(super) fn provider(
             )
         }
         S3Credentials::Renewed(..) | S3Credentials::DefaultChain | S3Credentials::Profile { .. } => {
-            SharedCredentialsProvider::new(Reread { credentials: credentials.clone(), config: config.clone() })
+            SharedCredentialsProvider::new(Reread {
+                credentials: credentials.clone(),
+                config: config.clone(),
+            })
         }
     };
     Some(provider)
