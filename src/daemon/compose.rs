@@ -68,7 +68,7 @@ impl Workspace {
         let staging = Staging::open(&dir, holder).map_err(|err| failure::of_staging(&err))?;
         let cache = open_cache(config);
         let state_dir = config.state_dir.value.clone();
-        let guarantee = RwLock::new(guarantee::recall(&state_dir, &remote.remote.store_identity()));
+        let guarantee = RwLock::new(guarantee::known(&remote, &state_dir));
         Ok(Self {
             remote,
             staging: Arc::new(staging),

@@ -66,6 +66,16 @@ impl History {
 fn commit(home: &Home, flags: &[&str]) {
     let said = home.run(&[&["commit", "run"], flags].concat());
     assert_eq!(said.code, 0, "{}", said.err);
+    // The kernel is told a moment later that these are other files now.
+    for file in ["a", "c"].map(|name| home.path("mnt/run").join(name)) {
+        wait_until("the published file", || !file.exists() || is_published(&file));
+    }
+}
+
+fn is_published(file: &Path) -> bool {
+    let mut value = [0; 16];
+    let state = rustix::fs::getxattr(file, c"user.dsfs.state", &mut value);
+    state.is_ok_and(|len| &value[..len] == b"published")
 }
 
 fn json(said: &Said) -> Value {
