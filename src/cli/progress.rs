@@ -14,6 +14,8 @@ use crate::control::message::Progress;
 
 /// How often a line is written where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// A rate is told when something has been going on for so long.
+const RATE_AFTER: Duration = Duration::from_secs(1);
 /// Redraws of the bar per second.
 const REDRAWS_PER_SECOND: u8 = 10;
 
@@ -27,7 +29,7 @@ pub struct Reporter {
 enum How {
     Silent,
     Bar(ProgressBar),
-    Lines { said: Option<(Instant, String)> },
+    Lines { phase: String, began: Instant, said: Option<Instant> },
 }
 
 impl Reporter {
@@ -39,7 +41,7 @@ impl Reporter {
         } else if output.is_interactive() {
             How::Bar(bar(output.color()))
         } else {
-            How::Lines { said: None }
+            How::Lines { phase: String::new(), began: Instant::now(), said: None }
         };
         Self { how }
     }
@@ -52,19 +54,22 @@ impl Reporter {
         match &mut self.how {
             How::Silent => {}
             How::Bar(bar) => {
+                if bar.prefix() != progress.phase {
+                    bar.reset(); // rate and remaining time are the new phase's own
+                }
                 bar.set_length(progress.bytes_total);
                 bar.set_position(progress.bytes_done);
                 bar.set_prefix(progress.phase.clone());
                 bar.set_message(files(progress));
             }
-            How::Lines { said } => {
-                let due = said
-                    .as_ref()
-                    .is_none_or(|(at, phase)| *phase != progress.phase || at.elapsed() >= LINE_INTERVAL);
-                if due {
-                    *said = Some((Instant::now(), progress.phase.clone()));
+            How::Lines { phase, began, said } => {
+                if *phase != progress.phase {
+                    (*phase, *began, *said) = (progress.phase.clone(), Instant::now(), None);
+                }
+                if said.is_none_or(|said| said.elapsed() >= LINE_INTERVAL) {
+                    *said = Some(Instant::now());
                     let mut output = Output::new(false, false);
-                    output.note(line(progress));
+                    output.note(line(progress, began.elapsed()));
                 }
             }
         }
@@ -110,10 +115,16 @@ fn files(progress: &Progress) -> String {
     format!("{}/{} files", progress.files_done, progress.files_total)
 }
 
-fn line(progress: &Progress) -> String {
-    let bytes = units::show_size(progress.bytes_done);
-    let total = units::show_size(progress.bytes_total);
-    format!("{}: {}, {bytes} of {total}", progress.phase, files(progress))
+fn line(progress: &Progress, elapsed: Duration) -> String {
+    let Progress { phase, bytes_done, bytes_total, .. } = progress;
+    let (bytes, total) = (units::show_size(*bytes_done), units::show_size(*bytes_total));
+    let line = format!("{phase}: {}, {bytes} of {total}", files(progress));
+    let rate = *bytes_done as f64 / elapsed.as_secs_f64();
+    if elapsed < RATE_AFTER || rate < 1.0 {
+        return line;
+    }
+    let left = Duration::from_secs((bytes_total.saturating_sub(*bytes_done) as f64 / rate).ceil() as u64);
+    format!("{line}, {}/s, {} left", units::show_size(rate as u64), units::show_duration(left))
 }
 
 #[cfg(test)]
@@ -129,6 +140,8 @@ mod tests {
             bytes_done: 512,
             bytes_total: 2048,
         };
-        assert_eq!(line(&progress), "upload: 1/3 files, 512 B of 2 KiB");
+        assert_eq!(line(&progress, Duration::ZERO), "upload: 1/3 files, 512 B of 2 KiB");
+        let later = line(&progress, Duration::from_secs(2));
+        assert_eq!(later, "upload: 1/3 files, 512 B of 2 KiB, 256 B/s, 6s left");
     }
 }

@@ -13,7 +13,7 @@
 //! 2. A handle reads one version: its inode belongs to (path, `ETag`), and its reader pins it.
 //! 3. No lock of this module is held across an `.await` or a call into the kernel.
 //!
-//! `past` shows what was committed before, `dir` lists, `ahead` and `walk` guess what is opened next, `file` reads and writes, `change` makes, moves and removes, `xattr` tells a
+//! `dir` lists, `ahead` and `walk` guess what is opened next, `file` reads and writes, `past` shows what was committed before, `change` makes, moves and removes, `xattr` tells a
 //! file's state, `open` keeps the handles, `error` has the table of errnos.
 
 mod ahead;
