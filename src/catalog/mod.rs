@@ -159,6 +159,12 @@ impl Catalog {
         })
     }
 
+    /// A past state that was looked at, and is still in memory: never waits.
+    #[must_use]
+    pub fn past_kept(&self, id: &SnapshotId) -> Option<Arc<SnapshotTree>> {
+        self.past.kept(id)
+    }
+
     /// Names who is told of other machines' commits. Once; a second one is not heard.
     pub fn listen(&self, listener: Arc<dyn NewsListener>) {
         if self.listener.set(listener).is_err() {

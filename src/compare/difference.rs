@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use futures_util::TryStreamExt;
-use futures_util::stream;
+use futures_util::stream::FuturesUnordered;
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -135,8 +134,13 @@ pub async fn staged(
     let compared = Comparison { store, dataset, snapshot: &snapshot, bases: &bases, watch };
     let bytes = pairs.iter().filter(|(there, file)| is_hashed(there.as_ref(), file));
     watch.phase("compare", pairs.len() as u64, bytes.map(|(_, file)| file.size_bytes).sum());
-    let comparing: Vec<_> = pairs.into_iter().map(|(there, file)| compared.file(there, file)).collect();
-    let mut all: Vec<Difference> = stream::iter(comparing).buffered(hashers()).try_collect().await?;
+    let (mut pairs, mut comparing, mut all) = (pairs.into_iter(), FuturesUnordered::new(), Vec::new());
+    loop {
+        let free = hashers() - comparing.len();
+        comparing.extend(pairs.by_ref().take(free).map(|(there, file)| compared.file(there, file)));
+        let Some(difference) = comparing.next().await else { break };
+        all.push(difference?);
+    }
     all.extend(deleted.into_iter().map(|(path, base, there)| deletion(path, &base, there.as_ref())));
     all.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(all)

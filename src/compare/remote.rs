@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::StreamExt;
 use futures_util::future;
-use futures_util::stream;
 use futures_util::stream::FuturesOrdered;
+use futures_util::stream::FuturesUnordered;
 use sha2::Digest;
 use sha2::Sha256;
 use tokio::sync::OwnedSemaphorePermit;
@@ -75,16 +74,15 @@ pub(super) async fn verify(
         verify,
         memory: Arc::new(Semaphore::new(usize::try_from(MEMORY_BYTES / UNIT_BYTES).unwrap_or(usize::MAX))),
     };
-    let looking: Vec<_> = entries
-        .into_iter()
-        .map(|(key, entry)| {
+    let mut entries = entries.into_iter();
+    let mut looking = FuturesUnordered::new();
+    loop {
+        let free = workers.max(1) - looking.len();
+        for (key, entry) in entries.by_ref().take(free) {
             let listed = listed.get(&key).copied();
-            let reader = &reader;
-            async move { reader.look(&key, entry, listed).await }.boxed()
-        })
-        .collect();
-    let mut looking = stream::iter(looking).buffer_unordered(workers.max(1));
-    while let Some(verdict) = looking.next().await {
+            looking.push(reader.look(key, entry, listed));
+        }
+        let Some(verdict) = looking.next().await else { return Ok(counts) };
         match verdict? {
             Verdict::Right { bytes } => {
                 counts.right_files += 1;
@@ -94,7 +92,6 @@ pub(super) async fn verify(
         }
         verify.watch.file_done();
     }
-    Ok(counts)
 }
 
 /// The sizes of the committed objects as they are listed; counts the others.
@@ -133,23 +130,18 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    async fn look(
-        &self,
-        key: &ObjectKey,
-        entry: Entry,
-        listed: Option<u64>,
-    ) -> Result<Verdict, CompareError> {
+    async fn look(&self, key: ObjectKey, entry: Entry, listed: Option<u64>) -> Result<Verdict, CompareError> {
         let size_bytes = entry.size_bytes;
         // An object that the listing shows as it should be is read; for any other, HEAD has the last word.
         let found = if listed == Some(size_bytes) && size_bytes > 0 {
-            self.hash(key, &entry.etag, size_bytes).await
+            self.hash(&key, &entry.etag, size_bytes).await
         } else {
             Err(StoreError::Changed { key: key.clone() })
         };
         let (problem, detail) = match found {
             Ok(cid) if cid == entry.cid => return Ok(Verdict::Right { bytes: size_bytes }),
             Ok(cid) => (Problem::WrongContent, format!("the content is {cid}")),
-            Err(err) => match self.explain(key, &entry, &err).await? {
+            Err(err) => match self.explain(&key, &entry, &err).await? {
                 None => return Ok(Verdict::Right { bytes: size_bytes }),
                 Some(explained) => explained,
             },

@@ -79,8 +79,9 @@ impl DatasetFs {
             Node::PastFile(..) if writable || truncate => Err(FsError::ReadOnly),
             Node::PastFile(id, path, file) => {
                 let opened = self.opened_published(ino, (*file).clone()).await?;
-                let (listing, _) = self.past_dir(&id, &path.parent()).await?;
-                self.ahead.opened(&self.reader, &Shown::Past(id), &path, file.size_bytes, || Some(listing));
+                let tree = self.tree.catalog().past_kept(&id);
+                let listing = || tree?.listing(&path.parent()).cloned();
+                self.ahead.opened(&self.reader, &Shown::Past(id), &path, file.size_bytes, listing);
                 Ok(opened)
             }
         }
