@@ -213,6 +213,19 @@ impl Files {
         Ok(Lookup::Hit(Bytes::from(read).slice(within)))
     }
 
+    /// Compares a block with its checksum, on the disk as it is now; forgets it if it fails.
+    pub(crate) fn check(&self, index: u64, bytes: &Range<u64>) -> bool {
+        let raw = self.entries[index as usize].load(Ordering::Acquire);
+        let content = self.read_at(bytes, true).ok().flatten();
+        let is_right = content.is_some_and(|content| {
+            format::entry_crc(&self.id, index, raw) == Some(crc32c::crc32c(&content))
+        });
+        if !is_right {
+            self.forget(index);
+        }
+        is_right
+    }
+
     /// Exactly these bytes, or `None` if they are not in memory and `wait` is unset.
     fn read_at(&self, bytes: &Range<u64>, wait: bool) -> io::Result<Option<Vec<u8>>> {
         let len = (bytes.end - bytes.start) as usize;

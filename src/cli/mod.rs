@@ -4,6 +4,7 @@
 //! ([`exit`]). Data goes to stdout, everything else to stderr ([`output`]).
 
 mod args;
+mod cache;
 mod commit;
 mod completions;
 mod config;
@@ -12,10 +13,13 @@ mod discard;
 mod doctor;
 pub mod exit;
 mod gc;
+mod keep;
 mod list;
+mod local;
 mod mount;
 pub mod output;
 mod progress;
+mod refresh;
 mod status;
 mod target;
 mod umount;
@@ -78,6 +82,12 @@ enum Command {
     List(list::ListArgs),
     Commit(commit::CommitArgs),
     Discard(discard::DiscardArgs),
+    Refresh(refresh::RefreshArgs),
+    Pin(keep::PinArgs),
+    Unpin(keep::UnpinArgs),
+    Prefetch(keep::PrefetchArgs),
+    Evict(keep::EvictArgs),
+    Cache(cache::CacheArgs),
     Gc(gc::GcArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
@@ -167,6 +177,12 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Commit(args) => commit::run(args, cx),
         Command::Demo(args) => demo::run(args, cx),
         Command::Discard(args) => discard::run(args, cx),
+        Command::Refresh(args) => refresh::run(args, cx),
+        Command::Pin(args) => keep::pin(args, cx),
+        Command::Unpin(args) => keep::unpin(args, cx),
+        Command::Prefetch(args) => keep::prefetch(args, cx),
+        Command::Evict(args) => keep::evict(args, cx),
+        Command::Cache(args) => cache::run(args, cx),
         Command::Gc(args) => gc::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),

@@ -22,6 +22,7 @@
 //! How requests are carried out: the daemon hands in a [`server::Handler`].
 
 pub mod client;
+pub mod keep;
 pub mod message;
 pub mod server;
 

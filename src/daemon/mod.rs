@@ -5,6 +5,7 @@ pub mod compose;
 pub mod failure;
 pub mod guarantee;
 pub mod holders;
+pub mod keep;
 pub mod lifecycle;
 pub mod mountinfo;
 pub mod mountpoint;

@@ -43,6 +43,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use futures_util::stream;
+use parking_lot::RwLock;
 use tokio::time::timeout;
 
 use crate::name::ETag;
@@ -69,7 +70,7 @@ use self::error::chain;
 
 /// A bucket on an S3-compatible service.
 pub struct S3Store {
-    client: Client,
+    client: RwLock<Client>,
     bucket: String,
     endpoint: Option<String>,
     request_timeout: Duration,
@@ -91,13 +92,24 @@ impl S3Store {
         let client = connect::client(options, &clock).await;
         let plain = options.endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
         Self {
-            client,
+            client: RwLock::new(client),
             bucket: options.bucket.clone(),
             endpoint: options.endpoint.clone(),
             request_timeout: options.request_timeout,
             unsigned_bodies: !plain && !matches!(options.credentials, S3Credentials::Anonymous),
             clock,
         }
+    }
+
+    fn client(&self) -> Client {
+        self.client.read().clone()
+    }
+
+    /// Requests from now on use new connections: the old ones may lead nowhere, after the machine has
+    /// slept or has another address.
+    pub fn reconnect(&self) {
+        let config = self.client().config().to_builder().http_client(connect::http_client()).build();
+        *self.client.write() = Client::from_conf(config);
     }
 
     /// The time at the server, to the second, if it has answered anything yet; errors count too.
@@ -125,7 +137,7 @@ impl S3Store {
             }),
             Err(_) => {
                 let reason = format!("no answer within {} s", limit.as_secs_f32());
-                let error = StoreError::unavailable(subject.describe(&self.bucket), reason);
+                let error = StoreError::unanswered(subject.describe(&self.bucket), reason);
                 Err(Failure { status: None, error })
             }
         }
@@ -226,7 +238,7 @@ impl Body {
             Ok(piece) => piece,
             Err(_) => {
                 let reason = format!("the body stalled for {} s", self.silence.as_secs_f32());
-                return Some((Err(StoreError::unavailable(&self.key, reason)), None));
+                return Some((Err(StoreError::unanswered(&self.key, reason)), None));
             }
         };
         let err = match piece {
@@ -241,7 +253,7 @@ impl Body {
                 StoreError::unavailable(&self.key, reason)
             }
             Some(Err(err)) => {
-                StoreError::unavailable(&self.key, format!("reading the body: {}", chain(&err)))
+                StoreError::unanswered(&self.key, format!("reading the body: {}", chain(&err)))
             }
         };
         Some((Err(err), None))
@@ -258,19 +270,20 @@ impl ObjectStore for S3Store {
     }
 
     async fn check_access(&self) -> Result<(), StoreError> {
-        let request = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
+        let request = self.client().list_objects_v2().bucket(&self.bucket).max_keys(1).send();
         self.answer(Subject::Bucket, Duration::ZERO, request).await?;
         Ok(())
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let call = self
-            .client
+            .client()
             .list_objects_v2()
             .bucket(&self.bucket)
             .prefix(request.prefix.as_str())
             .set_delimiter(request.one_level.then(|| "/".to_owned()))
             .set_continuation_token(request.continuation.clone())
+            .set_start_after(request.start_after.clone())
             .max_keys(i32::from(request.keys_max))
             .encoding_type(EncodingType::Url)
             .send();
@@ -292,7 +305,7 @@ impl ObjectStore for S3Store {
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
         let subject = Subject::Read(key);
-        let request = self.client.head_object().bucket(&self.bucket).key(key.as_str()).send();
+        let request = self.client().head_object().bucket(&self.bucket).key(key.as_str()).send();
         let output = self.answer(subject, Duration::ZERO, request).await?;
         let etag = output.e_tag().map(ETag::from_server);
         let size_bytes = output.content_length().and_then(|len| u64::try_from(len).ok());
@@ -311,7 +324,7 @@ impl ObjectStore for S3Store {
             return Err(StoreError::Rejected { key: key.to_string(), reason: format!("range {range:?}") });
         }
         let request = self
-            .client
+            .client()
             .get_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -345,7 +358,7 @@ impl ObjectStore for S3Store {
         let allowance = upload_allowance(body.len());
         let (if_none_match, if_match) = condition(expect);
         let mut call = self
-            .client
+            .client()
             .put_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -370,7 +383,7 @@ impl ObjectStore for S3Store {
         attributes: &PutAttributes,
     ) -> Result<UploadId, StoreError> {
         let mut call = self
-            .client
+            .client()
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -398,7 +411,7 @@ impl ObjectStore for S3Store {
         let allowance = upload_allowance(body.len());
         let checksum = crc32c_header(&body);
         let mut call = self
-            .client
+            .client()
             .upload_part()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -435,7 +448,7 @@ impl ObjectStore for S3Store {
         let completed = CompletedMultipartUpload::builder().set_parts(Some(completed.collect())).build();
         let (if_none_match, if_match) = condition(expect);
         let call = self
-            .client
+            .client()
             .complete_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -451,7 +464,7 @@ impl ObjectStore for S3Store {
 
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
         let call = self
-            .client
+            .client()
             .abort_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -473,7 +486,7 @@ impl ObjectStore for S3Store {
         }
         let expect = Expect::Version(etag.clone());
         let subject = Subject::Write(key, &expect);
-        let call = || self.client.delete_object().bucket(&self.bucket).key(key.as_str());
+        let call = || self.client().delete_object().bucket(&self.bucket).key(key.as_str());
         let outcome = self.answer(subject, Duration::ZERO, call().if_match(quoted(etag)).send()).await;
         match outcome {
             Ok(_) => Ok(()),
