@@ -69,16 +69,16 @@ impl Levels {
         self.slots.lock().get(level).cloned()
     }
 
-    /// Replaces what is known, if `is_current` still says so under the slot's lock. Returns what was
-    /// known before, and whether it was replaced.
+    /// Replaces what is known, if `is_current` still says so under the slot's lock, of what is there.
+    /// Returns what was known before, and whether it was replaced.
     pub(super) fn put(
         &self,
         slot: &Slot,
         known: Known,
-        is_current: impl FnOnce() -> bool,
+        is_current: impl FnOnce(Option<&Known>) -> bool,
     ) -> (Option<Known>, bool) {
         let mut guard = slot.known.lock();
-        if !is_current() {
+        if !is_current(guard.as_ref()) {
             return (guard.clone(), false);
         }
         let cost = known.listing.entries.len() + LEVEL_COST;
@@ -183,7 +183,7 @@ mod tests {
     fn what_was_not_used_for_longest_is_forgotten() {
         let levels = Levels::default();
         for number in 0..8 {
-            levels.put(&levels.slot(&level(number)), known(50_000), || true);
+            levels.put(&levels.slot(&level(number)), known(50_000), |_| true);
             levels.slot(&level(0));
         }
         assert!(levels.cost() <= ENTRIES_MAX, "{}", levels.cost());
@@ -195,9 +195,9 @@ mod tests {
     #[test]
     fn one_level_may_be_larger_than_all_together() {
         let levels = Levels::default();
-        levels.put(&levels.slot(&level(1)), known(10), || true);
+        levels.put(&levels.slot(&level(1)), known(10), |_| true);
         let large = levels.slot(&level(2));
-        levels.put(&large, known(ENTRIES_MAX + 1), || true);
+        levels.put(&large, known(ENTRIES_MAX + 1), |_| true);
         assert!(levels.existing(&level(1)).is_none());
         assert!(levels.existing(&level(2)).unwrap().fresh().is_some());
     }

@@ -257,7 +257,7 @@ impl Catalog {
                 Err(err) => break self.failed(level, slot, err),
             };
             // News that came while the listing was under way has changed the level that it replaces.
-            let is_current = || news == self.news.load(Ordering::Acquire) || tries == LISTING_TRIES;
+            let is_current = |_: Option<&Known>| news == self.news.load(Ordering::Acquire) || tries == LISTING_TRIES;
             let listing = Arc::new(answer.listing);
             let known = Known { listing: Arc::clone(&listing), expires: Instant::now() + self.ttl, stale: None };
             let (before, put) = self.levels.put(slot, known.clone(), is_current);
@@ -280,7 +280,7 @@ impl Catalog {
 
     fn failed(&self, level: &Level, slot: &Slot, err: StoreError) -> Result<Known, StoreError> {
         if let Some(known) = self.known_by_snapshot(level) {
-            self.levels.put(slot, known, || slot.known().is_none());
+            self.levels.put(slot, known, |there| there.is_none());
         }
         let err = Arc::new(err);
         let known = self.levels.touch(slot, |known| {

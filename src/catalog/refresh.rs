@@ -158,7 +158,9 @@ impl Catalog {
                 expires: Instant::now() + left.max(RESTORED_TTL.min(self.ttl)),
                 stale: None,
             };
-            let is_current = || news == self.news.load(Ordering::Acquire) && slot.fresh().is_none();
+            let is_current = |there: Option<&Known>| {
+                news == self.news.load(Ordering::Acquire) && !there.is_some_and(Known::is_fresh)
+            };
             let (_, put) = self.levels.put(slot, known.clone(), is_current);
             if !put {
                 match slot.fresh() {
@@ -217,7 +219,8 @@ impl Catalog {
             let listing = Arc::new(self.of_snapshot(name, dir, &snapshot)?);
             let known = Known { listing, expires: Instant::now() + self.ttl, stale: None };
             let is_newest = || self.histories.last_snapshot(name).seq == snapshot.seq;
-            let (_, put) = self.levels.put(slot, known.clone(), || is_newest() && slot.fresh().is_none());
+            let is_current = |there: Option<&Known>| is_newest() && !there.is_some_and(Known::is_fresh);
+            let (_, put) = self.levels.put(slot, known.clone(), is_current);
             if put {
                 self.wanted.push(level.clone());
                 return Some(known);
@@ -354,8 +357,7 @@ impl Catalog {
         }
     }
 
-    /// All files below a path of a dataset, level by level, several at a time: each is handed to
-    /// `found`.
+    /// All files below a path of a dataset; each is handed to `found`.
     ///
     /// # Errors
     /// The store's, where a level is not known and cannot be listed.
@@ -364,6 +366,26 @@ impl Catalog {
         name: &DatasetName,
         dir: &DirPath,
         mut found: impl FnMut(RelPath, &RemoteFile),
+    ) -> Result<(), StoreError> {
+        let each = |dir: &DirPath, listing: &Listing| {
+            for (entry_name, entry) in &listing.entries {
+                if let (Ok(path), RemoteEntry::File(file)) = (dir.child(entry_name), entry) {
+                    found(path, file);
+                }
+            }
+        };
+        self.walk_levels(name, dir, each).await
+    }
+
+    /// All directories of a dataset from `dir` down, several at a time; each is handed to `found`.
+    ///
+    /// # Errors
+    /// As for [`Self::walk`].
+    pub async fn walk_levels(
+        &self,
+        name: &DatasetName,
+        dir: &DirPath,
+        mut found: impl FnMut(&DirPath, &Listing),
     ) -> Result<(), StoreError> {
         let mut waiting = vec![dir.clone()];
         while !waiting.is_empty() {
@@ -375,13 +397,9 @@ impl Catalog {
             let mut listed = stream::iter(batch.into_iter().map(each)).buffered(PARALLEL);
             while let Some(result) = listed.next().await {
                 let (dir, listing) = result?;
-                for (entry_name, entry) in &listing.entries {
-                    let Ok(path) = dir.child(entry_name) else { continue };
-                    match entry {
-                        RemoteEntry::Directory => waiting.push(path.into()),
-                        RemoteEntry::File(file) => found(path, file),
-                    }
-                }
+                found(&dir, &listing);
+                let below = listing.entries.iter().filter(|(_, entry)| **entry == RemoteEntry::Directory);
+                waiting.extend(below.filter_map(|(below, _)| Some(dir.child(below).ok()?.into())));
             }
         }
         Ok(())

@@ -2,5 +2,6 @@
 
 pub mod double;
 pub mod home;
+pub mod line;
 pub mod mount;
 pub mod servers;
