@@ -187,7 +187,9 @@ impl Catalog {
             })
             .collect();
         let deleted: Vec<RelPath> = news.deleted.iter().map(|gone| gone.path.clone()).collect();
-        let edits = Edits::of(name, &files, &deleted);
+        // The first time a log is read, all of it is new, and most often nobody has relied on less.
+        let relied_on = !reading.first || self.knows_part_of(name);
+        let edits = if relied_on { Edits::of(name, &files, &deleted) } else { Edits::default() };
         let (before, after) = (reading.before, Arc::clone(snapshot));
         let edits = self.begin_edits(edits);
         let edits = match &self.disk {

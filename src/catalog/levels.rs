@@ -16,7 +16,7 @@ use crate::catalog::edits::LevelEdits;
 use crate::name::DatasetName;
 
 /// Entries in memory, all levels together; about 300 bytes each. A single level may be larger.
-const ENTRIES_MAX: usize = 300_000;
+const ENTRIES_MAX: usize = 200_000;
 /// What a level costs beside its entries, in entries.
 const LEVEL_COST: usize = 4;
 

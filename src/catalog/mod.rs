@@ -39,6 +39,7 @@ use std::time::Duration;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 pub use crate::catalog::disk::DiskUsage;
@@ -73,6 +74,9 @@ const STALE_PATIENCE: Duration = Duration::from_secs(3);
 /// The same for what a process before this one has listed: all levels together, so that the
 /// first look after a mount shows the truth if that is near, and comes at once if it is far.
 const RESTORED_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Levels on their way to the disk.
+const WRITES_MAX: usize = 4;
 
 /// A directory level.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -151,6 +155,8 @@ pub struct Catalog {
     /// What is left of [`RESTORED_PATIENCE`].
     patience: Mutex<Duration>,
     wanted: Wanted,
+    /// Bounds the levels that are on their way to the disk.
+    writing: Arc<Semaphore>,
 }
 
 impl Catalog {
@@ -171,6 +177,7 @@ impl Catalog {
             reliable_since: Mutex::new(SystemClock.now()),
             patience: Mutex::new(RESTORED_PATIENCE),
             wanted: Wanted::default(),
+            writing: Arc::new(Semaphore::new(WRITES_MAX)),
         }
     }
 
@@ -270,7 +277,7 @@ impl Catalog {
             if answer.provisional {
                 self.wanted.push(level.clone());
             } else {
-                self.keep(level, listing, answer.seq, news);
+                self.keep(level, listing, answer.seq, news).await;
             }
             break Ok(known);
         };
@@ -401,6 +408,16 @@ impl Catalog {
         {
             listener.changed(&dataset, &paths);
         }
+    }
+
+    /// Whether any level is in memory that a commit to this dataset would change.
+    fn knows_part_of(&self, name: &DatasetName) -> bool {
+        self.levels.of(Some(name)).iter().any(|level| match level {
+            Level::Directory(..) => true,
+            Level::Datasets => self
+                .fresh(level)
+                .is_none_or(|known| !known.listing.entries.contains_key(name.as_str())),
+        })
     }
 
     fn is_on_disk(&self, name: &DatasetName) -> bool {

@@ -261,11 +261,13 @@ impl Catalog {
         }
     }
 
-    /// Keeps a level on disk, in the background.
-    pub(super) fn keep(&self, level: &Level, listing: Arc<Listing>, seq: u64, news: u64) {
+    /// Keeps a level on disk, in the background; waits if many others are on their way there.
+    pub(super) async fn keep(&self, level: &Level, listing: Arc<Listing>, seq: u64, news: u64) {
         let Some(disk) = &self.disk else { return };
         let (disk, level, counter) = (Arc::clone(disk), level.clone(), Arc::clone(&self.news));
+        let writing = Arc::clone(&self.writing).acquire_owned().await;
         tokio::task::spawn_blocking(move || {
+            let _writing = writing;
             if !listing.exists() && matches!(&level, Level::Directory(_, dir) if dir.is_root()) {
                 if let Level::Directory(name, _) = &level {
                     disk.forget_dataset(name);
@@ -310,8 +312,8 @@ impl Catalog {
         while let Some(result) = listed.next().await {
             let (level, before, after) = result?;
             refreshed.levels += 1;
-            let before = before.map(|before| before.listing).unwrap_or_default();
-            let names = edits::changed_names(&before, &after.listing);
+            let Some(before) = before else { continue }; // nothing was known that could have changed
+            let names = edits::changed_names(&before.listing, &after.listing);
             refreshed.changed.extend(names.iter().map(|name| match &level {
                 Level::Datasets => name.to_string(),
                 Level::Directory(dataset, dir) => match dir.as_path() {
