@@ -5,6 +5,7 @@
 
 mod args;
 mod cache;
+mod client;
 mod commit;
 mod completions;
 mod config;

@@ -21,6 +21,7 @@ pub mod link;
 pub mod retry;
 pub mod fault;
 pub mod guarantee;
+pub mod rate;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -346,6 +347,8 @@ pub enum StoreError {
         key: String,
         /// What happened, with its causes.
         reason: String,
+        /// Whether the server said that it has too many requests.
+        throttled: bool,
         /// The cause, where nothing came from the server at all; its own words have none.
         #[source]
         source: Option<Arc<dyn std::error::Error + Send + Sync>>,
@@ -355,13 +358,13 @@ pub enum StoreError {
 impl StoreError {
     /// An [`StoreError::Unavailable`] without a further cause.
     pub fn unavailable(key: impl fmt::Display, reason: impl fmt::Display) -> Self {
-        Self::Unavailable { key: key.to_string(), reason: reason.to_string(), source: None }
+        Self::Unavailable { key: key.to_string(), reason: reason.to_string(), throttled: false, source: None }
     }
 
     /// An [`StoreError::Unavailable`] because nothing came from the server in time.
     pub fn unanswered(key: impl fmt::Display, reason: impl fmt::Display) -> Self {
         let source = Arc::new(std::io::Error::from(std::io::ErrorKind::TimedOut));
-        Self::Unavailable { key: key.to_string(), reason: reason.to_string(), source: Some(source) }
+        Self::Unavailable { key: key.to_string(), reason: reason.to_string(), throttled: false, source: Some(source) }
     }
 
     /// Whether nothing came from the server: it, or the line to it, is down.
@@ -378,6 +381,12 @@ impl StoreError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Contended { .. })
+    }
+
+    /// Whether the server has more requests than it can take.
+    #[must_use]
+    pub fn asks_to_slow_down(&self) -> bool {
+        matches!(self, Self::Unavailable { throttled: true, .. })
     }
 }
 

@@ -20,12 +20,14 @@
 //! Datasets, caches, retries, which conditions the server really honours (`guarantee`).
 
 mod connect;
+mod credentials;
 mod error;
 mod listing;
 
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -44,6 +46,7 @@ use bytes::Bytes;
 use data_encoding::BASE64;
 use futures_util::stream;
 use parking_lot::RwLock;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use crate::name::ETag;
@@ -61,8 +64,12 @@ use crate::store::UploadId;
 use crate::store::complete_allowance;
 use crate::store::upload_allowance;
 
-pub use self::connect::S3Credentials;
+pub use self::connect::CaBundle;
 pub use self::connect::S3Options;
+pub use self::connect::S3Proxy;
+pub use self::credentials::KeySource;
+pub use self::credentials::S3Credentials;
+pub use self::credentials::S3Keys;
 
 use self::connect::ServerClock;
 use self::error::Subject;
@@ -70,7 +77,9 @@ use self::error::chain;
 
 /// A bucket on an S3-compatible service.
 pub struct S3Store {
-    client: RwLock<Client>,
+    options: S3Options,
+    /// Made when it is needed first: before that, the region may have to be asked for.
+    client: RwLock<Arc<OnceCell<Client>>>,
     bucket: String,
     endpoint: Option<String>,
     request_timeout: Duration,
@@ -87,12 +96,14 @@ impl fmt::Debug for S3Store {
 
 impl S3Store {
     /// Prepares a client. Nothing is sent yet; [`ObjectStore::check_access`] does.
-    pub async fn new(options: &S3Options) -> Self {
+    #[must_use]
+    pub fn new(options: &S3Options) -> Self {
         let clock = ServerClock::default();
-        let client = connect::client(options, &clock).await;
+        let client = (!options.find_region).then(|| connect::client(options, &options.region, &clock));
         let plain = options.endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
         Self {
-            client: RwLock::new(client),
+            options: options.clone(),
+            client: RwLock::new(Arc::new(OnceCell::new_with(client))),
             bucket: options.bucket.clone(),
             endpoint: options.endpoint.clone(),
             request_timeout: options.request_timeout,
@@ -101,15 +112,54 @@ impl S3Store {
         }
     }
 
-    fn client(&self) -> Client {
-        self.client.read().clone()
+    /// The client, once the region is known.
+    async fn client(&self) -> Result<Client, StoreError> {
+        let connect = || async {
+            let region = connect::find_region(&self.options).await?;
+            tracing::debug!(bucket = self.bucket, region, "the bucket's region was found");
+            Ok(connect::client(&self.options, &region, &self.clock))
+        };
+        let client = Arc::clone(&self.client.read());
+        client.get_or_try_init(connect).await.cloned()
     }
 
     /// Requests from now on use new connections: the old ones may lead nowhere, after the machine has
     /// slept or has another address.
     pub fn reconnect(&self) {
-        let config = self.client().config().to_builder().http_client(connect::http_client()).build();
-        *self.client.write() = Client::from_conf(config);
+        let renew = |client: &Client| {
+            let http = connect::http_client(&self.options);
+            Client::from_conf(client.config().to_builder().http_client(http).build())
+        };
+        let renewed = self.client.read().get().map(renew);
+        if renewed.is_some() {
+            *self.client.write() = Arc::new(OnceCell::new_with(renewed));
+        }
+    }
+
+    /// Stands in for the condition of a write where servers are not to be sent any: the look before
+    /// the leap. Two writers who look at the same time both leap.
+    async fn look_before_write(&self, key: &ObjectKey, expect: &Expect) -> Result<(), StoreError> {
+        if self.options.conditional_writes {
+            return Ok(());
+        }
+        match (self.head(key).await, expect) {
+            (Ok(_), Expect::Absent) => Err(StoreError::AlreadyExists { key: key.clone() }),
+            (Ok(found), Expect::Version(etag)) if found.etag == *etag => Ok(()),
+            (Ok(_) | Err(StoreError::NotFound { .. }), Expect::Version(_)) => {
+                Err(StoreError::Changed { key: key.clone() })
+            }
+            (Err(StoreError::NotFound { .. }), Expect::Absent) => Ok(()),
+            (Err(err), _) => Err(err),
+        }
+    }
+
+    /// The two headers of a condition: `If-None-Match` and `If-Match`.
+    fn condition(&self, expect: &Expect) -> (Option<String>, Option<String>) {
+        match expect {
+            _ if !self.options.conditional_writes => (None, None),
+            Expect::Absent => (Some("*".into()), None),
+            Expect::Version(etag) => (None, Some(quoted(etag))),
+        }
     }
 
     /// The time at the server, to the second, if it has answered anything yet; errors count too.
@@ -178,14 +228,6 @@ impl From<Failure> for StoreError {
 
 fn quoted(etag: &ETag) -> String {
     format!("\"{etag}\"")
-}
-
-/// The two headers of a condition: `If-None-Match` and `If-Match`.
-fn condition(expect: &Expect) -> (Option<String>, Option<String>) {
-    match expect {
-        Expect::Absent => (Some("*".into()), None),
-        Expect::Version(etag) => (None, Some(quoted(etag))),
-    }
 }
 
 fn crc32c_header(body: &[u8]) -> String {
@@ -270,7 +312,7 @@ impl ObjectStore for S3Store {
     }
 
     async fn check_access(&self) -> Result<(), StoreError> {
-        let request = self.client().list_objects_v2().bucket(&self.bucket).max_keys(1).send();
+        let request = self.client().await?.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
         self.answer(Subject::Bucket, Duration::ZERO, request).await?;
         Ok(())
     }
@@ -278,6 +320,7 @@ impl ObjectStore for S3Store {
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let call = self
             .client()
+            .await?
             .list_objects_v2()
             .bucket(&self.bucket)
             .prefix(request.prefix.as_str())
@@ -305,7 +348,7 @@ impl ObjectStore for S3Store {
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
         let subject = Subject::Read(key);
-        let request = self.client().head_object().bucket(&self.bucket).key(key.as_str()).send();
+        let request = self.client().await?.head_object().bucket(&self.bucket).key(key.as_str()).send();
         let output = self.answer(subject, Duration::ZERO, request).await?;
         let etag = output.e_tag().map(ETag::from_server);
         let size_bytes = output.content_length().and_then(|len| u64::try_from(len).ok());
@@ -325,6 +368,7 @@ impl ObjectStore for S3Store {
         }
         let request = self
             .client()
+            .await?
             .get_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -356,9 +400,11 @@ impl ObjectStore for S3Store {
         attributes: &PutAttributes,
     ) -> Result<ETag, StoreError> {
         let allowance = upload_allowance(body.len());
-        let (if_none_match, if_match) = condition(expect);
+        self.look_before_write(key, expect).await?;
+        let (if_none_match, if_match) = self.condition(expect);
         let mut call = self
             .client()
+            .await?
             .put_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -384,6 +430,7 @@ impl ObjectStore for S3Store {
     ) -> Result<UploadId, StoreError> {
         let mut call = self
             .client()
+            .await?
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -412,6 +459,7 @@ impl ObjectStore for S3Store {
         let checksum = crc32c_header(&body);
         let mut call = self
             .client()
+            .await?
             .upload_part()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -446,9 +494,11 @@ impl ObjectStore for S3Store {
                 .build()
         });
         let completed = CompletedMultipartUpload::builder().set_parts(Some(completed.collect())).build();
-        let (if_none_match, if_match) = condition(expect);
+        self.look_before_write(key, expect).await?;
+        let (if_none_match, if_match) = self.condition(expect);
         let call = self
             .client()
+            .await?
             .complete_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -465,6 +515,7 @@ impl ObjectStore for S3Store {
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
         let call = self
             .client()
+            .await?
             .abort_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -486,8 +537,10 @@ impl ObjectStore for S3Store {
         }
         let expect = Expect::Version(etag.clone());
         let subject = Subject::Write(key, &expect);
-        let call = || self.client().delete_object().bucket(&self.bucket).key(key.as_str());
-        let outcome = self.answer(subject, Duration::ZERO, call().if_match(quoted(etag)).send()).await;
+        let client = self.client().await?;
+        let call = || client.delete_object().bucket(&self.bucket).key(key.as_str());
+        let (_, if_match) = self.condition(&expect);
+        let outcome = self.answer(subject, Duration::ZERO, call().set_if_match(if_match).send()).await;
         match outcome {
             Ok(_) => Ok(()),
             // "Not implemented" speaks of the condition, not of deleting.
