@@ -217,9 +217,8 @@ impl Files {
     pub(crate) fn check(&self, index: u64, bytes: &Range<u64>) -> bool {
         let raw = self.entries[index as usize].load(Ordering::Acquire);
         let content = self.read_at(bytes, true).ok().flatten();
-        let is_right = content.is_some_and(|content| {
-            format::entry_crc(&self.id, index, raw) == Some(crc32c::crc32c(&content))
-        });
+        let is_right = content
+            .is_some_and(|content| format::entry_crc(&self.id, index, raw) == Some(crc32c::crc32c(&content)));
         if !is_right {
             self.forget(index);
         }

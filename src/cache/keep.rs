@@ -14,7 +14,6 @@ use crate::cache::format::VersionId;
 use crate::cache::paths::FAN_OUT_DIGITS;
 use crate::cache::paths::Suffix;
 
-
 /// What was found of a version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
@@ -60,7 +59,8 @@ impl BlockCache {
     pub fn pinned_by(&self, owner: &str) -> Vec<VersionId> {
         let mut pinned = Vec::new();
         self.each_file(|id, suffix, path| {
-            let is_owners = suffix == Suffix::Pin && fs::read(path).is_ok_and(|text| text == owner.as_bytes());
+            let is_owners =
+                suffix == Suffix::Pin && fs::read(path).is_ok_and(|text| text == owner.as_bytes());
             pinned.extend(is_owners.then_some(id));
         });
         pinned
@@ -146,10 +146,14 @@ impl BlockCache {
     fn each_file(&self, mut found: impl FnMut(VersionId, Suffix, &std::path::Path)) {
         for dir in fs::read_dir(self.paths.blocks()).into_iter().flatten().flatten() {
             let prefix = dir.file_name();
-            let Some(prefix) = prefix.to_str().filter(|prefix| prefix.len() == FAN_OUT_DIGITS) else { continue };
+            let Some(prefix) = prefix.to_str().filter(|prefix| prefix.len() == FAN_OUT_DIGITS) else {
+                continue;
+            };
             for file in fs::read_dir(dir.path()).into_iter().flatten().flatten() {
                 let name = file.file_name();
-                let Some((rest, suffix)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+                let Some((rest, suffix)) = name.to_str().and_then(|name| name.split_once('.')) else {
+                    continue;
+                };
                 let id = VersionId::parse(&format!("{prefix}{rest}"));
                 if let (Some(id), Some(suffix)) = (id, Suffix::parse(suffix)) {
                     found(id, suffix, &file.path());

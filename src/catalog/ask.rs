@@ -80,7 +80,12 @@ impl Catalog {
     }
 
     /// One directory, as of one snapshot.
-    async fn list_directory(&self, name: &DatasetName, dir: &DirPath, quick: bool) -> Result<Answer, StoreError> {
+    async fn list_directory(
+        &self,
+        name: &DatasetName,
+        dir: &DirPath,
+        quick: bool,
+    ) -> Result<Answer, StoreError> {
         let place = Place { prefix: &self.prefix, dataset: name, dir };
         let prefix = self.prefix.directory(name, dir);
         let list = |request: ListRequest| async move { self.store.list(&request).await };
@@ -127,18 +132,19 @@ impl Catalog {
     }
 
     /// Reads a dataset's log and takes in what is new.
-    pub(super) async fn read_history(
-        &self,
-        name: &DatasetName,
-        mark: Mark,
-    ) -> Result<Reading, StoreError> {
+    pub(super) async fn read_history(&self, name: &DatasetName, mark: Mark) -> Result<Reading, StoreError> {
         let reading = self.histories.read(name, mark).await.map_err(LogError::into_store_error)?;
         self.take_news(name, &reading).await;
         Ok(reading)
     }
 
     /// A level out of a snapshot, if that is worth it.
-    pub(super) fn of_snapshot(&self, name: &DatasetName, dir: &DirPath, snapshot: &Snapshot) -> Option<Listing> {
+    pub(super) fn of_snapshot(
+        &self,
+        name: &DatasetName,
+        dir: &DirPath,
+        snapshot: &Snapshot,
+    ) -> Option<Listing> {
         if snapshot.entries.len() < SNAPSHOT_ENTRIES_MIN {
             return None;
         }

@@ -125,7 +125,9 @@ impl Disk {
                 tracing::warn!("the catalog {} is made anew: {err}", path.display());
                 remove(path);
                 connect(path)
-                    .inspect_err(|err| tracing::warn!("nothing is kept of listings: {}: {err}", path.display()))
+                    .inspect_err(|err| {
+                        tracing::warn!("nothing is kept of listings: {}: {err}", path.display())
+                    })
                     .ok()
             }
         };
@@ -156,7 +158,8 @@ impl Disk {
         let row: Option<(i64, i64, Vec<u8>)> = self.with(|connection| {
             let sql = "SELECT listed, used, body FROM levels WHERE dataset = ?1 AND dir = ?2";
             let mut select = connection.prepare_cached(sql)?;
-            let row = select.query_row(params![dataset, dir], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+            let row =
+                select.query_row(params![dataset, dir], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
             let row = row.optional()?;
             let now = unix_seconds(SystemClock.now());
             if row.as_ref().is_some_and(|(_, used, _)| *used + USED_RENEW_SECONDS < now) {
@@ -182,15 +185,23 @@ impl Disk {
     /// A dataset's place in its log; `None` if no level of it is known.
     pub(super) fn dataset(&self, name: &DatasetName) -> Option<StoredDataset> {
         let (seq, body): (u64, Option<Vec<u8>>) = self.with(|connection| {
-            let mut select = connection.prepare_cached("SELECT seq, snapshot FROM datasets WHERE name = ?1")?;
+            let mut select =
+                connection.prepare_cached("SELECT seq, snapshot FROM datasets WHERE name = ?1")?;
             Ok(select.query_row([name.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
         })??;
-        let snapshot = body.and_then(|body| Snapshot::decode(&body).ok()).filter(|snapshot| snapshot.seq == seq);
+        let snapshot =
+            body.and_then(|body| Snapshot::decode(&body).ok()).filter(|snapshot| snapshot.seq == seq);
         Some(StoredDataset { seq, snapshot: if seq == 0 { Some(Snapshot::default()) } else { snapshot } })
     }
 
     /// Keeps a level, listed as of commit `seq`, if `is_current` says so once nobody else can write.
-    pub(super) fn store(&self, level: &Level, listing: &Listing, seq: u64, is_current: impl FnOnce() -> bool) {
+    pub(super) fn store(
+        &self,
+        level: &Level,
+        listing: &Listing,
+        seq: u64,
+        is_current: impl FnOnce() -> bool,
+    ) {
         let (dataset, dir) = columns(level);
         let body = match stored::encode(listing) {
             Ok(body) => body,
@@ -259,7 +270,8 @@ impl Disk {
     pub(super) fn forget(&self, level: &Level) {
         let (dataset, dir) = columns(level);
         self.with(|connection| {
-            connection.execute("DELETE FROM levels WHERE dataset = ?1 AND dir = ?2", params![dataset, dir])?;
+            connection
+                .execute("DELETE FROM levels WHERE dataset = ?1 AND dir = ?2", params![dataset, dir])?;
             Ok(())
         });
     }
@@ -278,7 +290,8 @@ impl Disk {
     /// The datasets of which anything is kept.
     pub(super) fn datasets(&self) -> Vec<DatasetName> {
         let names: Option<Vec<String>> = self.with(|connection| {
-            let mut select = connection.prepare_cached("SELECT DISTINCT dataset FROM levels WHERE dataset <> ''")?;
+            let mut select =
+                connection.prepare_cached("SELECT DISTINCT dataset FROM levels WHERE dataset <> ''")?;
             let rows = select.query_map([], |row| row.get(0))?;
             Ok(rows.collect::<Result<_, _>>()?)
         });
@@ -321,7 +334,8 @@ impl Disk {
             while bytes > self.bytes_max * SHRINK_TO_PERCENT / 100 {
                 let Some(row) = rows.next()? else { break };
                 let (dataset, dir, len): (String, String, u64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-                transaction.execute("DELETE FROM levels WHERE dataset = ?1 AND dir = ?2", params![dataset, dir])?;
+                transaction
+                    .execute("DELETE FROM levels WHERE dataset = ?1 AND dir = ?2", params![dataset, dir])?;
                 bytes = bytes.saturating_sub(len);
             }
         }
@@ -359,7 +373,10 @@ impl DiskError {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::SchemaChanged)
             ),
             Self::Io(err) => {
-                matches!(err.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::Other)
+                matches!(
+                    err.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::Other
+                )
             }
             Self::Version(_) => true,
         }

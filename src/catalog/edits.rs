@@ -143,7 +143,8 @@ mod tests {
                 .collect(),
             ..Listing::default()
         };
-        let (before, after) = (listing(&[("a", 1), ("b", 1), ("c", 1)]), listing(&[("a", 1), ("b", 2), ("d", 1)]));
+        let (before, after) =
+            (listing(&[("a", 1), ("b", 1), ("c", 1)]), listing(&[("a", 1), ("b", 2), ("d", 1)]));
         let changed: Vec<String> = changed_names(&before, &after).iter().map(ToString::to_string).collect();
         assert_eq!(changed, ["b", "c", "d"]);
     }

@@ -18,6 +18,8 @@
 //! Not known here: what is staged, inodes, the kernel.
 
 mod ask;
+#[cfg(test)]
+mod committed;
 mod disk;
 mod edits;
 mod history;
@@ -264,9 +266,11 @@ impl Catalog {
                 Err(err) => break self.failed(level, slot, err),
             };
             // News that came while the listing was under way has changed the level that it replaces.
-            let is_current = |_: Option<&Known>| news == self.news.load(Ordering::Acquire) || tries == LISTING_TRIES;
+            let is_current =
+                |_: Option<&Known>| news == self.news.load(Ordering::Acquire) || tries == LISTING_TRIES;
             let listing = Arc::new(answer.listing);
-            let known = Known { listing: Arc::clone(&listing), expires: Instant::now() + self.ttl, stale: None };
+            let known =
+                Known { listing: Arc::clone(&listing), expires: Instant::now() + self.ttl, stale: None };
             let (before, put) = self.levels.put(slot, known.clone(), is_current);
             if !put {
                 continue;
@@ -414,9 +418,9 @@ impl Catalog {
     fn knows_part_of(&self, name: &DatasetName) -> bool {
         self.levels.of(Some(name)).iter().any(|level| match level {
             Level::Directory(..) => true,
-            Level::Datasets => self
-                .fresh(level)
-                .is_none_or(|known| !known.listing.entries.contains_key(name.as_str())),
+            Level::Datasets => {
+                self.fresh(level).is_none_or(|known| !known.listing.entries.contains_key(name.as_str()))
+            }
         })
     }
 
@@ -550,7 +554,8 @@ mod tests {
         assert_eq!(names(&offline.level(&top()).await.unwrap()), ["a", "sub"]);
         assert!(offline.has_dataset(&DatasetName::parse("run").unwrap()).await.unwrap());
         assert_eq!(names(&offline.level(&Level::Datasets).await.unwrap()), ["run"]);
-        let below = Level::Directory(DatasetName::parse("run").unwrap(), RelPath::parse("sub").unwrap().into());
+        let below =
+            Level::Directory(DatasetName::parse("run").unwrap(), RelPath::parse("sub").unwrap().into());
         assert!(offline.level(&below).await.is_err(), "never listed: unreachable, and not empty");
     }
 

@@ -105,13 +105,7 @@ where
 }
 
 /// Takes a page in, and returns the ranges that are left of its range.
-fn take(
-    listing: &mut Listing,
-    prefix: &KeyPrefix,
-    page: ListPage,
-    range: &Range,
-    idle: usize,
-) -> Vec<Range> {
+fn take(listing: &mut Listing, prefix: &KeyPrefix, page: ListPage, range: &Range, idle: usize) -> Vec<Range> {
     let ends = ends(prefix, &page).map(|(first, last)| (first.to_owned(), last.to_owned()));
     let continuation = page.continuation.clone();
     listing.add_page(prefix, page);
@@ -133,7 +127,8 @@ fn take(
 /// The first and the last name of a page. Objects and prefixes are each in order.
 fn ends<'p>(prefix: &KeyPrefix, page: &'p ListPage) -> Option<(&'p str, &'p str)> {
     let object = |object: Option<&'p ListedObject>| object.and_then(|object| prefix.strip(&object.key));
-    let below = |below: Option<&'p KeyPrefix>| below.and_then(|below| below.as_str().strip_prefix(prefix.as_str()));
+    let below =
+        |below: Option<&'p KeyPrefix>| below.and_then(|below| below.as_str().strip_prefix(prefix.as_str()));
     let firsts = [object(page.objects.first()), below(page.prefixes.first())];
     let lasts = [object(page.objects.last()), below(page.prefixes.last())];
     let first = firsts.into_iter().flatten().filter(|name| !name.is_empty()).min()?;
@@ -223,7 +218,8 @@ mod tests {
         let counting: Vec<String> = (0..6000).map(|number| format!("img_{number:07}.jpg")).collect();
         let spread = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let hashes: Vec<String> = (0..4000).map(|number| format!("{:016x}", spread(number))).collect();
-        let odd: Vec<String> = (0..3000).map(|number| format!("é {}\u{1}{number}", spread(number) % 7)).collect();
+        let odd: Vec<String> =
+            (0..3000).map(|number| format!("é {}\u{1}{number}", spread(number) % 7)).collect();
         let below: Vec<String> = (0..2500).map(|number| format!("part-{number}/x")).collect();
         let mixed: Vec<String> = [&counting[..1500], &hashes[..1500], &odd[..500], &below[..1500]].concat();
         for names in [counting, hashes, odd, below, mixed] {

@@ -53,7 +53,8 @@ pub(super) struct Wanted {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<Level>,
+    /// With the time when each was wanted.
+    waiting: VecDeque<(Level, Instant)>,
     known: HashSet<Level>,
 }
 
@@ -67,17 +68,17 @@ impl Wanted {
     pub(super) fn push(&self, level: Level) {
         let mut queue = self.queue.lock();
         if self.is_served() && queue.waiting.len() < WANTED_MAX && queue.known.insert(level.clone()) {
-            queue.waiting.push_back(level);
+            queue.waiting.push_back((level, Instant::now()));
             drop(queue);
             self.added.notify_one();
         }
     }
 
-    fn pop(&self) -> Option<Level> {
+    fn pop(&self) -> Option<(Level, Instant)> {
         let mut queue = self.queue.lock();
-        let level = queue.waiting.pop_front()?;
+        let (level, since) = queue.waiting.pop_front()?;
         queue.known.remove(&level);
-        Some(level)
+        Some((level, since))
     }
 }
 
@@ -98,10 +99,10 @@ impl Catalog {
         loop {
             let added = self.wanted.added.notified();
             while tasks.len() < PARALLEL
-                && let Some(level) = self.wanted.pop()
+                && let Some((level, since)) = self.wanted.pop()
             {
                 let catalog = Arc::clone(&self);
-                tasks.spawn(async move { catalog.refresh_level(&level).await });
+                tasks.spawn(async move { catalog.refresh_level(&level, since).await });
             }
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -112,10 +113,14 @@ impl Catalog {
         self.wanted.served.store(false, Ordering::Release);
     }
 
-    /// Lists a level now, however fresh it is. Failures stay with the level.
-    async fn refresh_level(&self, level: &Level) {
+    /// Lists a level, unless that was done since it was wanted. Failures stay with the level.
+    async fn refresh_level(&self, level: &Level, since: Instant) {
         let slot = self.levels.slot(level);
         let _asking = slot.asking.lock().await;
+        let is_newer = |known: Known| known.stale.is_none() && known.expires >= since + self.ttl;
+        if slot.known().is_some_and(is_newer) {
+            return;
+        }
         let result = self.ask_now(level, &slot, false).await;
         if let Err(err) = result {
             tracing::debug!("{level} could not be listed in the background: {err}");
@@ -180,7 +185,12 @@ impl Catalog {
     }
 
     /// Has a level listed in the background, and waits for that for a while.
-    pub(super) async fn refreshed_within(&self, level: &Level, slot: &Slot, patience: Duration) -> Option<Known> {
+    pub(super) async fn refreshed_within(
+        &self,
+        level: &Level,
+        slot: &Slot,
+        patience: Duration,
+    ) -> Option<Known> {
         let asked = slot.asked.notified();
         tokio::pin!(asked);
         asked.as_mut().enable();
@@ -249,7 +259,8 @@ impl Catalog {
         let level = |name_in: &str| Some(Level::Directory(name.clone(), above.child(name_in).ok()?.into()));
         let is_known = |level: &Level| self.levels.existing(level).is_some();
         let here = path.file_name();
-        let before = entries.range::<str, _>((Bound::Unbounded, Bound::Excluded(here))).rev().find(is_directory);
+        let before =
+            entries.range::<str, _>((Bound::Unbounded, Bound::Excluded(here))).rev().find(is_directory);
         if !before.and_then(|(before, _)| level(before)).is_some_and(|before| is_known(&before)) {
             return;
         }
@@ -290,7 +301,8 @@ impl Catalog {
         }
         if let (Some(name), Some(disk)) = (name, &self.disk) {
             let (disk, dataset) = (Arc::clone(disk), name.clone());
-            let dirs = tokio::task::spawn_blocking(move || disk.directories(&dataset)).await.unwrap_or_default();
+            let dirs =
+                tokio::task::spawn_blocking(move || disk.directories(&dataset)).await.unwrap_or_default();
             levels.extend(dirs.into_iter().map(|dir| Level::Directory(name.clone(), dir)));
         }
         levels.sort();
@@ -347,10 +359,14 @@ impl Catalog {
         }
         if let Some(disk) = &self.disk {
             let (disk, dataset) = (Arc::clone(disk), name.clone());
-            dirs.extend(tokio::task::spawn_blocking(move || disk.directories(&dataset)).await.unwrap_or_default());
+            dirs.extend(
+                tokio::task::spawn_blocking(move || disk.directories(&dataset)).await.unwrap_or_default(),
+            );
         }
         for dir in dirs {
-            let Some(known) = self.last_known(&Level::Directory(name.clone(), dir.clone())).await else { continue };
+            let Some(known) = self.last_known(&Level::Directory(name.clone(), dir.clone())).await else {
+                continue;
+            };
             for (entry_name, entry) in &known.listing.entries {
                 if let (Ok(path), RemoteEntry::File(file)) = (dir.child(entry_name), entry) {
                     found(path, file);

@@ -44,13 +44,7 @@ struct Body<'b> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct File<'b>(
-    #[serde(borrow)] Cow<'b, str>,
-    u64,
-    #[serde(borrow)] Option<Cow<'b, str>>,
-    i64,
-    u32,
-);
+struct File<'b>(#[serde(borrow)] Cow<'b, str>, u64, #[serde(borrow)] Option<Cow<'b, str>>, i64, u32);
 
 fn unix_time(time: SystemTime) -> (i64, u32) {
     match time.duration_since(SystemTime::UNIX_EPOCH) {

@@ -91,11 +91,15 @@ pub fn run(args: &CacheArgs, cx: &mut Context) -> Result<(), Failure> {
             }
             match outcome.damaged_blocks {
                 0 => Ok(()),
-                _ => Err(Failure::new(FailureKind::Failed, "the cache had damaged blocks; they were dropped")
-                    .hint("they are fetched again when they are needed; look after that disk")),
+                _ => {
+                    Err(Failure::new(FailureKind::Failed, "the cache had damaged blocks; they were dropped")
+                        .hint("they are fetched again when they are needed; look after that disk"))
+                }
             }
         }
-        reply @ (KeepReply::Local(_) | KeepReply::Unpinned(_)) => Err(target::unexpected(&Reply::Kept(reply))),
+        reply @ (KeepReply::Local(_) | KeepReply::Unpinned(_)) => {
+            Err(target::unexpected(&Reply::Kept(reply)))
+        }
     }
 }
 

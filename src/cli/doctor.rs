@@ -142,7 +142,10 @@ fn of_dataset(name: &DatasetName, config: &Config, json: bool, cx: &mut Context)
         let catalog = Catalog::new(Arc::clone(&remote.store), prefix, config.list_ttl.value);
         let mut found = NotShown::default();
         let keys = |hidden: &[HiddenKey]| -> Vec<Key> {
-            hidden.iter().map(|hidden| Key { key: hidden.key.clone(), reason: hidden.reason.clone() }).collect()
+            hidden
+                .iter()
+                .map(|hidden| Key { key: hidden.key.clone(), reason: hidden.reason.clone() })
+                .collect()
         };
         let each = |_: &DirPath, listing: &Listing| {
             let files = listing.entries.values().filter(|entry| matches!(entry, RemoteEntry::File(_)));

@@ -36,10 +36,12 @@ pub fn keep(target: &TargetArgs, request: KeepRequest, cx: &Context) -> Result<K
             let client = Client::connect(&socket).map_err(|err| {
                 Failure::new(FailureKind::Failed, format!("the daemon does not answer: {err}"))
             })?;
-            client.call(&Request::Keep(request), &mut |progress| reporter.update(progress)).and_then(|reply| {
-                let Reply::Kept(reply) = reply else { return Err(target::unexpected(&reply)) };
-                Ok(reply)
-            })
+            client.call(&Request::Keep(request), &mut |progress| reporter.update(progress)).and_then(
+                |reply| {
+                    let Reply::Kept(reply) = reply else { return Err(target::unexpected(&reply)) };
+                    Ok(reply)
+                },
+            )
         }
         Target::Direct(config) => {
             let runtime = remote::runtime()?;

@@ -188,7 +188,11 @@ impl Keeper {
         Ok(part)
     }
 
-    async fn prefetch(&self, part: &Part, progress: &watch::Sender<Progress>) -> Result<LocalOutcome, Failure> {
+    async fn prefetch(
+        &self,
+        part: &Part,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<LocalOutcome, Failure> {
         let files = self.files_of(part).await?;
         let limit = self.cache.usage().limit_bytes;
         if files.iter().map(|file| file.file.size_bytes).sum::<u64>() > limit {
@@ -199,12 +203,17 @@ impl Keeper {
 
     async fn evict(&self, part: &Part) -> Result<EvictOutcome, Failure> {
         let mut files = Vec::new();
-        self.catalog.walk_known(&part.dataset, |path, file| {
-            if part.path.as_ref().is_none_or(|of| *of == path || DirPath::from(of.clone()).contains(&path)) {
-                files.push(self.id(file));
-            }
-        })
-        .await;
+        self.catalog
+            .walk_known(&part.dataset, |path, file| {
+                if part
+                    .path
+                    .as_ref()
+                    .is_none_or(|of| *of == path || DirPath::from(of.clone()).contains(&path))
+                {
+                    files.push(self.id(file));
+                }
+            })
+            .await;
         if files.is_empty() {
             return Err(Failure::new(FailureKind::NotFound, format!("nothing of {part} is known here")));
         }
@@ -301,7 +310,10 @@ impl Keeper {
                 let pins = statuses.iter_mut().filter(|pin| {
                     let of = &pin.part;
                     of.dataset == name
-                        && of.path.as_ref().is_none_or(|of| *of == path || DirPath::from(of.clone()).contains(&path))
+                        && of
+                            .path
+                            .as_ref()
+                            .is_none_or(|of| *of == path || DirPath::from(of.clone()).contains(&path))
                 });
                 let mut pinned = false;
                 for pin in pins {
@@ -358,8 +370,10 @@ impl Keeper {
         }
         let wanted = self.wanted(&pins, false).await.map_err(|err| failure::of_store(&err))?;
         self.mark(&wanted)?;
-        let missing: Vec<Published> =
-            wanted.into_values().filter(|file| file.file.size_bytes > 0 && !self.is_local(&file.file)).collect();
+        let missing: Vec<Published> = wanted
+            .into_values()
+            .filter(|file| file.file.size_bytes > 0 && !self.is_local(&file.file))
+            .collect();
         let Some(pin) = pins.pins.first().filter(|_| !missing.is_empty()) else { return Ok(()) };
         let (progress, _) = watch::channel(Progress::default());
         let outcome = self.fetch(&pin.part, &missing, &progress).await?;
@@ -400,9 +414,7 @@ impl Keeper {
         let level = Level::Directory(part.dataset.clone(), path.parent());
         let known = self.catalog.level(&level).await?;
         Ok(match known.listing.entries.get(path.file_name()) {
-            Some(RemoteEntry::File(file)) => {
-                Some(Published { path: path.clone(), file: file.clone() })
-            }
+            Some(RemoteEntry::File(file)) => Some(Published { path: path.clone(), file: file.clone() }),
             Some(RemoteEntry::Directory) | None => None,
         })
     }
@@ -454,7 +466,8 @@ impl Keeper {
         let (fetched_files, fetched_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         let missing = Mutex::new(Vec::new());
         let one = |file: &Published| {
-            let (file, fetched_files, fetched_bytes, missing) = (file.clone(), &fetched_files, &fetched_bytes, &missing);
+            let (file, fetched_files, fetched_bytes, missing) =
+                (file.clone(), &fetched_files, &fetched_bytes, &missing);
             async move {
                 let was_local = file.file.size_bytes == 0 || self.is_local(&file.file);
                 if was_local {
@@ -494,7 +507,11 @@ impl Keeper {
     }
 
     /// Reads a file from end to end, so that it is cached. Whether it is.
-    async fn fetch_file(&self, file: &RemoteFile, progress: &watch::Sender<Progress>) -> Result<bool, Failure> {
+    async fn fetch_file(
+        &self,
+        file: &RemoteFile,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<bool, Failure> {
         let Some(version) = version_of(file) else { return Ok(false) };
         for tried in 0..FETCH_TRIES {
             let handle = self.reader.open(version.clone()).handle();

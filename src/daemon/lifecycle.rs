@@ -232,7 +232,10 @@ async fn check_access(
         Ok(Err(err)) => return Err(failure::of_access(&err, config)),
         Err(_) => {
             remote.link.look_now();
-            reporter.notice(&format!("{} is slow to answer; what is known of it is shown meanwhile", remote.remote));
+            reporter.notice(&format!(
+                "{} is slow to answer; what is known of it is shown meanwhile",
+                remote.remote
+            ));
             return Ok(());
         }
     };

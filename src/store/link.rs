@@ -191,7 +191,10 @@ impl Link {
     }
 
     /// Runs a request for as long as the line is up.
-    async fn while_up<T>(&self, request: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    async fn while_up<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         self.check()?;
         let mut outage = self.subscribe();
         tokio::select! {
@@ -226,12 +229,18 @@ impl WatchedStore {
     }
 
     /// A request that is answered at once by a healthy remote.
-    async fn question<T>(&self, request: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    async fn question<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         let _question = self.link.ask();
         self.reported(request).await
     }
 
-    async fn reported<T>(&self, request: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    async fn reported<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         let result = request.await;
         self.link.met(&result);
         result
@@ -463,7 +472,10 @@ mod tests {
         link.wait_until_due().await;
         link.probe_when_due(&*faults).await;
         let refused = gated.list(&everything()).await.unwrap_err();
-        assert!(matches!(&refused, StoreError::Offline { reason, .. } if reason == "connection refused"), "{refused}");
+        assert!(
+            matches!(&refused, StoreError::Offline { reason, .. } if reason == "connection refused"),
+            "{refused}"
+        );
         time::advance(Duration::from_secs(2)).await;
         link.probe_when_due(&*faults).await;
         assert!(link.outage().is_none());

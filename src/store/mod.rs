@@ -364,7 +364,12 @@ impl StoreError {
     /// An [`StoreError::Unavailable`] because nothing came from the server in time.
     pub fn unanswered(key: impl fmt::Display, reason: impl fmt::Display) -> Self {
         let source = Arc::new(std::io::Error::from(std::io::ErrorKind::TimedOut));
-        Self::Unavailable { key: key.to_string(), reason: reason.to_string(), throttled: false, source: Some(source) }
+        Self::Unavailable {
+            key: key.to_string(),
+            reason: reason.to_string(),
+            throttled: false,
+            source: Some(source),
+        }
     }
 
     /// Whether nothing came from the server: it, or the line to it, is down.

@@ -256,7 +256,11 @@ async fn listings(store: &dyn ObjectStore, prefix: &str, quirks: &Quirks) {
         ..ListRequest::one_level(KeyPrefix::from_listing(prefix))
     };
     let level = list_all(store, behind).await.unwrap();
-    assert_eq!(level.objects.len() + level.prefixes.len(), 4, "a listing can begin behind any key: {level:?}");
+    assert_eq!(
+        level.objects.len() + level.prefixes.len(),
+        4,
+        "a listing can begin behind any key: {level:?}"
+    );
     let page = list_all(store, ListRequest::recursive(KeyPrefix::from_listing(prefix))).await.unwrap();
     for object in page.objects {
         let meta = store.head(&object.key).await.unwrap();

@@ -89,7 +89,10 @@ fn a_day_without_a_network() {
     let user = User::new(&[("run/a", "pinned"), ("run/sub/b", "not cached"), ("other/c", "c")]);
     user.must(&["mount", "mnt"]);
     assert_eq!(user.names(""), ["other", "run"]);
-    assert_eq!((user.names("run"), user.names("run/sub")), (vec!["a".into(), "sub".into()], vec!["b".into()]));
+    assert_eq!(
+        (user.names("run"), user.names("run/sub")),
+        (vec!["a".into(), "sub".into()], vec!["b".into()])
+    );
     user.must(&["pin", "run/a"]);
     wait_until("the listings are on disk", || user.json(&["cache", "--json"])["usage"]["catalog_bytes"] != 0);
     user.must(&["umount", "mnt"]);
@@ -99,10 +102,16 @@ fn a_day_without_a_network() {
     let said = user.must(&["mount", "mnt"]);
     assert!(began.elapsed() < AT_ONCE * 2 && said.err.contains("what is known of it"), "{}", said.err);
     assert_eq!(user.names(""), ["other", "run"]);
-    assert_eq!((user.names("run"), user.names("run/sub")), (vec!["a".into(), "sub".into()], vec!["b".into()]));
+    assert_eq!(
+        (user.names("run"), user.names("run/sub")),
+        (vec!["a".into(), "sub".into()], vec!["b".into()])
+    );
     assert_eq!(fs::read(user.mnt("run/a")).unwrap(), b"pinned");
     assert_eq!(errno(fs::read(user.mnt("run/sub/b"))), Some(libc::ENETUNREACH));
-    assert_eq!(errno(fs::read_dir(user.mnt("other")).and_then(|mut dir| dir.next().transpose())), Some(libc::ENETUNREACH));
+    assert_eq!(
+        errno(fs::read_dir(user.mnt("other")).and_then(|mut dir| dir.next().transpose())),
+        Some(libc::ENETUNREACH)
+    );
     let status = user.home.status();
     let offline = &status["mounts"][0]["offline"];
     assert!(offline["reason"].is_string() && offline["since"].is_string(), "{status}");
@@ -135,7 +144,11 @@ fn a_mount_of_something_never_seen_waits_for_it() {
 fn keys_that_cannot_be_shown_are_named() {
     let user = User::new(&[("run/a", "a"), ("run/sub//x", "x"), ("run/sub/../y", "y"), ("run/sub/ok", "z")]);
     let said = user.must(&["doctor", "run"]);
-    assert!(said.out.contains("datasets/run/sub//") && said.out.contains("datasets/run/sub/../"), "{}", said.out);
+    assert!(
+        said.out.contains("datasets/run/sub//") && said.out.contains("datasets/run/sub/../"),
+        "{}",
+        said.out
+    );
     assert!(said.err.contains("2 files shown, 2 keys cannot be"), "{}", said.err);
     assert_eq!(user.json(&["doctor", "run", "--json"])["hidden"].as_array().unwrap().len(), 2);
     user.dsfs(&["doctor", "nosuch"]).failed(4, &["nosuch"]);
@@ -165,7 +178,10 @@ fn a_line_that_swallows_everything_is_noticed_and_nobody_hangs() {
     assert!(user.offline());
     let began = Instant::now();
     assert_eq!(errno(fs::read(user.mnt("run/b"))), Some(libc::ENETUNREACH));
-    assert_eq!(errno(fs::read_dir(user.mnt("run/sub")).and_then(|mut dir| dir.next().transpose())), Some(libc::ENETUNREACH));
+    assert_eq!(
+        errno(fs::read_dir(user.mnt("run/sub")).and_then(|mut dir| dir.next().transpose())),
+        Some(libc::ENETUNREACH)
+    );
     assert_eq!(user.names("run"), ["a", "b", "sub"], "what was listed stays");
     assert_eq!(fs::read(user.mnt("run/a")).unwrap(), b"a", "what is cached stays");
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());

@@ -294,9 +294,7 @@ impl Body {
                 let reason = format!("the body ended {} bytes early", self.left);
                 StoreError::unavailable(&self.key, reason)
             }
-            Some(Err(err)) => {
-                StoreError::unanswered(&self.key, format!("reading the body: {}", chain(&err)))
-            }
+            Some(Err(err)) => StoreError::unanswered(&self.key, format!("reading the body: {}", chain(&err))),
         };
         Some((Err(err), None))
     }
