@@ -171,6 +171,14 @@ impl Log {
         Ok(there)
     }
 
+    /// Whether there is a record of this number.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn has(&self, seq: u64) -> Result<bool, StoreError> {
+        self.exists(seq).await
+    }
+
     /// For a record that was there and is gone: nobody deletes records.
     pub(crate) fn lost(&self, seq: u64) -> LogError {
         StoreError::NotFound { key: self.prefix.log_key(&self.dataset, seq) }.into()

@@ -202,6 +202,15 @@ impl Entry {
         pieces.all(|piece| matches!(self.read_blocks(&piece, true), Lookup::Hit(_))) && files.is_whole()
     }
 
+    /// Compares a present block with its checksum, whether that was done before or not, and drops it
+    /// if it fails. Counts its bytes. Blocking.
+    pub(crate) fn check_block(&self, index: u64, bytes: &mut u64) -> bool {
+        let range = crate::block::range_of(index, self.size_bytes);
+        *bytes += range.end - range.start;
+        let mut buffer = vec![0; (range.end - range.start) as usize];
+        self.files().is_some_and(|files| files.recheck(index, &mut buffer).is_some())
+    }
+
     /// Whether every one of these blocks is present and verified.
     pub fn is_verified(&self, mut blocks: Range<u64>) -> bool {
         self.files().is_some_and(|files| blocks.all(|index| files.is_verified(index)))

@@ -8,7 +8,7 @@
 //!                        exactly as long as the object, so that it can stand for the object
 //! blocks/5f/03…9a.map    header, then one entry for each block
 //! blocks/5f/03…9a.one    an object of at most one block: header, then the object's bytes
-//! blocks/5f/03…9a.pin    empty: the version is pinned (whether it is cached or not)
+//! blocks/5f/03…9a.pin    the version is pinned (whether it is cached or not), by whom the text says
 //! blocks/5f/03…9a.tmp-…  being made; renamed into place when complete
 //!
 //! header (64 bytes)

@@ -90,6 +90,11 @@ impl Index {
         self.cached.get(id).is_some_and(|cached| cached.pinned)
     }
 
+    /// Bytes of a version on disk.
+    pub(crate) fn cached_bytes(&self, id: &VersionId) -> u64 {
+        self.cached.get(id).map_or(0, |cached| cached.bytes)
+    }
+
     /// Takes what a scan found in place of the books; what was used since, stays used since.
     pub(crate) fn replace(&mut self, found: HashMap<VersionId, Cached>) {
         let before = std::mem::take(self);

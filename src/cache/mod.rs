@@ -27,6 +27,7 @@ mod files;
 pub(crate) mod format;
 mod health;
 mod index;
+mod keep;
 mod maintenance;
 mod mapping;
 mod paths;
@@ -38,11 +39,11 @@ pub use audit::Audit;
 pub use entry::Entry;
 pub use files::Lookup;
 pub use format::VersionId;
+pub use keep::Checked;
 
 use std::collections::HashMap;
 use std::fs;
 use std::fs::File;
-use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -61,7 +62,6 @@ use crate::cache::files::Stamp;
 use crate::cache::health::Health;
 use crate::cache::index::Index;
 use crate::cache::paths::Paths;
-use crate::cache::paths::Suffix;
 use crate::cache::queue::WriteQueue;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
@@ -186,28 +186,6 @@ impl BlockCache {
         let entry = Arc::new(Entry::new(Arc::clone(self), *id, size_bytes));
         open.insert(*id, Arc::downgrade(&entry));
         entry
-    }
-
-    /// Pins a version, whether anything of it is cached or not: it is never evicted, by no
-    /// process, and does not count against the limit.
-    ///
-    /// # Errors
-    /// The local disk's.
-    pub fn set_pinned(&self, id: &VersionId, pinned: bool) -> io::Result<()> {
-        let path = self.paths.of(id, Suffix::Pin);
-        if pinned {
-            self.paths.create(&path, false)?;
-        } else {
-            self.paths.remove(&path)?;
-        }
-        self.index.lock().set_pinned(*id, pinned);
-        Ok(())
-    }
-
-    /// Whether a version is pinned.
-    #[must_use]
-    pub fn is_pinned(&self, id: &VersionId) -> bool {
-        self.index.lock().is_pinned(id) || self.paths.of(id, Suffix::Pin).exists()
     }
 
     /// The cache as it stands.

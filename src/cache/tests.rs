@@ -394,7 +394,7 @@ fn pinned_versions_stay_also_for_another_process() {
     let dir = TempDir::new().unwrap();
     let (pinner, cache) = (open(dir.path()), open_with(dir.path(), 6 * MIB));
     until("scanned", || cache.usage().scanned);
-    pinner.set_pinned(&id("pin"), true).unwrap();
+    pinner.pin(&id("pin"), "me").unwrap();
     fill(&cache, "pin", 2 * MIB);
     for n in 0..12 {
         fill(&cache, &format!("f{n}"), MIB);
@@ -402,7 +402,9 @@ fn pinned_versions_stay_also_for_another_process() {
     }
     assert!(cache.entry(&id("pin"), 2 * MIB).whole_file().is_some());
     assert!(cache.is_pinned(&id("pin")) && !cache.is_pinned(&id("f0")));
-    pinner.set_pinned(&id("pin"), false).unwrap();
+    assert_eq!((cache.pinned_by("me"), cache.pinned_by("others")), (vec![id("pin")], vec![]));
+    assert_eq!(cache.evict_version(&id("pin"), false).unwrap(), None);
+    pinner.unpin(&id("pin")).unwrap();
     assert!(!pinner.is_pinned(&id("pin")));
 }
 

@@ -2,13 +2,19 @@
 //!
 //! Read in this order: intents, then the log. What a listing that came before both of them saw
 //! of a commit is then named by an intent or completed by a record: see [`view`](crate::catalog::view).
-//! With nothing new this costs two small requests.
+//! With nothing new this costs two small requests, however many listings end at the same time:
+//! a reading serves all of them that it began after.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 
 use crate::catalog::view::History;
 use crate::log::Log;
@@ -41,13 +47,18 @@ pub(super) struct Histories {
 #[derive(Debug, Default)]
 struct Dataset {
     known: Mutex<Known>,
-    /// Held while the log is being read.
-    reading: tokio::sync::Mutex<()>,
+    /// Held while the log is being read, and until what is new in it was taken in.
+    reading: Arc<tokio::sync::Mutex<()>>,
+    /// Counts readings when they begin.
+    begun: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    was_read: bool,
+    /// The last reading in this process: its number, and when it began.
+    read: Option<(u64, Instant)>,
+    /// The commit of which the catalog on disk has all levels, until the first reading.
+    restored: Option<u64>,
     history: History,
     /// Newest last.
     records: VecDeque<(u64, Changes)>,
@@ -61,8 +72,14 @@ pub(super) struct Reading {
     pub history: History,
     /// What was recorded since the given mark; `None` if that is too long ago to tell.
     pub since_mark: Option<Changes>,
-    /// What was recorded since the reading before this one.
+    /// The commit that was the newest in the reading before this one.
+    pub before: u64,
+    /// What was recorded since then.
     pub news: Changes,
+    /// There was none before: nobody has relied on anything yet.
+    pub first: bool,
+    /// Keeps other readings off until the news were taken in.
+    pub _turn: OwnedMutexGuard<()>,
 }
 
 /// A point in a dataset's log: what was known when a listing began; `None`: nothing yet.
@@ -85,14 +102,37 @@ impl Histories {
     pub fn mark(&self, name: &DatasetName) -> Mark {
         let dataset = self.dataset(name);
         let known = dataset.known.lock();
-        Mark(known.was_read.then_some(known.history.snapshot.seq))
+        Mark(known.read.map(|_| known.history.snapshot.seq))
     }
 
-    /// The newest snapshot, if the log was read.
-    pub fn snapshot(&self, name: &DatasetName) -> Option<Arc<Snapshot>> {
+    /// Whether anything is known of a dataset's log, read or restored.
+    pub fn has(&self, name: &DatasetName) -> bool {
         let dataset = self.dataset(name);
         let known = dataset.known.lock();
-        known.was_read.then(|| Arc::clone(&known.history.snapshot))
+        known.read.is_some() || known.restored.is_some()
+    }
+
+    /// Takes over what a process before this one has read: all levels on disk show commit `seq`.
+    pub fn restore(&self, name: &DatasetName, seq: u64, snapshot: Option<Snapshot>) {
+        let dataset = self.dataset(name);
+        let mut known = dataset.known.lock();
+        if known.read.is_none() && known.restored.is_none() {
+            known.restored = Some(seq);
+            known.history = History::new(Arc::new(snapshot.unwrap_or_default()), &[]);
+        }
+    }
+
+    /// The newest snapshot that is known, if the log was read less than `age` ago.
+    pub fn snapshot(&self, name: &DatasetName, age: Duration) -> Option<Arc<Snapshot>> {
+        let dataset = self.dataset(name);
+        let known = dataset.known.lock();
+        let is_recent = known.read.is_some_and(|(_, at)| at.elapsed() < age);
+        is_recent.then(|| Arc::clone(&known.history.snapshot))
+    }
+
+    /// The newest snapshot that is known, however old.
+    pub fn last_snapshot(&self, name: &DatasetName) -> Arc<Snapshot> {
+        Arc::clone(&self.dataset(name).known.lock().history.snapshot)
     }
 
     fn dataset(&self, name: &DatasetName) -> Arc<Dataset> {
@@ -102,10 +142,23 @@ impl Histories {
     /// Reads intents and log. To be called when the listing is complete.
     pub async fn read(&self, name: &DatasetName, mark: Mark) -> Result<Reading, LogError> {
         let dataset = self.dataset(name);
-        let _reading = dataset.reading.lock().await;
+        let begun_before = dataset.begun.load(Ordering::Acquire);
+        let turn = Arc::clone(&dataset.reading).lock_owned().await;
+        {
+            let known = dataset.known.lock();
+            if known.read.is_some_and(|(number, _)| number > begun_before) {
+                // It began after we came, and so after our listing.
+                let (history, since_mark) = (known.history.clone(), known.since(mark));
+                let before = history.snapshot.seq;
+                let news = Changes::default();
+                return Ok(Reading { history, since_mark, before, news, first: false, _turn: turn });
+            }
+        }
+        let number = dataset.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let began = Instant::now();
         let intents = self.intents(name, &dataset).await?;
         let log = Log::new(Arc::clone(&self.store), self.prefix.clone(), name.clone());
-        let before = Arc::clone(&dataset.known.lock().history.snapshot);
+        let before = self.known_tree(&log, &dataset).await?;
         let head = log.head_from(before.seq).await?;
         let mut records = Vec::new();
         let mut snapshot = before.clone();
@@ -129,9 +182,27 @@ impl Histories {
         known.records.extend(records);
         let surplus = known.records.len().saturating_sub(REMEMBERED_MAX);
         known.records.drain(..surplus);
-        known.was_read = true;
+        let first = known.read.is_none() && known.restored.is_none();
+        known.read = Some((number, began));
+        known.restored = None;
         known.history = History::new(snapshot, &intents);
-        Ok(Reading { history: known.history.clone(), since_mark: known.since(mark), news })
+        let (history, since_mark) = (known.history.clone(), known.since(mark));
+        Ok(Reading { history, since_mark, before: before.seq, news, first, _turn: turn })
+    }
+
+    /// The tree of the reading before this one, or the one that the levels on disk show.
+    async fn known_tree(&self, log: &Log, dataset: &Dataset) -> Result<Arc<Snapshot>, LogError> {
+        let (restored, snapshot) = {
+            let known = dataset.known.lock();
+            (known.restored, Arc::clone(&known.history.snapshot))
+        };
+        match restored {
+            None | Some(0) => Ok(snapshot),
+            // A log that was removed since, with the bucket perhaps, begins anew.
+            Some(seq) if !log.has(seq).await? => Ok(Arc::default()),
+            Some(seq) if snapshot.seq == seq => Ok(snapshot),
+            Some(seq) => Ok(Arc::new(log.snapshot(seq).await?)),
+        }
     }
 
     async fn intents(&self, name: &DatasetName, dataset: &Dataset) -> Result<Vec<Intent>, LogError> {

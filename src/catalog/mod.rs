@@ -1,57 +1,75 @@
 //! What is known of the remote tree.
 //!
 //! Directory levels are listed when somebody asks for them and kept for a time ([`Catalog::new`],
-//! `ttl`). Three rules:
+//! `ttl`): those used last in memory, all of them on disk, where there is one
+//! ([`Catalog::with_disk`]). The rules:
 //!
 //! 1. **Unreachable is never 'deleted'.** If a level cannot be listed again, the last answer
-//!    stays and is marked stale; an error reaches the caller only where nothing was ever known.
-//! 2. **One listing for many askers.** Whoever asks while a level is being listed waits for it.
+//!    stays and is marked stale, also across restarts; an error reaches the caller only where
+//!    nothing was ever known.
+//! 2. **One listing for many askers.** Whoever asks while a level is being listed waits for it,
+//!    but not for long where an older answer is known: the listing goes on in the background
+//!    ([`Catalog::refresh_wanted`]), and whoever listens is told what has changed.
 //! 3. **What this machine published is known without asking** ([`Catalog::publish`]).
-//!
 //! 4. **Half a commit is never shown.** What is listed is held against the dataset's log and
-//!    intents, read after it (`view`), and all levels of a dataset move to a new snapshot together.
+//!    intents, read after it (`view`), and all levels of a dataset, in memory and on disk, move to
+//!    a new snapshot together.
 //!
 //! Not known here: what is staged, inodes, the kernel.
 
+mod ask;
+#[cfg(test)]
+mod committed;
+mod disk;
+mod edits;
 mod history;
+mod levels;
 pub mod listing;
+mod pages;
+mod refresh;
 pub mod snapshots;
+mod stored;
 pub mod view;
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+pub use crate::catalog::disk::DiskUsage;
+pub use crate::catalog::refresh::Refreshed;
+
+use crate::catalog::disk::Disk;
+use crate::catalog::edits::Edits;
 use crate::catalog::history::Histories;
-use crate::catalog::listing::HiddenKey;
+use crate::catalog::levels::Levels;
+use crate::catalog::levels::Slot;
 use crate::catalog::listing::Listing;
 use crate::catalog::listing::RemoteEntry;
 use crate::catalog::listing::RemoteFile;
+use crate::catalog::refresh::Wanted;
 use crate::catalog::snapshots::SnapshotId;
 use crate::catalog::snapshots::SnapshotTree;
 use crate::catalog::snapshots::Snapshots;
-use crate::catalog::view::History;
-use crate::catalog::view::Place;
+use crate::clock::Clock;
+use crate::clock::SystemClock;
 use crate::log::LogError;
 use crate::name::DatasetName;
 use crate::name::DirPath;
-use crate::name::KeyPrefix;
 use crate::name::RelPath;
 use crate::name::RemotePrefix;
-use crate::record::Changes;
 use crate::record::Snapshot;
-use crate::store::ListRequest;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
-use crate::store::list_all;
 
 /// How long a stale answer stands before the remote is asked again, after a failure.
 const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(5);
@@ -59,13 +77,42 @@ const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// How often a level is listed again because commits came in between.
 const LISTING_TRIES: u32 = 4;
 
+/// How long a listing is waited for where an older one is known.
+const STALE_PATIENCE: Duration = Duration::from_secs(3);
+/// The same for what a process before this one has listed: all levels together, so that the
+/// first look after a mount shows the truth if that is near, and comes at once if it is far.
+const RESTORED_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Levels on their way to the disk.
+const WRITES_MAX: usize = 4;
+
 /// A directory level.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Level {
     /// The level of the datasets themselves.
     Datasets,
     /// A directory of a dataset.
     Directory(DatasetName, DirPath),
+}
+
+impl Level {
+    /// Whether it changes when a dataset does; for none: when anything does.
+    fn concerns(&self, name: Option<&DatasetName>) -> bool {
+        match (self, name) {
+            (_, None) | (Self::Datasets, _) => true,
+            (Self::Directory(dataset, _), Some(name)) => dataset == name,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Datasets => f.write_str("the datasets"),
+            Self::Directory(name, dir) if dir.is_root() => write!(f, "{name}"),
+            Self::Directory(name, dir) => write!(f, "{name}/{dir}"),
+        }
+    }
 }
 
 /// An answer, and how long it may be relied on.
@@ -91,7 +138,7 @@ impl Known {
     }
 }
 
-/// Told of what others have published, when it is noticed.
+/// Told of what others have changed, when it is noticed.
 pub trait NewsListener: fmt::Debug + Send + Sync {
     /// These paths of a dataset are not what they were.
     fn changed(&self, name: &DatasetName, paths: &[RelPath]);
@@ -103,19 +150,22 @@ pub struct Catalog {
     histories: Histories,
     past: Snapshots,
     /// Counts what was taken in beside listings, so that an older listing does not undo it.
-    news: AtomicU64,
+    news: Arc<AtomicU64>,
     listener: OnceLock<Arc<dyn NewsListener>>,
     store: Arc<dyn ObjectStore>,
     prefix: RemotePrefix,
     ttl: Duration,
-    slots: Mutex<HashMap<Level, Arc<Slot>>>,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    known: Mutex<Option<Known>>,
-    /// Held while the level is being listed.
-    asking: tokio::sync::Mutex<()>,
+    levels: Levels,
+    disk: Option<Arc<Disk>>,
+    /// Datasets whose place in their log is on disk as it is in `histories`.
+    on_disk: Mutex<HashSet<DatasetName>>,
+    /// What was listed before is not relied on: the start of this process, or when it was expired.
+    reliable_since: Mutex<SystemTime>,
+    /// What is left of [`RESTORED_PATIENCE`].
+    patience: Mutex<Duration>,
+    wanted: Wanted,
+    /// Bounds the levels that are on their way to the disk.
+    writing: Arc<Semaphore>,
 }
 
 impl Catalog {
@@ -128,18 +178,24 @@ impl Catalog {
             store,
             prefix,
             ttl,
-            slots: Mutex::default(),
+            levels: Levels::default(),
             histories,
             past,
-            news: AtomicU64::new(0),
+            news: Arc::default(),
             listener: OnceLock::new(),
+            disk: None,
+            on_disk: Mutex::default(),
+            reliable_since: Mutex::new(SystemClock.now()),
+            patience: Mutex::new(RESTORED_PATIENCE),
+            wanted: Wanted::default(),
+            writing: Arc::new(Semaphore::new(WRITES_MAX)),
         }
     }
 
-    /// The newest snapshot of a dataset, as far as its log was read.
+    /// The newest snapshot of a dataset that is known; empty if there is none.
     #[must_use]
-    pub fn snapshot(&self, name: &DatasetName) -> Option<Arc<Snapshot>> {
-        self.histories.snapshot(name)
+    pub fn snapshot(&self, name: &DatasetName) -> Arc<Snapshot> {
+        self.histories.last_snapshot(name)
     }
 
     /// What a dataset held after one of its commits; `None` if there is no such commit. Asked of the
@@ -165,6 +221,20 @@ impl Catalog {
         self.past.kept(id)
     }
 
+    /// With a database at `path`, which is this remote's alone: what was known to the processes
+    /// before this one, and to those beside it. One that cannot be used is done without.
+    #[must_use]
+    pub fn with_disk(self, path: &Path) -> Self {
+        let disk = Disk::open(path, self.prefix.clone());
+        Self { disk: Some(Arc::new(disk)), ..self }
+    }
+
+    /// How much is kept on disk. Waits for the disk.
+    #[must_use]
+    pub fn disk_usage(&self) -> DiskUsage {
+        self.disk.as_ref().map(|disk| disk.usage()).unwrap_or_default()
+    }
+
     /// Names who is told of other machines' commits. Once; a second one is not heard.
     pub fn listen(&self, listener: Arc<dyn NewsListener>) {
         if self.listener.set(listener).is_err() {
@@ -181,7 +251,7 @@ impl Catalog {
     /// The level as last seen, if that is recent enough: never waits.
     #[must_use]
     pub fn fresh(&self, level: &Level) -> Option<Known> {
-        self.last_known(level).filter(Known::is_fresh)
+        self.levels.existing(level)?.fresh()
     }
 
     /// The level, listed if it has to be.
@@ -192,42 +262,84 @@ impl Catalog {
         if let Some(known) = self.absent_by_parent(level) {
             return Ok(known);
         }
-        let slot = Arc::clone(self.slots.lock().entry(level.clone()).or_default());
-        if let Some(known) = fresh_in(&slot) {
+        let slot = self.levels.slot(level);
+        if let Some(known) = slot.fresh() {
             return Ok(known);
         }
-        let _asking = slot.asking.lock().await;
-        if let Some(known) = fresh_in(&slot) {
-            return Ok(known); // somebody else asked while we waited
+        if slot.known().is_none() {
+            if let Some(known) = self.restored(level, &slot).await {
+                return Ok(known);
+            }
+            if let Some(known) = self.provisional(level, &slot).await {
+                return Ok(known);
+            }
+            return self.ask(level, &slot, self.wanted.is_served()).await;
         }
+        if self.wanted.is_served() {
+            let refreshed = self.refreshed_within(level, &slot, STALE_PATIENCE).await;
+            if let Some(known) = refreshed.or_else(|| self.postpone(&slot)) {
+                return Ok(known);
+            }
+        }
+        self.ask(level, &slot, false).await
+    }
+
+    /// Lists a level, unless somebody did while we waited to begin.
+    async fn ask(&self, level: &Level, slot: &Slot, quick: bool) -> Result<Known, StoreError> {
+        let _asking = slot.asking.lock().await;
+        match slot.fresh() {
+            Some(known) => Ok(known),
+            None => self.ask_now(level, slot, quick).await,
+        }
+    }
+
+    /// Lists a level. The caller has its turn.
+    async fn ask_now(&self, level: &Level, slot: &Slot, quick: bool) -> Result<Known, StoreError> {
         let mut tries = 0;
-        let (answer, mut known) = loop {
+        let result = loop {
             tries += 1;
             let news = self.news.load(Ordering::Acquire);
-            let answer = self.list(level).await;
-            let known = slot.known.lock();
+            let answer = match self.list(level, quick).await {
+                Ok(answer) => answer,
+                Err(err) => break self.failed(level, slot, err),
+            };
             // News that came while the listing was under way has changed the level that it replaces.
-            if news == self.news.load(Ordering::Acquire) || tries == LISTING_TRIES || answer.is_err() {
-                break (answer, known);
+            let is_current =
+                |_: Option<&Known>| news == self.news.load(Ordering::Acquire) || tries == LISTING_TRIES;
+            let listing = Arc::new(answer.listing);
+            let known =
+                Known { listing: Arc::clone(&listing), expires: Instant::now() + self.ttl, stale: None };
+            let (before, put) = self.levels.put(slot, known.clone(), is_current);
+            if !put {
+                continue;
             }
+            if let Some(before) = before {
+                self.tell_differences(level, &before.listing, &listing);
+            }
+            if answer.provisional {
+                self.wanted.push(level.clone());
+            } else {
+                self.keep(level, listing, answer.seq, news).await;
+            }
+            break Ok(known);
         };
-        let now = Instant::now();
-        match (answer, &*known) {
-            (Ok(listing), _) => {
-                let new = Known { listing: Arc::new(listing), expires: now + self.ttl, stale: None };
-                Ok(known.insert(new).clone())
-            }
-            (Err(err), Some(before)) => {
-                tracing::warn!("{level:?} could not be listed again, showing what was known: {err}");
-                let stale = Known {
-                    listing: Arc::clone(&before.listing),
-                    expires: now + RETRY_AFTER_FAILURE,
-                    stale: Some(Arc::new(err)),
-                };
-                Ok(known.insert(stale).clone())
-            }
-            (Err(err), None) => Err(err),
+        slot.asked.notify_waiters();
+        result
+    }
+
+    fn failed(&self, level: &Level, slot: &Slot, err: StoreError) -> Result<Known, StoreError> {
+        if let Some(known) = self.known_by_snapshot(level) {
+            self.levels.put(slot, known, |there| there.is_none());
         }
+        let err = Arc::new(err);
+        let known = self.levels.touch(slot, |known| {
+            if known.stale.is_none() {
+                tracing::warn!("{level} could not be listed again, showing what was known: {err}");
+            }
+            known.expires = Instant::now() + RETRY_AFTER_FAILURE;
+            known.stale = Some(Arc::clone(&err));
+        });
+        known.ok_or_else(|| (*err).clone())
     }
 
     /// Whether the remote has a dataset of this name. Asks for the dataset's own level rather
@@ -243,16 +355,20 @@ impl Catalog {
         match self.level(&level).await {
             Ok(known) => Ok(known.listing.exists()),
             // The datasets were listed once: what was known then is better than nothing.
-            Err(err) => match self.last_known(&Level::Datasets) {
+            Err(err) => match self.last_known(&Level::Datasets).await {
                 Some(known) => Ok(known.listing.entries.contains_key(name.as_str())),
                 None => Err(err),
             },
         }
     }
 
-    fn last_known(&self, level: &Level) -> Option<Known> {
-        let slot = self.slots.lock().get(level).cloned()?;
-        slot.known.lock().clone()
+    /// A level as it was last seen, by this process or one before it.
+    async fn last_known(&self, level: &Level) -> Option<Known> {
+        let slot = self.levels.slot(level);
+        match slot.known() {
+            Some(known) => Some(known),
+            None => self.restored(level, &slot).await,
+        }
     }
 
     /// The file with its version: as listed, or by HEAD where listings do not say.
@@ -267,58 +383,49 @@ impl Catalog {
         Ok(RemoteFile { etag: Some(meta.etag), size_bytes: meta.size_bytes, ..file.clone() })
     }
 
-    /// Takes in what this machine has published, without asking the remote.
+    /// Takes in what this machine has published, without asking the remote. Waits for the disk.
     pub fn publish(&self, name: &DatasetName, files: &[(RelPath, RemoteFile)]) {
-        self.news.fetch_add(1, Ordering::AcqRel);
-        for (path, file) in files {
-            let mut child: (DirPath, String, RemoteEntry) =
-                (path.parent(), path.file_name().to_owned(), RemoteEntry::File(file.clone()));
-            loop {
-                let (dir, entry_name, entry) = child;
-                self.amend(&Level::Directory(name.clone(), dir.clone()), |listing| {
-                    listing.entries.insert(entry_name.into(), entry);
-                });
-                let Some(dir) = dir.as_path() else { break };
-                child = (dir.parent(), dir.file_name().to_owned(), RemoteEntry::Directory);
-            }
-        }
-        if !files.is_empty() {
-            self.amend(&Level::Datasets, |listing| {
-                listing.entries.insert(name.as_str().into(), RemoteEntry::Directory);
-            });
-        }
+        self.take_own(name, Edits::of(name, files, &[]));
     }
 
-    /// Takes in what this machine has deleted, without asking the remote.
+    /// Takes in what this machine has deleted, without asking the remote. Waits for the disk.
     pub fn withdraw(&self, name: &DatasetName, paths: &[RelPath]) {
-        self.news.fetch_add(1, Ordering::AcqRel);
-        for path in paths {
-            self.amend(&Level::Directory(name.clone(), path.parent()), |listing| {
-                listing.entries.remove(path.file_name());
-            });
+        self.take_own(name, Edits::of(name, &[], paths));
+    }
+
+    fn take_own(&self, name: &DatasetName, edits: Edits) {
+        if edits.levels.is_empty() {
+            return;
+        }
+        let edits = self.begin_edits(edits);
+        if let Some(disk) = &self.disk {
+            disk.amend(name, &edits, None);
+        }
+        self.amend_memory(&edits);
+    }
+
+    /// From here on, a listing that has begun is an old one. Edits go to the disk first: who reads a
+    /// level from there meanwhile is either too late, or early enough to be amended in memory.
+    fn begin_edits(&self, edits: Edits) -> Edits {
+        if !edits.levels.is_empty() {
+            self.news.fetch_add(1, Ordering::AcqRel);
+        }
+        edits
+    }
+
+    fn amend_memory(&self, edits: &Edits) {
+        if !edits.levels.is_empty() {
+            self.news.fetch_add(1, Ordering::AcqRel);
+        }
+        for (level, edits) in &edits.levels {
+            self.levels.amend(level, edits);
         }
     }
 
     /// Makes the next question about a dataset (or about anything) go to the remote.
     pub fn expire(&self, name: Option<&DatasetName>) {
-        let now = Instant::now();
-        for (level, slot) in self.slots.lock().iter() {
-            let concerned = match (level, name) {
-                (_, None) | (Level::Datasets, _) => true,
-                (Level::Directory(dataset, _), Some(name)) => dataset == name,
-            };
-            if concerned && let Some(known) = &mut *slot.known.lock() {
-                known.expires = now;
-            }
-        }
-    }
-
-    /// Changes a level that is known; one that is not will be listed when it is asked for.
-    fn amend(&self, level: &Level, change: impl FnOnce(&mut Listing)) {
-        let Some(slot) = self.slots.lock().get(level).cloned() else { return };
-        if let Some(known) = &mut *slot.known.lock() {
-            change(Arc::make_mut(&mut known.listing));
-        }
+        *self.reliable_since.lock() = SystemClock.now();
+        self.levels.expire(name);
     }
 
     /// An empty answer for a directory that the level above it, freshly listed, does not have:
@@ -334,139 +441,46 @@ impl Catalog {
         (!exists).then(|| Known { listing: Arc::default(), ..parent })
     }
 
-    async fn list(&self, level: &Level) -> Result<Listing, StoreError> {
-        match level {
-            Level::Datasets => self.list_datasets().await,
-            Level::Directory(name, dir) => self.list_directory(name, dir).await,
+    /// Tells whoever listens in which names two listings differ.
+    fn tell_differences(&self, level: &Level, before: &Listing, after: &Listing) {
+        let Some(listener) = self.listener.get() else { return };
+        let names = edits::changed_names(before, after);
+        if let Some((dataset, paths)) = edits::paths_in(level, &names)
+            && !paths.is_empty()
+        {
+            listener.changed(&dataset, &paths);
         }
     }
 
-    async fn list_objects(&self, prefix: &KeyPrefix) -> Result<Listing, StoreError> {
-        let mut request = ListRequest::one_level(prefix.clone());
-        let mut listing = Listing::default();
-        loop {
-            let page = self.store.list(&request).await?;
-            request.continuation = page.continuation.clone();
-            listing.add_page(prefix, page);
-            if request.continuation.is_none() {
-                return Ok(listing);
+    /// Whether any level is in memory that a commit to this dataset would change.
+    fn knows_part_of(&self, name: &DatasetName) -> bool {
+        self.levels.of(Some(name)).iter().any(|level| match level {
+            Level::Directory(..) => true,
+            Level::Datasets => {
+                self.fresh(level).is_none_or(|known| !known.listing.entries.contains_key(name.as_str()))
             }
-        }
+        })
     }
 
-    async fn list_datasets(&self) -> Result<Listing, StoreError> {
-        let mut listing = self.list_objects(&self.prefix.datasets()).await?;
-        // Only directories with a dataset's name are datasets; our own state is not.
-        listing
-            .entries
-            .retain(|name, entry| *entry == RemoteEntry::Directory && DatasetName::parse(name).is_ok());
-        // A dataset that somebody is making for the first time appears when it is committed.
-        let intents = self.prefix.all_intents();
-        for below in list_all(&*self.store, ListRequest::one_level(intents.clone())).await?.prefixes {
-            let name = below.as_str().strip_prefix(intents.as_str()).and_then(|name| name.strip_suffix('/'));
-            let Some(name) = name.filter(|name| listing.entries.contains_key(*name)) else { continue };
-            let Ok(dataset) = DatasetName::parse(name) else { continue };
-            let top = Level::Directory(dataset, DirPath::root());
-            if !Box::pin(self.level(&top)).await?.listing.exists() {
-                listing.entries.remove(name);
-            }
-        }
-        Ok(listing)
+    fn is_on_disk(&self, name: &DatasetName) -> bool {
+        self.on_disk.lock().contains(name)
     }
 
-    /// One directory, as of one snapshot.
-    async fn list_directory(&self, name: &DatasetName, dir: &DirPath) -> Result<Listing, StoreError> {
-        let place = Place { prefix: &self.prefix, dataset: name, dir };
-        let prefix = self.prefix.directory(name, dir);
-        let mut first = true;
-        loop {
-            let mark = self.histories.mark(name);
-            let mut listing = self.list_objects(&prefix).await?;
-            if !listing.exists() && mark.is_beginning() {
-                return Ok(listing); // nothing there, and no log that says otherwise
-            }
-            let reading = self.histories.read(name, mark).await.map_err(LogError::into_store_error)?;
-            self.take_news(name, &reading.news);
-            let recent = reading.since_mark.clone().unwrap_or_default();
-            let doubts = view::apply(&mut listing, place, &reading.history, &recent);
-            // The first time, nothing tells a file that was deleted by another tool from one whose
-            // record came after the listing. The second time does.
-            if std::mem::take(&mut first) && reading.since_mark.is_none() && !doubts.missing.is_empty() {
-                continue;
-            }
-            for path in doubts.directories {
-                if !self.has_foreign(name, &path, &reading.history).await? {
-                    listing.entries.remove(path.file_name());
-                }
-            }
-            listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey {
-                key: format!("{prefix}{}", path.file_name()),
-                reason: "committed, and deleted since by another tool".into(),
-            }));
-            return Ok(listing);
-        }
+    fn noted_on_disk(&self, name: &DatasetName) {
+        self.on_disk.lock().insert(name.clone());
     }
-
-    /// Whether there is anything below a directory that no unfinished commit has put there.
-    async fn has_foreign(
-        &self,
-        name: &DatasetName,
-        dir: &RelPath,
-        history: &History,
-    ) -> Result<bool, StoreError> {
-        let dataset = self.prefix.dataset(name);
-        let mut request = ListRequest::recursive(self.prefix.directory(name, &dir.clone().into()));
-        loop {
-            let page = self.store.list(&request).await?;
-            let mut paths = page.objects.iter().filter_map(|object| dataset.strip(&object.key));
-            if paths.any(|path| !view::is_announced(path, history)) {
-                return Ok(true);
-            }
-            match page.continuation {
-                Some(next) => request.continuation = Some(next),
-                None => return Ok(false),
-            }
-        }
-    }
-
-    /// Moves every level of a dataset that is known to the snapshot that was just read.
-    fn take_news(&self, name: &DatasetName, news: &Changes) {
-        if news.is_empty() {
-            return;
-        }
-        let files: BTreeMap<RelPath, RemoteFile> = news
-            .entries
-            .iter()
-            .filter_map(|entry| {
-                let file = RemoteFile {
-                    key: self.prefix.key(name, &entry.path).ok()?,
-                    size_bytes: entry.size_bytes,
-                    etag: Some(entry.etag.clone()),
-                    modified: entry.mtime,
-                };
-                Some((entry.path.clone(), file))
-            })
-            .collect();
-        let deleted: Vec<RelPath> = news.deleted.iter().map(|gone| gone.path.clone()).collect();
-        self.withdraw(name, &deleted);
-        self.publish(name, &files.clone().into_iter().collect::<Vec<_>>());
-        if let Some(listener) = self.listener.get() {
-            let paths: Vec<RelPath> = files.into_keys().chain(deleted).collect();
-            listener.changed(name, &paths);
-        }
-    }
-}
-
-fn fresh_in(slot: &Slot) -> Option<Known> {
-    slot.known.lock().clone().filter(Known::is_fresh)
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::name::ObjectKey;
+    use crate::store::fault::Fault;
+    use crate::store::fault::FaultyStore;
+    use crate::store::fault::Operation;
     use crate::store::memory::MemoryStore;
 
     fn put(store: &MemoryStore, key: &str) {
@@ -527,6 +541,85 @@ mod tests {
         assert_eq!(known.listing.entries.get("sub"), Some(&RemoteEntry::Directory));
         // The level below was never asked for: it is listed when it is.
         assert!(catalog.fresh(&Level::Directory(run, RelPath::parse("sub").unwrap().into())).is_none());
+    }
+
+    fn top() -> Level {
+        Level::Directory(DatasetName::parse("run").unwrap(), DirPath::root())
+    }
+
+    /// Takes the network away.
+    #[derive(Debug)]
+    struct Gone;
+
+    fn on_disk(store: &Arc<MemoryStore>, faults: Option<Gone>, dir: &tempfile::TempDir) -> Arc<Catalog> {
+        let store: Arc<dyn ObjectStore> = Arc::clone(store) as _;
+        let faulty = FaultyStore::new(store);
+        if faults.is_some() {
+            for _ in 0..100 {
+                for operation in [Operation::List, Operation::Head, Operation::Get] {
+                    let gone = StoreError::unavailable("d/", "connection refused");
+                    faulty.script(operation, Fault::Before(gone));
+                }
+            }
+        }
+        let catalog =
+            Catalog::new(Arc::new(faulty), RemotePrefix::parse("d/").unwrap(), Duration::from_secs(60));
+        Arc::new(catalog.with_disk(&dir.path().join("r.sqlite")))
+    }
+
+    /// Waits until a level has found its way to the disk.
+    async fn until_kept(catalog: &Catalog, levels: u64) {
+        for _ in 0..1000 {
+            if catalog.disk_usage().levels >= levels {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{levels} levels were never kept: {:?}", catalog.disk_usage());
+    }
+
+    #[tokio::test]
+    async fn what_was_listed_is_there_without_a_network_after_a_restart() {
+        let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
+        put(&store, "d/run/a");
+        put(&store, "d/run/sub/b");
+        let catalog = on_disk(&store, None, &dir);
+        catalog.level(&Level::Datasets).await.unwrap();
+        catalog.level(&top()).await.unwrap();
+        until_kept(&catalog, 2).await;
+        drop(catalog);
+        let offline = on_disk(&store, Some(Gone), &dir);
+        assert_eq!(names(&offline.level(&top()).await.unwrap()), ["a", "sub"]);
+        assert!(offline.has_dataset(&DatasetName::parse("run").unwrap()).await.unwrap());
+        assert_eq!(names(&offline.level(&Level::Datasets).await.unwrap()), ["run"]);
+        let below =
+            Level::Directory(DatasetName::parse("run").unwrap(), RelPath::parse("sub").unwrap().into());
+        assert!(offline.level(&below).await.is_err(), "never listed: unreachable, and not empty");
+    }
+
+    #[tokio::test]
+    async fn a_restored_level_is_refreshed_and_who_listens_is_told() {
+        let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
+        put(&store, "d/run/a");
+        let catalog = on_disk(&store, None, &dir);
+        catalog.level(&top()).await.unwrap();
+        until_kept(&catalog, 1).await;
+        drop(catalog);
+        put(&store, "d/run/b");
+        let catalog = on_disk(&store, None, &dir);
+        let stop = CancellationToken::new();
+        let refreshing = tokio::spawn(Arc::clone(&catalog).refresh_wanted(stop.clone()));
+        *catalog.patience.lock() = Duration::ZERO;
+        assert_eq!(names(&catalog.level(&top()).await.unwrap()), ["a"], "at once, as it was");
+        for _ in 0..1000 {
+            if names(&catalog.level(&top()).await.unwrap()) == ["a", "b"] {
+                stop.cancel();
+                refreshing.await.unwrap();
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never refreshed");
     }
 
     #[tokio::test(start_paused = true)]

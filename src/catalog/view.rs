@@ -90,6 +90,8 @@ pub struct Doubts {
     pub directories: Vec<RelPath>,
     /// Files of the snapshot that the listing lacks.
     pub missing: Vec<RelPath>,
+    /// The listing has another version of a file than the snapshot.
+    pub overwritten: bool,
 }
 
 /// Where a directory is in the bucket.
@@ -115,7 +117,7 @@ pub fn apply(listing: &mut Listing, place: Place<'_>, history: &History, recent:
             Some(RemoteEntry::File(file)) => {
                 let shown = shown(file, &path, history, recent, &fresh);
                 match shown {
-                    Shown::AsListed => {}
+                    Shown::AsListed => doubts.overwritten |= history.snapshot.entries.contains_key(&path),
                     Shown::AsRecorded(entry) => {
                         *file = remote_file(place, entry).unwrap_or_else(|| file.clone())
                     }
@@ -256,6 +258,38 @@ fn children<'s>(snapshot: &'s Snapshot, dir: &DirPath) -> impl Iterator<Item = &
             }
         }
     })
+}
+
+/// A directory as a snapshot alone has it: nothing of other tools, and nothing of unfinished commits.
+#[must_use]
+pub fn of_snapshot(place: Place<'_>, snapshot: &Snapshot) -> Listing {
+    let mut listing = Listing::default();
+    let start = if place.dir.is_root() { String::new() } else { format!("{}/", place.dir) };
+    let mut from = start.clone();
+    loop {
+        let range = (Bound::Included(&*from), Bound::Unbounded);
+        let Some((path, entry)) = snapshot.entries.range::<str, _>(range).next() else { break };
+        let Some(rest) = path.as_str().strip_prefix(&start) else { break };
+        match rest.split_once('/') {
+            Some((sub, _)) => {
+                listing.entries.insert(sub.into(), RemoteEntry::Directory);
+                from = format!("{start}{sub}0"); // '0' follows '/'
+            }
+            None => {
+                if let Some(file) = remote_file(place, entry) {
+                    listing.entries.insert(rest.into(), RemoteEntry::File(file));
+                }
+                from = format!("{path}\0");
+            }
+        }
+    }
+    for marker in &snapshot.markers {
+        if let Some((name, _)) = below(place.dir, marker) {
+            listing.entries.insert(name.into(), RemoteEntry::Directory);
+        }
+        listing.marker |= place.dir.as_path().is_some_and(|dir| dir == *marker);
+    }
+    listing
 }
 
 fn remote_file(place: Place<'_>, entry: &Entry) -> Option<RemoteFile> {
@@ -416,6 +450,31 @@ mod tests {
         let (_, doubts) =
             show(&mut listing, &history(vec![entry("old/a", "1")], vec![intent]), &Changes::default());
         assert_eq!(doubts.directories, [path("new")]);
+    }
+
+    #[test]
+    fn a_snapshot_alone_makes_its_directories() {
+        let mut history = history(vec![entry("a", "1"), entry("d/e/f", "2"), entry("d-x", "3")], vec![]);
+        Arc::make_mut(&mut history.snapshot).markers.insert(path("d/empty"));
+        let (prefix, dataset) = (RemotePrefix::parse("d").unwrap(), DatasetName::parse("run").unwrap());
+        let names = |dir: DirPath| {
+            let place = Place { prefix: &prefix, dataset: &dataset, dir: &dir };
+            let listing = of_snapshot(place, &history.snapshot);
+            (listing.entries.keys().map(ToString::to_string).collect::<Vec<_>>(), listing.marker)
+        };
+        assert_eq!(names(DirPath::root()), (vec!["a".into(), "d".into(), "d-x".into()], false));
+        assert_eq!(names(path("d").into()), (vec!["e".into(), "empty".into()], false));
+        assert_eq!(names(path("d/empty").into()), (vec![], true));
+        assert_eq!(names(path("none").into()), (vec![], false));
+    }
+
+    #[test]
+    fn a_version_that_is_not_the_snapshots_is_told() {
+        let quiet = history(vec![entry("a", "1")], vec![]);
+        let (_, doubts) = show(&mut listing(&[("a", "9")], &[]), &quiet, &Changes::default());
+        assert!(doubts.overwritten);
+        let (_, doubts) = show(&mut listing(&[("a", "1"), ("b", "1")], &[]), &quiet, &Changes::default());
+        assert!(!doubts.overwritten);
     }
 
     #[test]

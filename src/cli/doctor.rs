@@ -2,13 +2,19 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
+use crate::catalog::Catalog;
+use crate::catalog::listing::HiddenKey;
+use crate::catalog::listing::Listing;
+use crate::catalog::listing::RemoteEntry;
 use crate::cli::Context;
 use crate::cli::config::describe_credentials;
+use crate::cli::output::counted;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
 use crate::config::CACHE_RESERVE_BYTES;
@@ -17,10 +23,13 @@ use crate::config::RemoteSettings;
 use crate::config::units;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
+use crate::daemon::failure;
 use crate::daemon::guarantee;
 use crate::daemon::mountpoint;
 use crate::daemon::remote;
 use crate::daemon::remote::OpenRemote;
+use crate::name::DatasetName;
+use crate::name::DirPath;
 use crate::store::guarantee::Guarantee;
 
 /// S3 refuses requests whose time is off by more than 15 minutes; half of that is worth a word.
@@ -38,8 +47,11 @@ const STAGING_ROOM_BYTES: u64 = 5 << 30;
 #[command(after_help = "\
 Examples:
   dsfs doctor
+  dsfs doctor run_07                               keys of a dataset that cannot be shown, and why
   dsfs doctor --profile lab --json")]
 pub struct DoctorArgs {
+    /// Look at this dataset instead: which of its keys no file system can show, or its log hides
+    name: Option<DatasetName>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -85,6 +97,9 @@ impl Check {
 /// Something failed.
 pub fn run(args: &DoctorArgs, cx: &mut Context) -> Result<(), Failure> {
     let config = cx.config(cx.global.layer())?;
+    if let Some(name) = &args.name {
+        return of_dataset(name, &config, args.json, cx);
+    }
     let mut checks = of_machine(cx, &config);
     checks.extend(remote::runtime()?.block_on(of_remote(&config)));
     checks.push(disk_space("cache disk", &config.cache_dir.value, CACHE_RESERVE_BYTES));
@@ -100,6 +115,69 @@ pub fn run(args: &DoctorArgs, cx: &mut Context) -> Result<(), Failure> {
         1 => Err(Failure::new(FailureKind::Failed, "1 check failed")),
         _ => Err(Failure::new(FailureKind::Failed, format!("{failed} checks failed"))),
     }
+}
+
+/// The keys of a dataset that a mount does not show.
+#[derive(Debug, Default, Serialize)]
+struct NotShown {
+    /// Files that are shown.
+    shown_files: u64,
+    /// Keys that no file system can show.
+    hidden: Vec<Key>,
+    /// Keys that belong to a commit that has not ended, and files that are missing.
+    withheld: Vec<Key>,
+}
+
+/// A key, and why it is not shown.
+#[derive(Debug, Serialize)]
+struct Key {
+    key: String,
+    reason: String,
+}
+
+fn of_dataset(name: &DatasetName, config: &Config, json: bool, cx: &mut Context) -> Result<(), Failure> {
+    let work = async {
+        let remote = remote::open(config).await?;
+        let prefix = remote.remote.prefix.clone();
+        let catalog = Catalog::new(Arc::clone(&remote.store), prefix, config.list_ttl.value);
+        let mut found = NotShown::default();
+        let keys = |hidden: &[HiddenKey]| -> Vec<Key> {
+            hidden
+                .iter()
+                .map(|hidden| Key { key: hidden.key.clone(), reason: hidden.reason.clone() })
+                .collect()
+        };
+        let each = |_: &DirPath, listing: &Listing| {
+            let files = listing.entries.values().filter(|entry| matches!(entry, RemoteEntry::File(_)));
+            found.shown_files += files.count() as u64;
+            found.hidden.extend(keys(&listing.hidden));
+            found.withheld.extend(keys(&listing.withheld));
+        };
+        let walked = catalog.walk_levels(name, &DirPath::root(), each).await;
+        walked.map_err(|err| failure::of_access(&err, config))?;
+        Ok::<_, Failure>(found)
+    };
+    let found = remote::runtime()?.block_on(work)?;
+    if found.shown_files == 0 && found.hidden.is_empty() && found.withheld.is_empty() {
+        return Err(Failure::new(FailureKind::NotFound, format!("nothing is published in {name}"))
+            .hint("`dsfs list` shows the datasets"));
+    }
+    if json {
+        cx.out.json(&found);
+        return Ok(());
+    }
+    for (what, keys) in [("cannot be shown", &found.hidden), ("not shown", &found.withheld)] {
+        for key in keys {
+            cx.out.line(format!("{what}: {}: {}", key.key.escape_debug(), key.reason));
+        }
+    }
+    cx.out.note(format!(
+        "{name}: {} shown, {} cannot be, {} withheld",
+        counted(found.shown_files, "file"),
+        counted(found.hidden.len() as u64, "key"),
+        counted(found.withheld.len() as u64, "key")
+    ));
+    Ok(())
 }
 
 fn show(checks: &[Check], cx: &mut Context) {

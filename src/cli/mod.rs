@@ -4,6 +4,7 @@
 //! ([`exit`]). Data goes to stdout, everything else to stderr ([`output`]).
 
 mod args;
+mod cache;
 mod client;
 mod commit;
 mod completions;
@@ -15,11 +16,14 @@ mod doctor;
 pub mod exit;
 mod gc;
 mod history;
+mod keep;
 mod list;
+mod local;
 mod log;
 mod mount;
 pub mod output;
 mod progress;
+mod refresh;
 mod show;
 mod status;
 mod target;
@@ -88,6 +92,12 @@ enum Command {
     Verify(verify::VerifyArgs),
     Commit(commit::CommitArgs),
     Discard(discard::DiscardArgs),
+    Refresh(refresh::RefreshArgs),
+    Pin(keep::PinArgs),
+    Unpin(keep::UnpinArgs),
+    Prefetch(keep::PrefetchArgs),
+    Evict(keep::EvictArgs),
+    Cache(cache::CacheArgs),
     Gc(gc::GcArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
@@ -181,6 +191,12 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Commit(args) => commit::run(args, cx),
         Command::Demo(args) => demo::run(args, cx),
         Command::Discard(args) => discard::run(args, cx),
+        Command::Refresh(args) => refresh::run(args, cx),
+        Command::Pin(args) => keep::pin(args, cx),
+        Command::Unpin(args) => keep::unpin(args, cx),
+        Command::Prefetch(args) => keep::prefetch(args, cx),
+        Command::Evict(args) => keep::evict(args, cx),
+        Command::Cache(args) => cache::run(args, cx),
         Command::Gc(args) => gc::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),

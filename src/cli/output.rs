@@ -111,7 +111,8 @@ impl Output {
         if self.color { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 
-    fn flush(&mut self) {
+    /// Shows what was said so far.
+    pub fn flush(&mut self) {
         if self.error.is_none()
             && let Err(err) = self.stdout.flush()
         {

@@ -15,6 +15,7 @@ use crate::control::message::CacheStatus;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::control::message::MountStatus;
+use crate::control::message::Offline;
 use crate::control::message::StagedDataset;
 use crate::daemon::operations;
 use crate::name::DatasetName;
@@ -121,6 +122,7 @@ fn show(status: &Status, files: bool, cx: &mut Context) {
         ));
         let mut rows = vec![
             row("remote", mount.remote.clone()),
+            row("connection", connection(mount.offline.as_ref())),
             row("guarantee", mount.guarantee.clone().unwrap_or_else(|| "not known yet".to_owned())),
             row("cache", cache(&mount.cache)),
         ];
@@ -136,6 +138,13 @@ fn show(status: &Status, files: bool, cx: &mut Context) {
 
 fn row(name: &str, value: String) -> Vec<String> {
     vec![format!("  {name}"), value]
+}
+
+fn connection(offline: Option<&Offline>) -> String {
+    match offline {
+        None => "online".to_owned(),
+        Some(Offline { since, reason }) => format!("OFFLINE since {since}: {reason}"),
+    }
 }
 
 fn cache(cache: &CacheStatus) -> String {

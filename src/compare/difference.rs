@@ -130,7 +130,7 @@ pub async fn staged(
             deleted.push((path.clone(), base.clone(), published.at(path).await?));
         }
     }
-    let snapshot = catalog.snapshot(dataset.name()).unwrap_or_default();
+    let snapshot = catalog.snapshot(dataset.name());
     let compared = Comparison { store, dataset, snapshot: &snapshot, bases: &bases, watch };
     let bytes = pairs.iter().filter(|(there, file)| is_hashed(there.as_ref(), file));
     watch.phase("compare", pairs.len() as u64, bytes.map(|(_, file)| file.size_bytes).sum());

@@ -8,6 +8,8 @@ use serde::Serialize;
 
 use crate::control::history::HistoryReply;
 use crate::control::history::HistoryRequest;
+use crate::control::keep::KeepReply;
+use crate::control::keep::KeepRequest;
 use crate::name::DatasetName;
 use crate::name::RelPath;
 
@@ -42,6 +44,13 @@ pub enum Request {
     },
     /// Look into a dataset's past.
     History(HistoryRequest),
+    /// Ask the remote again about a dataset, or about all.
+    Refresh {
+        /// The dataset.
+        dataset: Option<DatasetName>,
+    },
+    /// What is kept on the local disk.
+    Keep(KeepRequest),
     /// Unmount and end.
     Unmount {
         /// Detach at once, also if files are open.
@@ -129,6 +138,10 @@ pub enum Reply {
     Discarded(DiscardOutcome),
     /// Of [`Request::History`].
     History(HistoryReply),
+    /// Of [`Request::Refresh`].
+    Refreshed(RefreshOutcome),
+    /// Of [`Request::Keep`].
+    Kept(KeepReply),
     /// Of [`Request::Unmount`].
     Unmounted,
 }
@@ -150,6 +163,9 @@ pub struct MountStatus {
     pub remote_id: String,
     /// How far the remote enforces that nothing is overwritten, and since when this is known.
     pub guarantee: Option<String>,
+    /// The remote does not answer.
+    #[serde(default)]
+    pub offline: Option<Offline>,
     /// Nothing can be written.
     pub read_only: bool,
     /// The block cache.
@@ -158,6 +174,15 @@ pub struct MountStatus {
     pub staged: Vec<StagedDataset>,
     /// The log file, unless the daemon logs to stderr.
     pub log: Option<PathBuf>,
+}
+
+/// A remote that does not answer, as `dsfs status` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offline {
+    /// Since when, as RFC 3339.
+    pub since: String,
+    /// What was met.
+    pub reason: String,
 }
 
 /// The block cache, as `dsfs status` shows it.
@@ -258,6 +283,17 @@ pub struct DiscardOutcome {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+/// What a refresh has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefreshOutcome {
+    /// Directories that were listed.
+    pub directories: u64,
+    /// What is not what it was, as `dataset/path`; not all, if there is very much.
+    pub changed: Vec<String>,
+    /// How much that is.
+    pub changed_count: u64,
 }
 
 /// The kind of a failure, which decides a command's exit code.

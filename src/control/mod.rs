@@ -30,6 +30,7 @@
 
 pub mod client;
 pub mod history;
+pub mod keep;
 pub mod message;
 pub mod server;
 

@@ -238,7 +238,11 @@ mod tests {
                     Err(Failure::new(FailureKind::Conflict, "busy").hint("wait").details(["vim"]))
                 }
                 Request::List => Ok(Reply::Datasets(long_list())),
-                Request::Status { .. } | Request::Commit(_) | Request::History(_) => {
+                Request::Status { .. }
+                | Request::Commit(_)
+                | Request::History(_)
+                | Request::Refresh { .. }
+                | Request::Keep(_) => {
                     let _flag = SetOnDrop(Arc::clone(&self.cancelled));
                     progress.send_replace(Progress { files_total: 7, ..Progress::default() });
                     std::future::pending().await

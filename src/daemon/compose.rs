@@ -30,6 +30,8 @@ use crate::record::Author;
 use crate::staging::Holder;
 use crate::staging::Staging;
 
+/// Where in the cache directory the catalogs are, one a remote.
+const CATALOG_DIR: &str = "catalog";
 /// Share of the memory limit for blocks on their way to the cache's disk; the rest is the reader's.
 const CACHE_MEMORY_SHARE: u64 = 4;
 
@@ -120,6 +122,14 @@ pub fn open_cache(config: &Config) -> Arc<BlockCache> {
     })
 }
 
+/// What is known of a remote tree, by this process and those before it.
+#[must_use]
+pub fn catalog(config: &Config, remote: &OpenRemote) -> Arc<Catalog> {
+    let path = config.cache_dir.value.join(CATALOG_DIR).join(format!("{}.sqlite", remote.remote.id()));
+    let prefix = remote.remote.prefix.clone();
+    Arc::new(Catalog::new(Arc::clone(&remote.gated), prefix, config.list_ttl.value).with_disk(&path))
+}
+
 /// Puts the file system on top of a workspace, and mounts it.
 ///
 /// # Errors
@@ -127,20 +137,11 @@ pub fn open_cache(config: &Config) -> Arc<BlockCache> {
 pub fn mount(
     config: &Config,
     workspace: &Workspace,
+    catalog: Arc<Catalog>,
     mountpoint: &std::path::Path,
     runtime: &tokio::runtime::Handle,
 ) -> Result<(Arc<DatasetFs>, MountedFs), Failure> {
-    let store = Arc::clone(&workspace.remote.store);
-    let prefix = workspace.remote.remote.prefix.clone();
-    let catalog = Arc::new(Catalog::new(Arc::clone(&store), prefix, config.list_ttl.value));
-    let memory_bytes = config.memory_limit_bytes.value;
-    let options = ReadOptions {
-        memory_bytes: memory_bytes - memory_bytes / CACHE_MEMORY_SHARE,
-        read_timeout: config.read_timeout.value,
-        ..ReadOptions::default()
-    };
-    let identity = workspace.remote.remote.store_identity();
-    let reader = Reader::new(store, identity, Arc::clone(&workspace.cache), options, runtime.clone());
+    let reader = reader(config, workspace, runtime);
     let options = FsOptions {
         read_only: config.read_only.value,
         allow_replace: config.allow_replace.value,
@@ -158,6 +159,20 @@ pub fn mount(
     let mounted = MountedFs::mount(Arc::clone(&fs), runtime.clone(), mountpoint, &options)
         .map_err(|err| of_mount(&err, mountpoint, config))?;
     Ok((fs, mounted))
+}
+
+/// The reader of a workspace's remote, through its cache.
+#[must_use]
+pub fn reader(config: &Config, workspace: &Workspace, runtime: &tokio::runtime::Handle) -> Arc<Reader> {
+    let memory_bytes = config.memory_limit_bytes.value;
+    let options = ReadOptions {
+        memory_bytes: memory_bytes - memory_bytes / CACHE_MEMORY_SHARE,
+        read_timeout: config.read_timeout.value,
+        ..ReadOptions::default()
+    };
+    let identity = workspace.remote.remote.store_identity();
+    let (store, cache) = (Arc::clone(&workspace.remote.gated), Arc::clone(&workspace.cache));
+    Reader::new(store, identity, cache, options, runtime.clone())
 }
 
 fn of_mount(err: &io::Error, mountpoint: &std::path::Path, config: &Config) -> Failure {

@@ -114,6 +114,7 @@ pub(super) fn kind_of(err: &StoreError) -> FailureKind {
         StoreError::NoBucket { .. }
         | StoreError::Denied { .. }
         | StoreError::Rejected { .. }
+        | StoreError::Offline { .. }
         | StoreError::Unavailable { .. } => FailureKind::Remote,
         StoreError::NoSuchUpload { .. } => FailureKind::Failed,
     }

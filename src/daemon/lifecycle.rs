@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
+use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -42,16 +43,20 @@ use crate::daemon::compose::Workspace;
 use crate::daemon::failure;
 use crate::daemon::guarantee;
 use crate::daemon::holders;
+use crate::daemon::keep::Keeper;
 use crate::daemon::mountpoint;
 use crate::daemon::mountpoint::Mountpoint;
 use crate::daemon::notify;
 use crate::daemon::remote;
+use crate::daemon::remote::OpenRemote;
 use crate::daemon::service::Service;
 use crate::daemon::service::UnmountRequest;
 use crate::fuse::MountedFs;
 use crate::fuse::Unmounter;
 use crate::staging::Holder;
 
+/// How long the remote is waited for where it is known from before.
+const KNOWN_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a new mount may take to answer its first stat.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the users of a busy mount have after a signal.
@@ -141,18 +146,28 @@ async fn start_at(
     let path = mountpoint.path.clone();
     let (workspace, socket) = open_workspace(config, &path).await?;
     let workspace = Arc::new(workspace);
+    let catalog = compose::catalog(config, &workspace.remote);
+    check_access(config, &workspace.remote, &catalog, reporter).await?;
     let server =
         Server::bind(&socket).map_err(|err| failure::of_directory("control socket", &socket, &err))?;
-    let (fs, mounted) = compose::mount(config, &workspace, &path, runtime)?;
+    let (fs, mounted) = compose::mount(config, &workspace, Arc::clone(&catalog), &path, runtime)?;
     let unmounter = mounted.unmounter();
     if let Err(failure) = wait_for_answer(&path, &mounted).await {
         let _ = unmounter.unmount(true);
         return Err(failure);
     }
     let (unmount, unmounts) = mpsc::channel(UNMOUNTS_MAX);
+    let keeper = Keeper::new(
+        Arc::clone(&catalog),
+        Arc::clone(fs.reader()),
+        workspace.cache_dir.clone(),
+        &workspace.remote_state_dir,
+        workspace.remote.remote.id(),
+    );
     let service = Service {
         workspace: Arc::clone(&workspace),
         fs,
+        keeper: Arc::clone(&keeper),
         mountpoint: path.clone(),
         mounted: guarantee::timestamp(SystemClock.now()),
         log: request.log.clone(),
@@ -163,6 +178,9 @@ async fn start_at(
     tasks.spawn(server.serve(Arc::new(service), stop.clone()));
     tasks.spawn(notify::watchdog(stop.clone()));
     tasks.spawn(learn_guarantee(Arc::clone(&workspace), stop.clone()));
+    tasks.spawn(Arc::clone(&catalog).refresh_wanted(stop.clone()));
+    tasks.spawn(watch_link(workspace.remote.clone(), catalog, Arc::clone(&keeper), stop.clone()));
+    tasks.spawn(keeper.follow_pins(stop.clone()));
     let name = workspace.remote.remote.to_string();
     if mountpoint.created {
         reporter.notice(&format!("made the directory {}", path.display()));
@@ -190,8 +208,59 @@ async fn open_workspace(config: &Config, mountpoint: &Path) -> Result<(Workspace
         mountpoint: Some(mountpoint.to_owned()),
     };
     let workspace = Workspace::open(config, remote, &holder)?;
-    workspace.remote.check_access(config).await?;
     Ok((workspace, socket))
+}
+
+/// Asks the remote for the first time. One that does not answer is mounted all the same, with what is
+/// known of it: that is said. One that refuses is a wrong setting.
+async fn check_access(
+    config: &Config,
+    remote: &OpenRemote,
+    catalog: &Arc<Catalog>,
+    reporter: &Reporter,
+) -> Result<(), Failure> {
+    let known = {
+        let catalog = Arc::clone(catalog);
+        let levels = tokio::task::spawn_blocking(move || catalog.disk_usage().levels).await;
+        levels.unwrap_or(0)
+    };
+    let patience = if known > 0 { KNOWN_PATIENCE } else { Duration::MAX };
+    let tried = time::timeout(patience, remote.try_access()).await;
+    let err = match tried {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(err)) if err.is_unanswered() => err,
+        Ok(Err(err)) => return Err(failure::of_access(&err, config)),
+        Err(_) => {
+            remote.link.look_now();
+            reporter.notice(&format!(
+                "{} is slow to answer; what is known of it is shown meanwhile",
+                remote.remote
+            ));
+            return Ok(());
+        }
+    };
+    remote.link.is_down(&err);
+    let failure = failure::of_access(&err, config);
+    let then = match known {
+        0 => "nothing is known of it yet: mounted empty-handed, until it answers",
+        _ => "mounted with what is known of it: what is cached can be read, and files can be staged",
+    };
+    reporter.notice(&format!("{failure}\n{then}"));
+    if known == 0
+        && let Some(hint) = failure.hint
+    {
+        reporter.notice(&format!("hint: {hint}"));
+    }
+    Ok(())
+}
+
+/// Watches the line to the remote; when it is up again, everything is asked anew.
+async fn watch_link(remote: OpenRemote, catalog: Arc<Catalog>, keeper: Arc<Keeper>, stop: CancellationToken) {
+    let on_return = || {
+        catalog.expire(None);
+        keeper.look_now();
+    };
+    remote.keep_watch(on_return, stop).await;
 }
 
 /// The first stat goes through the kernel, to our own FUSE threads and back.

@@ -7,6 +7,7 @@ pub mod failure;
 pub mod guarantee;
 pub mod history;
 pub mod holders;
+pub mod keep;
 pub mod lifecycle;
 pub mod mountinfo;
 pub mod mountpoint;

@@ -8,10 +8,12 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::catalog::Catalog;
 use crate::control::message::DatasetRow;
 use crate::control::message::DiscardOutcome;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
+use crate::control::message::RefreshOutcome;
 use crate::control::message::StagedDataset;
 use crate::control::message::StagedFile;
 use crate::daemon::failure;
@@ -28,6 +30,8 @@ use crate::store::ListRequest;
 use crate::store::ObjectStore;
 use crate::store::list_all;
 
+/// Changed paths that a refresh names.
+const CHANGED_SHOWN_MAX: usize = 10_000;
 /// Names the remote, in its state directory, to people who find that.
 const REMOTE_FILE: &str = "remote.json";
 
@@ -111,6 +115,17 @@ pub async fn list(
         row.staged_files = dataset.files + dataset.sealed_files;
     }
     Ok(rows.into_values().collect())
+}
+
+/// Asks the remote again about a dataset, or about all that is known.
+///
+/// # Errors
+/// The remote's.
+pub async fn refresh(catalog: &Catalog, name: Option<&DatasetName>) -> Result<RefreshOutcome, Failure> {
+    let refreshed = catalog.refresh(name).await.map_err(|err| failure::of_store(&err))?;
+    let changed_count = refreshed.changed.len() as u64;
+    let changed = refreshed.changed.into_iter().take(CHANGED_SHOWN_MAX).collect();
+    Ok(RefreshOutcome { directories: refreshed.levels, changed, changed_count })
 }
 
 /// A dataset's staged files, those of an unfinished commit among them.

@@ -6,7 +6,11 @@ use std::time::Duration;
 use std::time::SystemTime;
 
 use tokio::time;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
+use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::config::Place;
 use crate::config::Remote;
@@ -19,6 +23,9 @@ use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::directory::DirectoryStore;
 use crate::store::guarantee::Guarantee;
+use crate::store::link::GatedStore;
+use crate::store::link::Link;
+use crate::store::link::WatchedStore;
 use crate::store::retry::RetryOptions;
 use crate::store::retry::RetryingStore;
 use crate::store::s3::S3Store;
@@ -28,6 +35,32 @@ const ACCESS_TIMEOUT: Duration = Duration::from_secs(20);
 /// Attempts of the first request. A server that is gone is to be told of soon.
 const ACCESS_ATTEMPTS_MAX: u32 = 2;
 
+/// How often the line is looked at where nobody complains.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// A jump between two looks that no busy machine explains.
+const SLEEP_MIN: Duration = Duration::from_secs(10);
+
+/// Notices that the machine, or this process, was stopped for a while.
+#[derive(Debug)]
+struct SleepDetector {
+    last: (Instant, SystemTime),
+}
+
+impl SleepDetector {
+    fn new() -> Self {
+        Self { last: (Instant::now(), SystemClock.now()) }
+    }
+
+    /// To be asked every second. A sleeping machine's monotonic clock stands still, a stopped
+    /// process's does not.
+    fn has_slept(&mut self, now: Instant, time: SystemTime) -> bool {
+        let (last, last_time) = std::mem::replace(&mut self.last, (now, time));
+        let here = now.saturating_duration_since(last);
+        let there = time.duration_since(last_time).unwrap_or_default();
+        here >= SLEEP_MIN || there.saturating_sub(here) >= SLEEP_MIN
+    }
+}
+
 /// A remote and the store that it is in.
 #[derive(Clone)]
 pub struct OpenRemote {
@@ -35,6 +68,10 @@ pub struct OpenRemote {
     pub remote: Remote,
     /// Its store, with retries and limits.
     pub store: Arc<dyn ObjectStore>,
+    /// The same for those who do not want to wait for a remote that does not answer.
+    pub gated: Arc<dyn ObjectStore>,
+    /// The line to it.
+    pub link: Arc<Link>,
     /// What the user says that it enforces; `None` leaves it to the probe.
     pub assumed_guarantee: Option<Guarantee>,
     /// The same without retries.
@@ -74,8 +111,11 @@ pub async fn open(config: &Config) -> Result<OpenRemote, Failure> {
         }
         RemoteSettings::Directory { .. } => (RetryOptions::default(), None),
     };
-    let store = Arc::new(RetryingStore::new(Arc::clone(&plain), retry));
-    Ok(OpenRemote { remote, store, assumed_guarantee, plain, s3 })
+    let link = Link::new(Arc::new(SystemClock));
+    let watched = Arc::new(WatchedStore::new(Arc::clone(&plain), Arc::clone(&link)));
+    let store: Arc<dyn ObjectStore> = Arc::new(RetryingStore::new(watched, retry));
+    let gated = Arc::new(GatedStore::new(Arc::clone(&store), Arc::clone(&link)));
+    Ok(OpenRemote { remote, store, gated, link, assumed_guarantee, plain, s3 })
 }
 
 impl OpenRemote {
@@ -96,8 +136,42 @@ impl OpenRemote {
         let store = RetryingStore::new(Arc::clone(&self.plain), options);
         let seconds = ACCESS_TIMEOUT.as_secs();
         time::timeout(ACCESS_TIMEOUT, store.check_access()).await.unwrap_or_else(|_| {
-            Err(StoreError::unavailable(&self.remote, format!("no answer within {seconds} seconds")))
+            Err(StoreError::unanswered(&self.remote, format!("no answer within {seconds} seconds")))
         })
+    }
+
+    /// Watches the line until `stop`: probes the remote when there is a doubt, and after the machine
+    /// has slept. `on_return` is called when an outage has ended.
+    pub async fn keep_watch(&self, on_return: impl Fn(), stop: CancellationToken) {
+        let mut sleep = SleepDetector::new();
+        let mut outage = self.link.subscribe();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = time::sleep(WATCH_EVERY) => {}
+                () = self.link.wait_until_due() => {}
+            }
+            if sleep.has_slept(Instant::now(), SystemClock.now()) {
+                tracing::info!("this machine has slept, or its clock was set: looking for the remote");
+                self.reconnect();
+                self.link.look_now();
+            }
+            self.link.probe_when_due(&*self.plain).await;
+            if outage.has_changed().unwrap_or(false) {
+                let is_down = outage.borrow_and_update().is_some();
+                // Connections from before lead nowhere, as after a change of the network.
+                self.reconnect();
+                if !is_down {
+                    on_return();
+                }
+            }
+        }
+    }
+
+    fn reconnect(&self) {
+        if let Some(s3) = &self.s3 {
+            s3.reconnect();
+        }
     }
 
     /// The time at the server, if it has one and has answered.
@@ -117,4 +191,22 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .thread_name("dsfs-io")
         .build()
         .map_err(|err| Failure::new(FailureKind::Failed, format!("no threads can be started: {err}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sleep_is_noticed_and_a_busy_second_is_not() {
+        let mut detector = SleepDetector::new();
+        let (start, time) = detector.last;
+        let seconds = Duration::from_secs;
+        assert!(!detector.has_slept(start + seconds(1), time + seconds(1)));
+        assert!(!detector.has_slept(start + seconds(5), time + seconds(6)), "busy");
+        assert!(detector.has_slept(start + seconds(6), time + seconds(3600)), "suspended");
+        assert!(!detector.has_slept(start + seconds(7), time + seconds(3601)));
+        assert!(detector.has_slept(start + seconds(60), time + seconds(3654)), "stopped");
+        assert!(!detector.has_slept(start + seconds(61), time), "a clock that was set back");
+    }
 }

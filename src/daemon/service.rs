@@ -12,12 +12,15 @@ use crate::control::message::CacheStatus;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::control::message::MountStatus;
+use crate::control::message::Offline;
 use crate::control::message::Progress;
 use crate::control::message::Reply;
 use crate::control::message::Request;
 use crate::control::server::Handler;
 use crate::daemon::compose::Workspace;
+use crate::daemon::guarantee;
 use crate::daemon::history::Source;
+use crate::daemon::keep::Keeper;
 use crate::daemon::operations;
 use crate::daemon::publish;
 use crate::fs::DatasetFs;
@@ -39,6 +42,8 @@ pub struct Service {
     pub workspace: Arc<Workspace>,
     /// The file system.
     pub fs: Arc<DatasetFs>,
+    /// What is kept local on purpose.
+    pub keeper: Arc<Keeper>,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// Since when, as RFC 3339.
@@ -71,6 +76,12 @@ impl Handler for Service {
             Request::History(request) => {
                 Source::of(&self.workspace, &self.fs).answer(&request, &progress).await.map(Reply::History)
             }
+            Request::Refresh { dataset } => {
+                let outcome = operations::refresh(self.fs.tree().catalog(), dataset.as_ref()).await;
+                self.keeper.look_now();
+                outcome.map(Reply::Refreshed)
+            }
+            Request::Keep(request) => self.keeper.handle(request, progress).await.map(Reply::Kept),
             Request::Unmount { lazy } => {
                 let (done, outcome) = oneshot::channel();
                 let ending = || Failure::new(FailureKind::Failed, "the daemon is ending already");
@@ -96,6 +107,10 @@ impl Service {
             remote: self.workspace.remote.remote.to_string(),
             remote_id: self.workspace.remote.remote.id(),
             guarantee: self.workspace.guarantee().map(|known| known.describe()),
+            offline: self.workspace.remote.link.outage().map(|outage| Offline {
+                since: guarantee::timestamp(outage.since),
+                reason: outage.reason.clone(),
+            }),
             read_only: self.fs.options().read_only,
             cache: CacheStatus {
                 dir: self.workspace.cache_dir.clone(),

@@ -166,6 +166,7 @@ fn store_errno(err: &StoreError) -> i32 {
         StoreError::AlreadyExists { .. } => libc::EEXIST,
         StoreError::Changed { .. } => libc::ESTALE,
         StoreError::Denied { .. } => libc::EACCES,
+        StoreError::Offline { .. } => libc::ENETUNREACH,
         StoreError::NoBucket { .. }
         | StoreError::Contended { .. }
         | StoreError::NoSuchUpload { .. }

@@ -84,6 +84,9 @@ const BACKGROUND_MAX: u16 = 128;
 const CONGESTION: u16 = 96;
 /// The largest write and read in one request; the kernel's own limit without a sysctl.
 const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
+/// Entries of a directory that are looked up before anybody asks: each is an inode, here and in the
+/// kernel, and `find` would make hundreds of thousands of them that nobody uses.
+const FIRST_LOOKUPS_MAX: usize = 64;
 /// What `stat` advises as the size of reads.
 const ADVISED_READ_BYTES: u32 = 128 * 1024;
 
@@ -461,7 +464,10 @@ impl Filesystem for FuseAdapter {
             Ok(snapshot) => snapshot,
             Err(err) => return reply.error(log_errno("readdirplus", &err)),
         };
-        for (next, entry) in snapshot.from(offset) {
+        // The kernel begins every directory with this call, whoever reads it: most want names only. It
+        // asks for more in this way once somebody has looked at an inode.
+        let count = if offset == 0 { FIRST_LOOKUPS_MAX } else { usize::MAX };
+        for (next, entry) in snapshot.from(offset).take(count) {
             let full = match self.fs.lookup_entry(&snapshot, entry) {
                 Err(err) => return reply.error(log_errno("readdirplus", &err)),
                 Ok(DirLookup::Gone) => false,

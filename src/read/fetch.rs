@@ -128,6 +128,7 @@ fn read_error(job: &Job, err: StoreError) -> ReadError {
     match err {
         StoreError::Changed { key } | StoreError::NotFound { key } => ReadError::Changed { key },
         StoreError::Unavailable { .. }
+        | StoreError::Offline { .. }
         | StoreError::Denied { .. }
         | StoreError::Rejected { .. }
         | StoreError::NoBucket { .. }

@@ -262,6 +262,15 @@ impl Reader {
         drop((forgotten, open)); // outside the locks: they may be the last holders
     }
 
+    /// Whether every block of a version is in the cache.
+    #[must_use]
+    pub fn is_cached(&self, version: &ObjectVersion) -> bool {
+        let entry = self.shared.cache.entry(&self.version_id(version), version.size_bytes);
+        let blocks = crate::block::count(version.size_bytes);
+        entry.refresh(0..blocks);
+        (0..blocks).all(|index| entry.is_present(index))
+    }
+
     /// The id under which the cache knows a version.
     #[must_use]
     pub fn version_id(&self, version: &ObjectVersion) -> VersionId {

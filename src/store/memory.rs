@@ -123,7 +123,7 @@ impl ObjectStore for MemoryStore {
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let state = self.state.lock();
         let mut page = ListPage::default();
-        let after = request.continuation.as_deref().unwrap_or("");
+        let after = request.continuation.as_deref().or(request.start_after.as_deref()).unwrap_or("");
         for (key, object) in &state.objects {
             let Some(rest) = request.prefix.strip(key) else { continue };
             // A common prefix sorts as itself, not as the keys that it stands for.

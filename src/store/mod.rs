@@ -16,6 +16,8 @@
 pub mod memory;
 pub mod s3;
 pub mod directory;
+pub mod circuit;
+pub mod link;
 pub mod retry;
 pub mod fault;
 pub mod guarantee;
@@ -201,6 +203,9 @@ pub struct ListRequest {
     pub one_level: bool,
     /// Where the page before this one ended.
     pub continuation: Option<String>,
+    /// Only keys behind this one, which need not exist. Some servers do not know this and begin at
+    /// the first key all the same.
+    pub start_after: Option<String>,
     /// At most this many keys and prefixes; the server may give fewer. S3's limit is 1000.
     pub keys_max: u16,
 }
@@ -209,7 +214,7 @@ impl ListRequest {
     /// The first page of all keys below a prefix.
     #[must_use]
     pub fn recursive(prefix: KeyPrefix) -> Self {
-        Self { prefix, one_level: false, continuation: None, keys_max: 1000 }
+        Self { prefix, one_level: false, continuation: None, start_after: None, keys_max: 1000 }
     }
 
     /// The first page of one directory level.
@@ -326,6 +331,14 @@ pub enum StoreError {
         /// The server's own words.
         reason: String,
     },
+    /// The remote does not answer, and is not asked before it does again: nothing was sent.
+    #[error("the remote has not answered since {}: {reason}", clock_time(*since))]
+    Offline {
+        /// When that was noticed.
+        since: SystemTime,
+        /// What the last probe met.
+        reason: String,
+    },
     /// Worth asking again: throttling, a timeout, 5xx, a broken connection. A write may have
     /// been carried out.
     #[error("object store unavailable for {key}: {reason}")]
@@ -336,7 +349,7 @@ pub enum StoreError {
         reason: String,
         /// Whether the server said that it has too many requests.
         throttled: bool,
-        /// The cause, where there is one.
+        /// The cause, where nothing came from the server at all; its own words have none.
         #[source]
         source: Option<Arc<dyn std::error::Error + Send + Sync>>,
     },
@@ -346,6 +359,27 @@ impl StoreError {
     /// An [`StoreError::Unavailable`] without a further cause.
     pub fn unavailable(key: impl fmt::Display, reason: impl fmt::Display) -> Self {
         Self::Unavailable { key: key.to_string(), reason: reason.to_string(), throttled: false, source: None }
+    }
+
+    /// An [`StoreError::Unavailable`] because nothing came from the server in time.
+    pub fn unanswered(key: impl fmt::Display, reason: impl fmt::Display) -> Self {
+        let source = Arc::new(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        Self::Unavailable {
+            key: key.to_string(),
+            reason: reason.to_string(),
+            throttled: false,
+            source: Some(source),
+        }
+    }
+
+    /// Whether nothing came from the server: it, or the line to it, is down.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Unavailable { source: Some(_), .. })
+    }
+
+    pub(crate) fn offline(outage: &circuit::Outage) -> Self {
+        Self::Offline { since: outage.since, reason: outage.reason.clone() }
     }
 
     /// Whether the same request may succeed a little later.
@@ -358,6 +392,14 @@ impl StoreError {
     #[must_use]
     pub fn asks_to_slow_down(&self) -> bool {
         matches!(self, Self::Unavailable { throttled: true, .. })
+    }
+}
+
+/// A time of day as a message has it: in UTC, to the second.
+fn clock_time(time: SystemTime) -> String {
+    match jiff::Timestamp::try_from(time) {
+        Ok(time) => time.strftime("%F %T UTC").to_string(),
+        Err(_) => "an unknown time".to_owned(),
     }
 }
 

@@ -205,7 +205,7 @@ impl RetryingStore {
             let err = match timeout_at(until, attempt()).await {
                 Ok(Ok(value)) => return Outcome { result: Ok((value, permit)), ambiguous },
                 Ok(Err(err)) => err,
-                Err(_) => StoreError::unavailable(subject, "no answer in time"),
+                Err(_) => StoreError::unanswered(subject, "no answer in time"),
             };
             drop(permit); // nobody waits for a request that is itself only waiting
             if err.asks_to_slow_down() {

@@ -251,6 +251,16 @@ async fn listings(store: &dyn ObjectStore, prefix: &str, quirks: &Quirks) {
         assert_eq!(objects, ["a", "a.txt", "c"].map(|name| format!("{prefix}{name}")), "pages of {keys_max}");
         assert_eq!(folded, ["b.d/", "b/", "d/"].map(|name| format!("{prefix}{name}")), "pages of {keys_max}");
     }
+    let behind = ListRequest {
+        start_after: Some(format!("{prefix}a.txt")),
+        ..ListRequest::one_level(KeyPrefix::from_listing(prefix))
+    };
+    let level = list_all(store, behind).await.unwrap();
+    assert_eq!(
+        level.objects.len() + level.prefixes.len(),
+        4,
+        "a listing can begin behind any key: {level:?}"
+    );
     let page = list_all(store, ListRequest::recursive(KeyPrefix::from_listing(prefix))).await.unwrap();
     for object in page.objects {
         let meta = store.head(&object.key).await.unwrap();

@@ -11,6 +11,7 @@ mod clients;
 mod contract;
 mod failures;
 mod history;
+mod offline;
 mod options;
 mod s3;
 mod semantics;

@@ -81,7 +81,7 @@ impl Bucket {
         let stat = rustix::fs::fstat(&root).map_err(|err| no_bucket(&self.path, err.into()))?;
         if stat.st_ino != self.root_inode {
             let reason = "another directory is there than at the start; is its file system mounted?";
-            return Err(StoreError::unavailable(self.path.display(), reason));
+            return Err(StoreError::unanswered(self.path.display(), reason));
         }
         Ok(root)
     }

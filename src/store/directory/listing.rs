@@ -140,7 +140,7 @@ pub(super) fn list(root: OwnedFd, kept: &KeptNames, request: &ListRequest) -> io
         kept,
         prefix,
         one_level: request.one_level,
-        after: request.continuation.as_deref().unwrap_or(""),
+        after: request.continuation.as_deref().or(request.start_after.as_deref()).unwrap_or(""),
         room: usize::from(request.keys_max.max(1)),
         last: None,
         page: ListPage::default(),

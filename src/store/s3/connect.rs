@@ -262,19 +262,20 @@ pub(super) async fn find_region(options: &S3Options) -> Result<String, StoreErro
         Ok(Err(err @ SdkError::ServiceError(_))) => {
             Err(super::error::from_sdk(&options.bucket, Subject::Bucket, err))
         }
-        Ok(Err(err)) => Err(StoreError::unavailable(bucket, chain(&err))),
+        Ok(Err(err)) => Err(StoreError::unanswered(bucket, chain(&err))),
         Ok(Ok(_)) => Err(StoreError::Rejected {
             key: bucket,
             reason: "the server does not say which region it is in; name it".to_owned(),
         }),
         Err(_) => {
             let seconds = options.request_timeout.as_secs_f32();
-            Err(StoreError::unavailable(bucket, format!("no answer within {seconds} s")))
+            Err(StoreError::unanswered(bucket, format!("no answer within {seconds} s")))
         }
     }
 }
 
-fn http_client(options: &S3Options) -> SharedHttpClient {
+/// An HTTP client with connections of its own.
+pub(super) fn http_client(options: &S3Options) -> SharedHttpClient {
     let tls = options.ca_bundle.clone().map(|bundle| bundle.0).unwrap_or_default();
     let proxy = match &options.proxy {
         S3Proxy::Environment => ProxyConfig::from_env(),

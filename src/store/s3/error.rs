@@ -241,6 +241,7 @@ mod tests {
             StoreError::NoSuchUpload { .. } => "no upload",
             StoreError::Denied { .. } => "denied",
             StoreError::Rejected { .. } => "rejected",
+            StoreError::Offline { .. } => "offline",
             StoreError::Unavailable { .. } => "unavailable",
         }
     }

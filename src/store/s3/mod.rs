@@ -27,6 +27,7 @@ mod listing;
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -44,6 +45,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use futures_util::stream;
+use parking_lot::RwLock;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
@@ -77,7 +79,7 @@ use self::error::chain;
 pub struct S3Store {
     options: S3Options,
     /// Made when it is needed first: before that, the region may have to be asked for.
-    client: OnceCell<Client>,
+    client: RwLock<Arc<OnceCell<Client>>>,
     bucket: String,
     endpoint: Option<String>,
     request_timeout: Duration,
@@ -101,7 +103,7 @@ impl S3Store {
         let plain = options.endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
         Self {
             options: options.clone(),
-            client: OnceCell::new_with(client),
+            client: RwLock::new(Arc::new(OnceCell::new_with(client))),
             bucket: options.bucket.clone(),
             endpoint: options.endpoint.clone(),
             request_timeout: options.request_timeout,
@@ -111,13 +113,27 @@ impl S3Store {
     }
 
     /// The client, once the region is known.
-    async fn client(&self) -> Result<&Client, StoreError> {
+    async fn client(&self) -> Result<Client, StoreError> {
         let connect = || async {
             let region = connect::find_region(&self.options).await?;
             tracing::debug!(bucket = self.bucket, region, "the bucket's region was found");
             Ok(connect::client(&self.options, &region, &self.clock))
         };
-        self.client.get_or_try_init(connect).await
+        let client = Arc::clone(&self.client.read());
+        client.get_or_try_init(connect).await.cloned()
+    }
+
+    /// Requests from now on use new connections: the old ones may lead nowhere, after the machine has
+    /// slept or has another address.
+    pub fn reconnect(&self) {
+        let renew = |client: &Client| {
+            let http = connect::http_client(&self.options);
+            Client::from_conf(client.config().to_builder().http_client(http).build())
+        };
+        let renewed = self.client.read().get().map(renew);
+        if renewed.is_some() {
+            *self.client.write() = Arc::new(OnceCell::new_with(renewed));
+        }
     }
 
     /// Stands in for the condition of a write where servers are not to be sent any: the look before
@@ -171,7 +187,7 @@ impl S3Store {
             }),
             Err(_) => {
                 let reason = format!("no answer within {} s", limit.as_secs_f32());
-                let error = StoreError::unavailable(subject.describe(&self.bucket), reason);
+                let error = StoreError::unanswered(subject.describe(&self.bucket), reason);
                 Err(Failure { status: None, error })
             }
         }
@@ -264,7 +280,7 @@ impl Body {
             Ok(piece) => piece,
             Err(_) => {
                 let reason = format!("the body stalled for {} s", self.silence.as_secs_f32());
-                return Some((Err(StoreError::unavailable(&self.key, reason)), None));
+                return Some((Err(StoreError::unanswered(&self.key, reason)), None));
             }
         };
         let err = match piece {
@@ -278,9 +294,7 @@ impl Body {
                 let reason = format!("the body ended {} bytes early", self.left);
                 StoreError::unavailable(&self.key, reason)
             }
-            Some(Err(err)) => {
-                StoreError::unavailable(&self.key, format!("reading the body: {}", chain(&err)))
-            }
+            Some(Err(err)) => StoreError::unanswered(&self.key, format!("reading the body: {}", chain(&err))),
         };
         Some((Err(err), None))
     }
@@ -310,6 +324,7 @@ impl ObjectStore for S3Store {
             .prefix(request.prefix.as_str())
             .set_delimiter(request.one_level.then(|| "/".to_owned()))
             .set_continuation_token(request.continuation.clone())
+            .set_start_after(request.start_after.clone())
             .max_keys(i32::from(request.keys_max))
             .encoding_type(EncodingType::Url)
             .send();

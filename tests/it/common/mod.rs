@@ -2,6 +2,7 @@
 
 pub mod double;
 pub mod home;
+pub mod line;
 pub mod http;
 pub mod mount;
 pub mod servers;

@@ -1,0 +1,223 @@
+//! Asking the remote for a level, and holding the answer against the dataset's log.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::catalog::Catalog;
+use crate::catalog::Level;
+use crate::catalog::disk::Step;
+use crate::catalog::edits::Edits;
+use crate::catalog::history::Mark;
+use crate::catalog::history::Reading;
+use crate::catalog::listing::HiddenKey;
+use crate::catalog::listing::Listing;
+use crate::catalog::listing::RemoteEntry;
+use crate::catalog::listing::RemoteFile;
+use crate::catalog::pages;
+use crate::catalog::view;
+use crate::catalog::view::History;
+use crate::catalog::view::Place;
+use crate::log::LogError;
+use crate::name::DatasetName;
+use crate::name::DirPath;
+use crate::name::KeyPrefix;
+use crate::name::RelPath;
+use crate::record::Snapshot;
+use crate::store::ListRequest;
+use crate::store::StoreError;
+use crate::store::list_all;
+
+/// From so many files on, a snapshot answers for levels that were not listed yet: fewer come with
+/// one request anyway.
+const SNAPSHOT_ENTRIES_MIN: usize = 1000;
+
+/// A level as the remote has it now.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) listing: Listing,
+    /// The commit that it shows.
+    pub(super) seq: u64,
+    /// It is of the snapshot alone: the level is still to be listed.
+    pub(super) provisional: bool,
+}
+
+impl Catalog {
+    /// Asks the remote. With `quick`, a large directory may be answered from its snapshot alone.
+    pub(super) async fn list(&self, level: &Level, quick: bool) -> Result<Answer, StoreError> {
+        match level {
+            Level::Datasets => {
+                let listing = self.list_datasets().await?;
+                Ok(Answer { listing, seq: 0, provisional: false })
+            }
+            Level::Directory(name, dir) => self.list_directory(name, dir, quick).await,
+        }
+    }
+
+    async fn list_objects(&self, prefix: &KeyPrefix) -> Result<Listing, StoreError> {
+        let list = |request: ListRequest| async move { self.store.list(&request).await };
+        let first = list(ListRequest::one_level(prefix.clone())).await?;
+        pages::rest(prefix, first, list).await
+    }
+
+    async fn list_datasets(&self) -> Result<Listing, StoreError> {
+        let mut listing = self.list_objects(&self.prefix.datasets()).await?;
+        // Only directories with a dataset's name are datasets; our own state is not.
+        listing
+            .entries
+            .retain(|name, entry| *entry == RemoteEntry::Directory && DatasetName::parse(name).is_ok());
+        // A dataset that somebody is making for the first time appears when it is committed.
+        let intents = self.prefix.all_intents();
+        for below in list_all(&*self.store, ListRequest::one_level(intents.clone())).await?.prefixes {
+            let name = below.as_str().strip_prefix(intents.as_str()).and_then(|name| name.strip_suffix('/'));
+            let Some(name) = name.filter(|name| listing.entries.contains_key(*name)) else { continue };
+            let Ok(dataset) = DatasetName::parse(name) else { continue };
+            let top = Level::Directory(dataset, DirPath::root());
+            if !Box::pin(self.level(&top)).await?.listing.exists() {
+                listing.entries.remove(name);
+            }
+        }
+        Ok(listing)
+    }
+
+    /// One directory, as of one snapshot.
+    async fn list_directory(
+        &self,
+        name: &DatasetName,
+        dir: &DirPath,
+        quick: bool,
+    ) -> Result<Answer, StoreError> {
+        let place = Place { prefix: &self.prefix, dataset: name, dir };
+        let prefix = self.prefix.directory(name, dir);
+        let list = |request: ListRequest| async move { self.store.list(&request).await };
+        let mut first = true;
+        loop {
+            let mark = self.histories.mark(name);
+            let page = list(ListRequest::one_level(prefix.clone())).await?;
+            if quick && first && page.continuation.is_some() {
+                // Hundreds of requests, or the few that the log takes.
+                let reading = self.read_history(name, mark).await?;
+                let snapshot = &reading.history.snapshot;
+                if let Some(listing) = self.of_snapshot(name, dir, snapshot) {
+                    return Ok(Answer { listing, seq: snapshot.seq, provisional: true });
+                }
+            }
+            let mut listing = pages::rest(&prefix, page, list).await?;
+            if !listing.exists() && mark.is_beginning() {
+                // Nothing there, and no log that says otherwise.
+                return Ok(Answer { listing, seq: 0, provisional: false });
+            }
+            let reading = self.read_history(name, mark).await?;
+            let recent = reading.since_mark.clone().unwrap_or_default();
+            let doubts = view::apply(&mut listing, place, &reading.history, &recent);
+            // The first time, nothing tells what another tool has deleted or overwritten from what was
+            // recorded after the listing. The second time does.
+            let in_doubt = doubts.overwritten || !doubts.missing.is_empty();
+            if std::mem::take(&mut first) && reading.since_mark.is_none() && in_doubt {
+                continue;
+            }
+            let seq = reading.history.snapshot.seq;
+            let history = reading.history.clone();
+            drop(reading); // others may read
+            for path in doubts.directories {
+                if !self.has_foreign(name, &path, &history).await? {
+                    listing.entries.remove(path.file_name());
+                }
+            }
+            listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey {
+                key: format!("{prefix}{}", path.file_name()),
+                reason: "committed, and deleted since by another tool".into(),
+            }));
+            return Ok(Answer { listing, seq, provisional: false });
+        }
+    }
+
+    /// Reads a dataset's log and takes in what is new.
+    pub(super) async fn read_history(&self, name: &DatasetName, mark: Mark) -> Result<Reading, StoreError> {
+        let reading = self.histories.read(name, mark).await.map_err(LogError::into_store_error)?;
+        self.take_news(name, &reading).await;
+        Ok(reading)
+    }
+
+    /// A level out of a snapshot, if that is worth it.
+    pub(super) fn of_snapshot(
+        &self,
+        name: &DatasetName,
+        dir: &DirPath,
+        snapshot: &Snapshot,
+    ) -> Option<Listing> {
+        if snapshot.entries.len() < SNAPSHOT_ENTRIES_MIN {
+            return None;
+        }
+        let listing = view::of_snapshot(Place { prefix: &self.prefix, dataset: name, dir }, snapshot);
+        listing.exists().then_some(listing)
+    }
+
+    /// Whether there is anything below a directory that no unfinished commit has put there.
+    async fn has_foreign(
+        &self,
+        name: &DatasetName,
+        dir: &RelPath,
+        history: &History,
+    ) -> Result<bool, StoreError> {
+        let dataset = self.prefix.dataset(name);
+        let mut request = ListRequest::recursive(self.prefix.directory(name, &dir.clone().into()));
+        loop {
+            let page = self.store.list(&request).await?;
+            let mut paths = page.objects.iter().filter_map(|object| dataset.strip(&object.key));
+            if paths.any(|path| !view::is_announced(path, history)) {
+                return Ok(true);
+            }
+            match page.continuation {
+                Some(next) => request.continuation = Some(next),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// Moves every level of a dataset that is known, in memory and on disk, to the snapshot that
+    /// was just read.
+    async fn take_news(&self, name: &DatasetName, reading: &Reading) {
+        let (news, snapshot) = (&reading.news, &reading.history.snapshot);
+        let key_of = |path: &RelPath| self.prefix.key(name, path).ok();
+        let files: Vec<(RelPath, RemoteFile)> = news
+            .entries
+            .iter()
+            .filter_map(|entry| {
+                let file = RemoteFile {
+                    key: key_of(&entry.path)?,
+                    size_bytes: entry.size_bytes,
+                    etag: Some(entry.etag.clone()),
+                    modified: entry.mtime,
+                };
+                Some((entry.path.clone(), file))
+            })
+            .collect();
+        let deleted: Vec<RelPath> = news.deleted.iter().map(|gone| gone.path.clone()).collect();
+        // The first time a log is read, all of it is new, and most often nobody has relied on less.
+        let relied_on = !reading.first || self.knows_part_of(name);
+        let edits = if relied_on { Edits::of(name, &files, &deleted) } else { Edits::default() };
+        let (before, after) = (reading.before, Arc::clone(snapshot));
+        let edits = self.begin_edits(edits);
+        let edits = match &self.disk {
+            None => edits,
+            Some(_) if before == after.seq && edits.levels.is_empty() && self.is_on_disk(name) => edits,
+            Some(disk) => {
+                let (disk, dataset) = (Arc::clone(disk), name.clone());
+                let work = move || {
+                    disk.amend(&dataset, &edits, Some(Step { before, after: &after }));
+                    edits
+                };
+                self.noted_on_disk(name);
+                tokio::task::spawn_blocking(work).await.unwrap_or_default()
+            }
+        };
+        self.amend_memory(&edits);
+        if let Some(listener) = self.listener.get()
+            && !news.is_empty()
+            && !reading.first
+        {
+            let paths: HashSet<RelPath> = files.into_iter().map(|(path, _)| path).chain(deleted).collect();
+            listener.changed(name, &paths.into_iter().collect::<Vec<_>>());
+        }
+    }
+}

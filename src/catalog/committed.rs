@@ -1,0 +1,150 @@
+//! Tests of datasets that have a log: large ones, and what a restart makes of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Catalog;
+use crate::catalog::Level;
+use crate::log::Draft;
+use crate::log::Log;
+use crate::name::DatasetName;
+use crate::name::DirPath;
+use crate::name::RelPath;
+use crate::name::RemotePrefix;
+use crate::record::Author;
+use crate::record::Changes;
+use crate::record::CommitBody;
+use crate::record::ContentId;
+use crate::record::Entry;
+use crate::record::OldVersion;
+use crate::record::Outcome;
+use crate::store::ObjectStore;
+use crate::store::fault::Fault;
+use crate::store::fault::FaultyStore;
+use crate::store::fault::Operation;
+use crate::store::memory::MemoryStore;
+
+fn prefix() -> RemotePrefix {
+    RemotePrefix::parse("d/").unwrap()
+}
+
+fn run() -> DatasetName {
+    DatasetName::parse("run").unwrap()
+}
+
+fn path(text: &str) -> RelPath {
+    RelPath::parse(text).unwrap()
+}
+
+fn level(dir: &str) -> Level {
+    Level::Directory(run(), if dir.is_empty() { DirPath::root() } else { path(dir).into() })
+}
+
+/// Puts files there and deletes others, the way a commit of another machine ends.
+async fn commit(store: &Arc<MemoryStore>, txid: &str, files: &[String], deleted: &[&str]) {
+    let mut changes = Changes::default();
+    for file in files {
+        let etag = store
+            .overwrite_out_of_band(&prefix().key(&run(), &path(file)).unwrap(), Bytes::from_static(b"x"));
+        changes.entries.push(Entry {
+            path: path(file),
+            size_bytes: 1,
+            cid: ContentId::OF_NOTHING,
+            etag,
+            mtime: SystemTime::UNIX_EPOCH,
+            replaced: None,
+        });
+    }
+    for gone in deleted {
+        let key = prefix().key(&run(), &path(gone)).unwrap();
+        let etag = store.head(&key).await.unwrap().etag;
+        store.delete_out_of_band(&key);
+        changes.deleted.push(OldVersion { path: path(gone), etag });
+    }
+    let body = CommitBody {
+        dataset: run(),
+        seq: 0,
+        txid: txid.into(),
+        author: Author::default(),
+        time: SystemTime::UNIX_EPOCH,
+        message: None,
+        changes,
+        base: None,
+        tail: Changes::default(),
+    };
+    let log = Log::new(Arc::clone(store) as Arc<dyn ObjectStore>, prefix(), run());
+    log.append(&Draft { outcome: Outcome::Commit, body }, 0).await.unwrap();
+}
+
+async fn names(catalog: &Catalog, dir: &str) -> Vec<String> {
+    let known = catalog.level(&level(dir)).await.unwrap();
+    known.listing.entries.keys().map(ToString::to_string).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_dataset_is_known_from_its_log_and_listed_afterwards() {
+    let store = Arc::new(MemoryStore::default());
+    let files: Vec<String> = (0..1200).map(|number| format!("p{:02}/{number:04}", number % 12)).collect();
+    commit(&store, "t1", &files, &[]).await;
+    store.overwrite_out_of_band(&prefix().key(&run(), &path("p05/foreign")).unwrap(), Bytes::new());
+    let faulty = Arc::new(FaultyStore::new(Arc::clone(&store) as Arc<dyn ObjectStore>));
+    let catalog =
+        Catalog::new(Arc::clone(&faulty) as Arc<dyn ObjectStore>, prefix(), Duration::from_secs(60));
+    let catalog = Arc::new(catalog);
+    let stop = CancellationToken::new();
+    let refreshing = tokio::spawn(Arc::clone(&catalog).refresh_wanted(stop.clone()));
+    tokio::task::yield_now().await;
+    assert_eq!(names(&catalog, "").await.len(), 12);
+    faulty.script(Operation::List, Fault::Delay(Duration::from_secs(20)));
+    assert_eq!(names(&catalog, "p05").await.len(), 100, "at once, and without what others put there");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(names(&catalog, "p05").await.len(), 101, "it was listed since");
+    stop.cancel();
+    refreshing.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_flat_dataset_takes_one_page_and_its_log() {
+    let store = Arc::new(MemoryStore::default());
+    let files: Vec<String> = (0..2500).map(|number| format!("{number:05}")).collect();
+    commit(&store, "t1", &files, &[]).await;
+    let catalog = Catalog::new(Arc::clone(&store) as Arc<dyn ObjectStore>, prefix(), Duration::from_secs(60));
+    let answer = catalog.list(&level(""), true).await.unwrap();
+    assert!(answer.provisional && answer.seq == 1);
+    assert_eq!(answer.listing.entries.len(), 2500);
+    let listed = catalog.list(&level(""), false).await.unwrap();
+    assert!(!listed.provisional);
+    assert_eq!(listed.listing.entries, answer.listing.entries);
+}
+
+#[tokio::test]
+async fn after_a_restart_all_levels_move_to_a_new_commit_together() {
+    let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
+    let open = || {
+        let catalog =
+            Catalog::new(Arc::clone(&store) as Arc<dyn ObjectStore>, prefix(), Duration::from_secs(60));
+        catalog.with_disk(&dir.path().join("r.sqlite"))
+    };
+    commit(&store, "t1", &["a/old".into(), "a/stays".into(), "b/stays".into()], &[]).await;
+    let catalog = open();
+    for dir in ["", "a", "b"] {
+        names(&catalog, dir).await;
+    }
+    while catalog.disk_usage().levels < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(catalog);
+    commit(&store, "t2", &["a/new".into(), "b/new".into(), "c/new".into()], &["a/old"]).await;
+    let catalog = open();
+    assert_eq!(names(&catalog, "a").await, ["old", "stays"], "as it was left");
+    let slot = catalog.levels.slot(&level("a"));
+    catalog.ask_now(&level("a"), &slot, false).await.unwrap();
+    assert_eq!(names(&catalog, "a").await, ["new", "stays"]);
+    // These were on disk only when the commit was noticed.
+    assert_eq!(names(&catalog, "b").await, ["new", "stays"]);
+    assert_eq!(names(&catalog, "").await, ["a", "b", "c"]);
+}

@@ -1,0 +1,524 @@
+//! The line to the remote: who watches it, and who is refused while it is down.
+//!
+//! Two wrappers share one [`Link`]. [`WatchedStore`] is right above the store itself and reports
+//! what each attempt met. [`GatedStore`] is what a mount reads through: while the remote does
+//! not answer, its requests end at once with [`StoreError::Offline`], also those that had begun.
+//! Commits do not go through the gate: they have patience of their own, and their answers count.
+//!
+//! Somebody has to probe: see [`Link::probe_when_due`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::watch;
+use tokio::time;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::name::ETag;
+use crate::name::ObjectKey;
+use crate::store::ByteStream;
+use crate::store::Expect;
+use crate::store::ListPage;
+use crate::store::ListRequest;
+use crate::store::ObjectMeta;
+use crate::store::ObjectStore;
+use crate::store::PartReceipt;
+use crate::store::PutAttributes;
+use crate::store::StoreError;
+use crate::store::UploadId;
+use crate::store::circuit::Circuit;
+use crate::store::circuit::Outage;
+
+/// How long a probe waits for its answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A question that has waited so long for the beginning of its answer, with no other answered
+/// meanwhile, has the remote probed.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// What is known of the line.
+pub struct Link {
+    clock: Arc<dyn Clock>,
+    circuit: Mutex<Circuit>,
+    waiting: Mutex<Waiting>,
+    outage: watch::Sender<Option<Arc<Outage>>>,
+    due: Notify,
+}
+
+/// Questions without an answer so far.
+#[derive(Debug, Default)]
+struct Waiting {
+    last: u64,
+    begun: BTreeMap<u64, Instant>,
+    answered: Option<Instant>,
+}
+
+/// A question that waits; forgotten when dropped.
+struct Question<'l> {
+    link: &'l Link,
+    number: u64,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("circuit", &self.circuit).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// A line that is up, as far as is known.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            circuit: Mutex::default(),
+            waiting: Mutex::default(),
+            outage: watch::Sender::new(None),
+            due: Notify::new(),
+        })
+    }
+
+    /// Since when the remote does not answer, and why; `None`: it does.
+    #[must_use]
+    pub fn outage(&self) -> Option<Arc<Outage>> {
+        self.outage.borrow().clone()
+    }
+
+    /// Follows outages as they begin and end.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Outage>>> {
+        self.outage.subscribe()
+    }
+
+    /// The machine has slept, or its network has changed: has the remote probed now.
+    pub fn look_now(&self) {
+        self.circuit.lock().look_now(Instant::now());
+        self.due.notify_one();
+    }
+
+    /// The remote was asked and did not answer, by somebody who looked: it is offline from now on.
+    pub fn is_down(&self, reason: &StoreError) {
+        self.circuit.lock().unanswered();
+        self.probe_failed(reason);
+    }
+
+    fn ask(&self) -> Question<'_> {
+        let mut waiting = self.waiting.lock();
+        waiting.last += 1;
+        let number = waiting.last;
+        waiting.begun.insert(number, Instant::now());
+        Question { link: self, number }
+    }
+
+    /// What an attempt met, answer or error.
+    fn met<T>(&self, result: &Result<T, StoreError>) {
+        let unanswered = result.as_ref().err().is_some_and(StoreError::is_unanswered);
+        if unanswered {
+            self.circuit.lock().unanswered();
+            self.due.notify_one();
+            return;
+        }
+        self.waiting.lock().answered = Some(Instant::now());
+        self.answered();
+    }
+
+    fn answered(&self) {
+        if self.circuit.lock().answered() {
+            tracing::info!("the remote answers again");
+            self.outage.send_replace(None);
+        }
+    }
+
+    fn probe_failed(&self, err: &StoreError) {
+        let reason = match err {
+            StoreError::Unavailable { reason, .. } => reason.clone(),
+            other => other.to_string(),
+        };
+        let mut circuit = self.circuit.lock();
+        let is_new = circuit.probe_failed(Instant::now(), self.clock.now(), reason);
+        let outage = circuit.outage().cloned().map(Arc::new);
+        drop(circuit);
+        if is_new {
+            tracing::warn!("the remote does not answer, what is not cached cannot be read: {err}");
+        }
+        self.outage.send_replace(outage);
+    }
+
+    /// Whether somebody has waited for too long without any answer to anybody.
+    fn is_silent(&self, now: Instant) -> bool {
+        let waiting = self.waiting.lock();
+        let Some(oldest) = waiting.begun.values().next() else { return false };
+        let since = waiting.answered.map_or(*oldest, |answered| answered.max(*oldest));
+        now.saturating_duration_since(since) >= SILENCE_MAX
+    }
+
+    /// Probes `store`, if there is a reason to. To be called every second or so, and whenever
+    /// [`Self::wait_until_due`] returns.
+    pub async fn probe_when_due(&self, store: &dyn ObjectStore) {
+        if self.is_silent(Instant::now()) {
+            self.circuit.lock().unanswered();
+        }
+        if !self.circuit.lock().is_due(Instant::now()) {
+            return;
+        }
+        let result = time::timeout(PROBE_TIMEOUT, store.check_access()).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {} seconds", PROBE_TIMEOUT.as_secs());
+            Err(StoreError::unanswered(store.describe(), reason))
+        });
+        match result {
+            Err(err) if err.is_unanswered() => self.probe_failed(&err),
+            // Refused, or overloaded: an answer.
+            Ok(()) | Err(_) => self.answered(),
+        }
+    }
+
+    /// Returns when a request had no answer.
+    pub async fn wait_until_due(&self) {
+        self.due.notified().await;
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        self.outage().map_or(Ok(()), |outage| Err(StoreError::offline(&outage)))
+    }
+
+    /// Runs a request for as long as the line is up.
+    async fn while_up<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        self.check()?;
+        let mut outage = self.subscribe();
+        tokio::select! {
+            biased;
+            result = request => result,
+            Ok(down) = outage.wait_for(Option::is_some) => {
+                let down = down.as_ref().map_or_else(|| unreachable!("just waited for"), Arc::clone);
+                Err(StoreError::offline(&down))
+            }
+        }
+    }
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.link.waiting.lock().begun.remove(&self.number);
+    }
+}
+
+/// Reports to a link what each request of a store meets.
+#[derive(Debug)]
+pub struct WatchedStore {
+    inner: Arc<dyn ObjectStore>,
+    link: Arc<Link>,
+}
+
+impl WatchedStore {
+    /// Watches `inner`, one attempt at a time: below whatever asks again.
+    #[must_use]
+    pub fn new(inner: Arc<dyn ObjectStore>, link: Arc<Link>) -> Self {
+        Self { inner, link }
+    }
+
+    /// A request that is answered at once by a healthy remote.
+    async fn question<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let _question = self.link.ask();
+        self.reported(request).await
+    }
+
+    async fn reported<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let result = request.await;
+        self.link.met(&result);
+        result
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl ObjectStore for WatchedStore {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn lost_answers(&self) -> u64 {
+        self.inner.lost_answers()
+    }
+
+    async fn check_access(&self) -> Result<(), StoreError> {
+        self.question(self.inner.check_access()).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        self.question(self.inner.list(request)).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        self.question(self.inner.head(key)).await
+    }
+
+    async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        let body = self.question(self.inner.get(key, etag, range)).await?;
+        let link = Arc::clone(&self.link);
+        Ok(Box::pin(body.inspect(move |piece| link.met(piece))))
+    }
+
+    async fn put(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        expect: &Expect,
+        attributes: &PutAttributes,
+    ) -> Result<ETag, StoreError> {
+        self.reported(self.inner.put(key, body, expect, attributes)).await
+    }
+
+    async fn create_multipart(
+        &self,
+        key: &ObjectKey,
+        attributes: &PutAttributes,
+    ) -> Result<UploadId, StoreError> {
+        self.reported(self.inner.create_multipart(key, attributes)).await
+    }
+
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartReceipt, StoreError> {
+        self.reported(self.inner.put_part(key, upload, number, body)).await
+    }
+
+    async fn complete_multipart(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[PartReceipt],
+        expect: &Expect,
+    ) -> Result<ETag, StoreError> {
+        self.reported(self.inner.complete_multipart(key, upload, parts, expect)).await
+    }
+
+    async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
+        self.reported(self.inner.abort_multipart(key, upload)).await
+    }
+
+    async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.reported(self.inner.delete(key, etag)).await
+    }
+}
+
+/// Any store, for as long as its remote answers.
+#[derive(Debug)]
+pub struct GatedStore {
+    inner: Arc<dyn ObjectStore>,
+    link: Arc<Link>,
+}
+
+impl GatedStore {
+    /// A gate before `inner`: above whatever asks again.
+    #[must_use]
+    pub fn new(inner: Arc<dyn ObjectStore>, link: Arc<Link>) -> Self {
+        Self { inner, link }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl ObjectStore for GatedStore {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn lost_answers(&self) -> u64 {
+        self.inner.lost_answers()
+    }
+
+    async fn check_access(&self) -> Result<(), StoreError> {
+        self.link.while_up(self.inner.check_access()).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        self.link.while_up(self.inner.list(request)).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        self.link.while_up(self.inner.head(key)).await
+    }
+
+    async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        let body = self.link.while_up(self.inner.get(key, etag, range)).await?;
+        let link = Arc::clone(&self.link);
+        // What came before the line went down is good; after that nobody waits for the rest.
+        let gated = futures_util::stream::unfold(Some((body, link)), |state| async {
+            let (mut body, link) = state?;
+            let piece = link.while_up(async { body.next().await.transpose() }).await;
+            match piece {
+                Ok(Some(piece)) => Some((Ok(piece), Some((body, link)))),
+                Ok(None) => None,
+                Err(err) => Some((Err(err), None)),
+            }
+        });
+        Ok(Box::pin(gated))
+    }
+
+    async fn put(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        expect: &Expect,
+        attributes: &PutAttributes,
+    ) -> Result<ETag, StoreError> {
+        self.link.check()?;
+        self.inner.put(key, body, expect, attributes).await
+    }
+
+    async fn create_multipart(
+        &self,
+        key: &ObjectKey,
+        attributes: &PutAttributes,
+    ) -> Result<UploadId, StoreError> {
+        self.link.check()?;
+        self.inner.create_multipart(key, attributes).await
+    }
+
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartReceipt, StoreError> {
+        self.link.check()?;
+        self.inner.put_part(key, upload, number, body).await
+    }
+
+    async fn complete_multipart(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[PartReceipt],
+        expect: &Expect,
+    ) -> Result<ETag, StoreError> {
+        self.link.check()?;
+        self.inner.complete_multipart(key, upload, parts, expect).await
+    }
+
+    async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
+        self.link.check()?;
+        self.inner.abort_multipart(key, upload).await
+    }
+
+    async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.link.check()?;
+        self.inner.delete(key, etag).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::name::KeyPrefix;
+    use crate::store::fault::Fault;
+    use crate::store::fault::FaultyStore;
+    use crate::store::fault::Operation;
+    use crate::store::memory::MemoryStore;
+
+    struct Setup {
+        faults: Arc<FaultyStore>,
+        link: Arc<Link>,
+        gated: Arc<GatedStore>,
+    }
+
+    fn setup() -> Setup {
+        let faults = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
+        let link = Link::new(Arc::new(SystemClock));
+        let watched = WatchedStore::new(Arc::clone(&faults) as Arc<dyn ObjectStore>, Arc::clone(&link));
+        let gated = Arc::new(GatedStore::new(Arc::new(watched), Arc::clone(&link)));
+        Setup { faults, link, gated }
+    }
+
+    fn silence() -> Fault {
+        Fault::Before(StoreError::unanswered("d/", "connection refused"))
+    }
+
+    fn everything() -> ListRequest {
+        ListRequest::recursive(KeyPrefix::from_listing(""))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_remote_is_silent_requests_fail_at_once() {
+        let Setup { faults, link, gated } = setup();
+        faults.script(Operation::List, silence());
+        faults.script(Operation::CheckAccess, silence());
+        assert!(gated.list(&everything()).await.is_err());
+        assert!(link.outage().is_none(), "one request is no proof");
+        link.wait_until_due().await;
+        link.probe_when_due(&*faults).await;
+        let refused = gated.list(&everything()).await.unwrap_err();
+        assert!(
+            matches!(&refused, StoreError::Offline { reason, .. } if reason == "connection refused"),
+            "{refused}"
+        );
+        time::advance(Duration::from_secs(2)).await;
+        link.probe_when_due(&*faults).await;
+        assert!(link.outage().is_none());
+        gated.list(&everything()).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_when_the_line_goes_down_waits_no_longer() {
+        let Setup { faults, link, gated } = setup();
+        faults.script(Operation::List, Fault::Stall);
+        let stuck = tokio::spawn(async move { gated.list(&everything()).await });
+        time::advance(Duration::from_secs(1)).await;
+        tokio::task::yield_now().await;
+        link.probe_when_due(&*faults).await;
+        assert!(!stuck.is_finished() && link.outage().is_none());
+        time::advance(SILENCE_MAX).await;
+        faults.script(Operation::CheckAccess, Fault::Stall);
+        link.probe_when_due(&*faults).await;
+        assert!(matches!(stuck.await.unwrap(), Err(StoreError::Offline { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_refuses_or_is_overloaded_is_there() {
+        let Setup { faults, link, gated } = setup();
+        let busy = StoreError::unavailable("d/", "SlowDown (HTTP 503)");
+        let denied = StoreError::Denied { key: "d".into(), reason: "expired".into() };
+        for answer in [busy, denied] {
+            faults.script(Operation::List, Fault::Before(answer.clone()));
+            faults.script(Operation::CheckAccess, Fault::Before(answer));
+            assert!(gated.list(&everything()).await.is_err());
+            link.look_now();
+            link.probe_when_due(&*faults).await;
+            assert!(link.outage().is_none());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_answer_ends_an_outage() {
+        let Setup { faults, link, gated } = setup();
+        link.is_down(&StoreError::unanswered("d/", "no route"));
+        assert!(gated.list(&everything()).await.is_err());
+        let watched = WatchedStore::new(faults, Arc::clone(&link));
+        watched.list(&everything()).await.unwrap();
+        gated.list(&everything()).await.unwrap();
+    }
+}
