@@ -211,6 +211,8 @@ impl Catalog {
                 tokio::task::spawn_blocking(work).await.unwrap_or_default()
             }
         };
+        // A level that is made of the old snapshot from here on finds that there were news.
+        self.histories.show(name, reading);
         self.amend_memory(&edits);
         if let Some(listener) = self.listener.get()
             && !news.is_empty()

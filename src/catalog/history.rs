@@ -59,6 +59,8 @@ struct Known {
     read: Option<(u64, Instant)>,
     /// The commit of which the catalog on disk has all levels, until the first reading.
     restored: Option<u64>,
+    /// The snapshot that all known levels show: that of the last reading, once its news were taken in.
+    shown: Arc<Snapshot>,
     history: History,
     /// Newest last.
     records: VecDeque<(u64, Changes)>,
@@ -118,21 +120,24 @@ impl Histories {
         let mut known = dataset.known.lock();
         if known.read.is_none() && known.restored.is_none() {
             known.restored = Some(seq);
-            known.history = History::new(Arc::new(snapshot.unwrap_or_default()), &[]);
+            known.shown = Arc::new(snapshot.unwrap_or_default());
+            known.history = History::new(Arc::clone(&known.shown), &[]);
         }
     }
 
-    /// The newest snapshot that is known, if the log was read less than `age` ago.
-    pub fn snapshot(&self, name: &DatasetName, age: Duration) -> Option<Arc<Snapshot>> {
-        let dataset = self.dataset(name);
-        let known = dataset.known.lock();
-        let is_recent = known.read.is_some_and(|(_, at)| at.elapsed() < age);
-        is_recent.then(|| Arc::clone(&known.history.snapshot))
+    /// From now on, levels show the tree after this reading.
+    pub fn show(&self, name: &DatasetName, reading: &Reading) {
+        self.dataset(name).known.lock().shown = Arc::clone(&reading.history.snapshot);
     }
 
-    /// The newest snapshot that is known, however old.
+    /// Whether the log was read less than `age` ago.
+    pub fn was_read_within(&self, name: &DatasetName, age: Duration) -> bool {
+        self.dataset(name).known.lock().read.is_some_and(|(_, at)| at.elapsed() < age)
+    }
+
+    /// The snapshot that is shown, however old.
     pub fn last_snapshot(&self, name: &DatasetName) -> Arc<Snapshot> {
-        Arc::clone(&self.dataset(name).known.lock().history.snapshot)
+        Arc::clone(&self.dataset(name).known.lock().shown)
     }
 
     fn dataset(&self, name: &DatasetName) -> Arc<Dataset> {

@@ -117,7 +117,7 @@ impl Catalog {
     async fn refresh_level(&self, level: &Level, since: Instant) {
         let slot = self.levels.slot(level);
         let _asking = slot.asking.lock().await;
-        let is_newer = |known: Known| known.stale.is_none() && known.expires >= since + self.ttl;
+        let is_newer = |known: Known| known.stale.is_none() && known.expires > since + self.ttl;
         if slot.known().is_some_and(is_newer) {
             return;
         }
@@ -218,18 +218,17 @@ impl Catalog {
             return None;
         }
         self.of_snapshot(name, dir, &self.histories.last_snapshot(name))?;
+        if !self.histories.was_read_within(name, self.ttl) {
+            self.read_history(name, self.histories.mark(name)).await.ok()?;
+        }
         loop {
-            let snapshot = match self.histories.snapshot(name, self.ttl) {
-                Some(snapshot) => snapshot,
-                None => {
-                    let reading = self.read_history(name, self.histories.mark(name)).await.ok()?;
-                    Arc::clone(&reading.history.snapshot)
-                }
-            };
+            let news = self.news.load(Ordering::Acquire);
+            let snapshot = self.histories.last_snapshot(name);
             let listing = Arc::new(self.of_snapshot(name, dir, &snapshot)?);
             let known = Known { listing, expires: Instant::now() + self.ttl, stale: None };
-            let is_newest = || self.histories.last_snapshot(name).seq == snapshot.seq;
-            let is_current = |there: Option<&Known>| is_newest() && !there.is_some_and(Known::is_fresh);
+            let is_current = |there: Option<&Known>| {
+                news == self.news.load(Ordering::Acquire) && !there.is_some_and(Known::is_fresh)
+            };
             let (_, put) = self.levels.put(slot, known.clone(), is_current);
             if put {
                 self.wanted.push(level.clone());

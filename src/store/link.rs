@@ -139,10 +139,8 @@ impl Link {
     }
 
     fn probe_failed(&self, err: &StoreError) {
-        let reason = match err {
-            StoreError::Unavailable { reason, .. } => reason.clone(),
-            other => other.to_string(),
-        };
+        let reason =
+            if let StoreError::Unavailable { reason, .. } = err { reason.clone() } else { err.to_string() };
         let mut circuit = self.circuit.lock();
         let is_new = circuit.probe_failed(Instant::now(), self.clock.now(), reason);
         let outage = circuit.outage().cloned().map(Arc::new);

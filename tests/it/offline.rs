@@ -188,10 +188,12 @@ fn a_line_that_swallows_everything_is_noticed_and_nobody_hangs() {
     user.line.set(State::Up);
     wait_until("it is read again", || fs::read(user.mnt("run/b")).is_ok_and(|body| body == b"b"));
     user.line.set(State::Black);
-    let _stuck = reader(&user, "run/sub/c");
+    let mut stuck = reader(&user, "run/sub/c");
     let began = Instant::now();
     user.must(&["umount", "--lazy", "mnt"]);
     assert!(began.elapsed() < AT_ONCE * 3, "{:?}", began.elapsed());
+    stuck.kill().unwrap();
+    stuck.wait().unwrap();
 }
 
 #[test]
