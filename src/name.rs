@@ -26,7 +26,7 @@ pub const COMPONENT_BYTES_MAX: usize = 255;
 /// Longest object key in bytes: the limit of S3.
 pub const OBJECT_KEY_BYTES_MAX: usize = 1024;
 /// Where dsfs keeps its own state in a bucket, beside the datasets and never inside one.
-const STATE_PREFIX: &str = ".dsfs/";
+pub(crate) const STATE_PREFIX: &str = ".dsfs/";
 
 /// Why a name was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -22,6 +22,7 @@ use crate::commit::Progress;
 use crate::commit::announce::Intents;
 use crate::commit::send::Found;
 use crate::commit::send::Sender;
+use crate::failpoint;
 use crate::log::Appended;
 use crate::log::Draft;
 use crate::name::DatasetName;
@@ -86,6 +87,7 @@ pub async fn gc(
     clock: &dyn Clock,
     options: &GcOptions,
 ) -> Result<GcReport, CommitError> {
+    let _points = failpoint::scope();
     let log = Log::new(Arc::clone(store), prefix.clone(), dataset.clone());
     let intents = Intents {
         store: Arc::clone(store),

@@ -24,6 +24,7 @@ use crate::commit::run::Run;
 use crate::commit::run::blocking;
 use crate::commit::send::Job;
 use crate::commit::send::SendError;
+use crate::failpoint;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::name::RelPath;
@@ -200,6 +201,7 @@ impl Run<'_> {
             tracing::warn!(txid = self.txid, "the intent of a published commit stays for now: {err}");
         }
         self.admit(sealed, &report);
+        failpoint::reach(|| "finish:admitted".into());
         blocking(|| self.ctx.staging.finish(sealed))?;
         Ok(report)
     }

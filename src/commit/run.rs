@@ -35,6 +35,7 @@ use crate::commit::journal::Note;
 use crate::commit::journal::Progress;
 use crate::commit::plan::CommitPlan;
 use crate::commit::send::Sender;
+use crate::failpoint;
 use crate::log::Appended;
 use crate::log::Draft;
 use crate::name::ETag;
@@ -97,6 +98,7 @@ pub async fn plan(ctx: &CommitContext) -> Result<CommitPlan, CommitError> {
 /// [`CommitError::Conflict`]: nothing has changed. [`CommitError::Interrupted`]: it is kept, to be
 /// resumed or aborted. The others say for themselves.
 pub async fn commit(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
+    let _points = failpoint::scope();
     if ctx.guarantee == Guarantee::BestEffort && !ctx.options.allow_unenforced {
         return Err(CommitError::Unenforced);
     }
@@ -118,6 +120,7 @@ pub async fn commit(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
 /// As for [`commit`], and [`CommitError::NothingToResume`]; [`CommitError::Aborted`] if what was
 /// interrupted was its abortion, which is complete then.
 pub async fn resume(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
+    let _points = failpoint::scope();
     let sealed = ctx.staging.sealed().ok_or(CommitError::NothingToResume)?;
     let mut run = Run::new(ctx, sealed.txid().to_owned());
     run.open_journal(&sealed, false)?;
@@ -137,6 +140,7 @@ pub async fn resume(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
 /// [`CommitError::NothingToResume`], [`CommitError::AlreadyCommitted`],
 /// [`CommitError::NotRestored`], and the store's: then it can be repeated.
 pub async fn abort(ctx: &CommitContext) -> Result<(), CommitError> {
+    let _points = failpoint::scope();
     let sealed = ctx.staging.sealed().ok_or(CommitError::NothingToResume)?;
     let mut run = Run::new(ctx, sealed.txid().to_owned());
     run.open_journal(&sealed, true)?;

@@ -18,6 +18,8 @@ use crate::daemon::failure;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::directory::DirectoryStore;
+#[cfg(debug_assertions)]
+use crate::store::failpoint::FailpointStore;
 use crate::store::retry::RetryOptions;
 use crate::store::retry::RetryingStore;
 use crate::store::s3::S3Credentials;
@@ -69,6 +71,8 @@ pub async fn open(config: &Config) -> Result<OpenRemote, Failure> {
             unreachable!("the remote was made from the settings")
         }
     };
+    #[cfg(debug_assertions)]
+    let plain: Arc<dyn ObjectStore> = Arc::new(FailpointStore::new(plain));
     let store = Arc::new(RetryingStore::new(Arc::clone(&plain), RetryOptions::default()));
     Ok(OpenRemote { remote, store, plain, s3 })
 }

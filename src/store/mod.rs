@@ -18,6 +18,8 @@ pub mod s3;
 pub mod directory;
 pub mod retry;
 pub mod fault;
+#[cfg(debug_assertions)]
+pub mod failpoint;
 pub mod guarantee;
 
 use std::collections::BTreeMap;

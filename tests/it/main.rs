@@ -9,6 +9,7 @@ mod architecture;
 mod cli;
 mod clients;
 mod contract;
+mod failpoints;
 mod failures;
 mod s3;
 mod semantics;
