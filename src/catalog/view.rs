@@ -307,6 +307,7 @@ mod tests {
             markers: vec![],
             replaces: vec![],
             deletes: vec![],
+            deleting: None,
         }
     }
 

@@ -856,6 +856,7 @@ async fn both_committers_may_yield_but_never_neither() {
         prefix: prefix(),
         dataset: name(),
         guarantee: Guarantee::Enforced,
+        clock: Arc::new(SystemClock),
         jitter: Mutex::new(rand::SeedableRng::seed_from_u64(0)),
     };
     let intent = |txid: &str, creates: &[&str]| Intent {
@@ -867,6 +868,7 @@ async fn both_committers_may_yield_but_never_neither() {
         markers: Vec::new(),
         replaces: Vec::new(),
         deletes: Vec::new(),
+        deleting: None,
     };
     let log = Log::new(bucket.clone(), prefix(), name());
     intents.announce(&intent("A", &["x/y"]), &log).await.unwrap();

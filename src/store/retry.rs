@@ -383,7 +383,12 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
-        self.plain(key.as_str(), Duration::ZERO, || self.inner.delete(key, etag)).await
+        let attempt = || self.inner.delete(key, etag);
+        let outcome = self.attempts(key.as_str(), Duration::ZERO, StoreError::is_transient, attempt).await;
+        if outcome.ambiguous {
+            self.lost_answers.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome.result.map(|((), _permit)| ())
     }
 }
 
