@@ -132,9 +132,8 @@ impl fmt::Display for ConflictReason {
             }
             Self::Intent { txid, author } => write!(f, "is being published by {author} (commit {txid})"),
             Self::BeingDeleted { txid, author, until } => {
-                let until = jiff::Timestamp::try_from(*until).map_or_else(|_| "later".into(), |time| {
-                    format!("{time:.0}")
-                });
+                let until = jiff::Timestamp::try_from(*until)
+                    .map_or_else(|_| "later".into(), |time| format!("{time:.0}"));
                 write!(
                     f,
                     "may still be deleted by late requests of {author} (commit {txid}, which was interrupted \

@@ -61,7 +61,8 @@ impl Run<'_> {
 
     /// The intent of a commit that is taken back, from what is sealed.
     pub(super) fn intent_of(&self, contents: &Contents) -> Intent {
-        let based: HashMap<&RelPath, &Base> = contents.bases.iter().map(|(path, base)| (path, base)).collect();
+        let based: HashMap<&RelPath, &Base> =
+            contents.bases.iter().map(|(path, base)| (path, base)).collect();
         let files = || contents.files.iter().map(|file| &file.path);
         let replaces = files().filter_map(|path| based.get(path).map(|base| (path, base)));
         Intent {

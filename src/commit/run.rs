@@ -404,8 +404,8 @@ impl<'c> Run<'c> {
             false => None,
         };
         let not_restored = self.take_back(&contents, &state, deleting.as_mut()).await?;
-        let lost = self.ctx.store.lost_answers() > lost_before
-            || self.sender.lost_deletion.load(Ordering::Relaxed);
+        let lost =
+            self.ctx.store.lost_answers() > lost_before || self.sender.lost_deletion.load(Ordering::Relaxed);
         match deleting {
             // The stamped intent stays, as that of a commit that has ended.
             Some(deleting) if lost || deleting.unsettled => {

@@ -156,14 +156,15 @@ enum Fate {
 }
 
 impl Line {
-    /// What becomes of a request. The commit point has more than its share of bad luck.
+    /// What becomes of a request. The commit point and deletions have more than their share of bad luck.
     fn fate(&self, what: &str) -> (Duration, Fate) {
         let mut dice = self.dice.lock();
         let delay = Duration::from_millis(dice.random_range(0..DELAY_MS_MAX));
         if !self.faults {
             return (delay, Fate::Fine);
         }
-        let sides = if what.starts_with("put .dsfs/datasets/log/") { 40 } else { 200 };
+        let unlucky = ["put .dsfs/datasets/log/", "delete datasets/"];
+        let sides = if unlucky.iter().any(|start| what.starts_with(start)) { 40 } else { 200 };
         let fate = match dice.random_range(0..sides) {
             0..4 => Fate::Fails,
             4..7 => Fate::Lost,
@@ -667,7 +668,11 @@ async fn check_end(world: &World) {
         assert_eq!(meta.map(|meta| meta.etag).as_ref(), Some(etag), "a foreign object changed: {key}");
     }
     let intents = list_all(&*bucket, ListRequest::recursive(prefix().intents(&name()))).await.unwrap();
-    assert!(intents.objects.is_empty() || world.grade == Guarantee::BestEffort, "left: {:?}", intents.objects);
+    assert!(
+        intents.objects.is_empty() || world.grade == Guarantee::BestEffort,
+        "left: {:?}",
+        intents.objects
+    );
     let recorded: BTreeSet<ETag> = tree.entries.values().map(|entry| entry.etag.clone()).collect();
     let listed = list_all(&*bucket, ListRequest::recursive(prefix().dataset(&name()))).await.unwrap();
     for object in listed.objects.iter().filter(|object| !object.key.as_str().ends_with('/')) {

@@ -1,5 +1,7 @@
 //! Commits over the store in memory: outcomes, conflicts, faults, and crashes at every request.
 
+mod late;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;

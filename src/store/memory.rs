@@ -79,13 +79,7 @@ impl State {
         format!("v{}", self.next_serial())
     }
 
-    fn insert(
-        &mut self,
-        key: &ObjectKey,
-        body: Bytes,
-        version: &str,
-        attributes: &PutAttributes,
-    ) -> ETag {
+    fn insert(&mut self, key: &ObjectKey, body: Bytes, version: &str, attributes: &PutAttributes) -> ETag {
         let etag = ETag::from_server(version);
         #[expect(clippy::disallowed_methods, reason = "stands for the server's own clock")]
         let modified = SystemTime::now();

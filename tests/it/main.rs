@@ -8,6 +8,7 @@ mod common;
 mod architecture;
 mod cli;
 mod clients;
+mod committers;
 mod contract;
 mod failpoints;
 mod failures;
