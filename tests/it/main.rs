@@ -12,6 +12,7 @@ mod committers;
 mod contract;
 mod failpoints;
 mod failures;
+mod options;
 mod s3;
 mod semantics;
 mod stores;
