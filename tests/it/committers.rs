@@ -98,7 +98,7 @@ fn of_two_committers_on_two_machines_both_or_exactly_one_succeed() {
     let server = Server::seaweedfs();
     server.make_bucket_with_boto3();
     let runtime = Runtime::new().unwrap();
-    let store = runtime.block_on(S3Store::new(&server.options(BUCKET, SECRET_KEY)));
+    let store = S3Store::new(&server.options(BUCKET, SECRET_KEY));
     let machines = [Machine::new(&server, "ann"), Machine::new(&server, "bob")];
     let log = ".dsfs/datasets/log/run/";
     let mut commits = 0;
