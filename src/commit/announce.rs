@@ -145,10 +145,8 @@ impl Intents {
 
     /// Whether `own` has to go out of the way of those that it conflicts with, or they of it.
     fn must_yield(own: &Intent, conflicts: &[Conflict]) -> bool {
-        conflicts.iter().any(|conflict| match &conflict.reason {
-            ConflictReason::Intent { txid, .. } => *txid < own.txid,
-            _ => true,
-        })
+        let comes_first = |conflict: &Conflict| matches!(&conflict.reason, ConflictReason::Intent { txid, .. } if own.txid < *txid);
+        !conflicts.iter().all(comes_first)
     }
 
     fn overlap(&self, own: &Intent, other: &Intent) -> Vec<RelPath> {

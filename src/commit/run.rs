@@ -464,12 +464,13 @@ impl<'c> Run<'c> {
 
     async fn begin_taking_back(&self, contents: &Contents) -> Result<Deleting, CommitError> {
         let begun = self.intents.begin_deleting(self.intent_of(contents), &self.log).await;
-        begun.map_err(|err| match err {
-            // Another commit is about to create the same files: it has to end first.
-            CommitError::Conflict { .. } => {
+        begun.map_err(|err| {
+            if matches!(err, CommitError::Conflict { .. }) {
+                // Another commit is about to create the same files: it has to end first.
                 CommitError::Interrupted { txid: self.txid.clone(), source: Box::new(err) }
+            } else {
+                err
             }
-            err => err,
         })
     }
 }
