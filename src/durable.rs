@@ -4,6 +4,7 @@
 //! of the file keeps the bytes, `fsync` of the directory keeps the name. Every function here
 //! that returns has kept both.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::fs::File;
 use std::fs::OpenOptions;
@@ -12,6 +13,8 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use crate::failpoint;
 
 /// Makes the entries of a directory durable.
 ///
@@ -29,15 +32,29 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
+/// The directory that something is renamed into, for a failpoint's name; other names than plain words
+/// are drawn at random.
+fn into(path: &Path) -> &str {
+    let dir = path.parent().and_then(Path::file_name).and_then(OsStr::to_str);
+    dir.filter(|name| name.len() > 2 && name.bytes().all(|byte| byte.is_ascii_lowercase())).unwrap_or("other")
+}
+
 /// Renames, and makes the new name (and the old one's absence) durable.
 ///
 /// # Errors
 /// That of rename(2) or fsync(2).
 #[expect(clippy::disallowed_methods, reason = "the one place that renames")]
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let point = |when| move || format!("rename:{}:{when}", into(to));
+    failpoint::reach(point("before"));
     fs::rename(from, to)?;
+    failpoint::reach(point("renamed"));
     sync_parent(to)?;
-    if from.parent() == to.parent() { Ok(()) } else { sync_parent(from) }
+    if from.parent() != to.parent() {
+        sync_parent(from)?;
+    }
+    failpoint::reach(point("after"));
+    Ok(())
 }
 
 /// Writes a whole file of mode 0600 under a temporary name and renames it into place: a reader, and the

@@ -8,6 +8,7 @@
 pub mod name;
 pub mod block;
 pub mod clock;
+pub mod failpoint;
 pub mod durable;
 pub mod config;
 pub mod observe;

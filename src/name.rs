@@ -28,7 +28,7 @@ pub const OBJECT_KEY_BYTES_MAX: usize = 1024;
 /// Digits in the name of a commit record.
 pub const SEQ_DIGITS: usize = 10;
 /// Where dsfs keeps its own state in a bucket, beside the datasets and never inside one.
-const STATE_PREFIX: &str = ".dsfs/";
+pub(crate) const STATE_PREFIX: &str = ".dsfs/";
 
 /// Why a name was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -16,6 +16,8 @@
 //!           markers   [path]              directories for which it is about to create `<path>/`
 //!           replaces  [{path, etag}]      versions that it is about to replace
 //!           deletes   [{path, etag}]      versions that it deletes once its record is written
+//!           deleting  time (may be missing): since then requests that delete what the commit has
+//!                     created, or what it deletes, may be on their way
 //! commit    seq, txid, author, host, time, message (may be missing)
 //!           changes   {entries, deleted, markers}   what this commit did
 //!           base      {seq, entries}  a snapshot and the number of files in it; null: nothing at all
@@ -239,6 +241,27 @@ mod rfc3339 {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
         text.parse::<jiff::Timestamp>().map(SystemTime::from).map_err(serde::de::Error::custom)
     }
+
+    pub mod option {
+        use super::*;
+
+        #[expect(clippy::ref_option, reason = "serde hands it over so")]
+        pub fn serialize<S: serde::Serializer>(
+            time: &Option<SystemTime>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            match time {
+                Some(time) => super::serialize(time, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub fn deserialize<'de, D: serde::Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<SystemTime>, D::Error> {
+            super::deserialize(deserializer).map(Some)
+        }
+    }
 }
 
 /// Who commits, and where.
@@ -347,6 +370,9 @@ pub struct Intent {
     pub replaces: Vec<OldVersion>,
     /// Versions that it deletes once its record is written.
     pub deletes: Vec<OldVersion>,
+    /// Since when requests that delete may be on their way.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::option")]
+    pub deleting: Option<SystemTime>,
 }
 
 impl Intent {
@@ -639,6 +665,7 @@ mod tests {
             markers: Vec::new(),
             replaces: vec![old("r")],
             deletes: Vec::new(),
+            deleting: None,
         }
     }
 

@@ -341,6 +341,7 @@ mod tests {
             markers: vec![],
             replaces: vec![],
             deletes: vec![],
+            deleting: None,
         }
     }
 

@@ -43,6 +43,9 @@ pub struct GcArgs {
     /// How old a commit must be to be taken for dead; for all who commit to this remote
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = units::parse_duration)]
     older_than: Duration,
+    /// Also end commits whose notices cannot be read, if those are that old
+    #[arg(long)]
+    remove_unreadable: bool,
     /// Say what would be done, and change nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -61,13 +64,15 @@ struct Row {
     waiting: Vec<String>,
     cleared: Vec<String>,
     removed: Vec<String>,
+    unreadable: Vec<String>,
 }
 
 impl Row {
     fn new(dataset: DatasetName, dry_run: bool, report: GcReport) -> Self {
-        let GcReport { live, ended, waiting, cleared, removed } = report;
+        let GcReport { live, ended, waiting, cleared, removed, unreadable } = report;
         let removed = removed.iter().map(ToString::to_string).collect();
-        Self { dataset, dry_run, live, ended, waiting, cleared, removed }
+        let unreadable = unreadable.into_iter().map(|(key, reason)| format!("{key}: {reason}")).collect();
+        Self { dataset, dry_run, live, ended, waiting, cleared, removed, unreadable }
     }
 }
 
@@ -109,7 +114,12 @@ async fn sweep(args: &GcArgs, config: &Config) -> Result<Vec<Row>, Failure> {
     };
     let author = Author { user: config.user.clone(), host: compose::host() };
     // However soon a commit is taken for dead: what it had sent already may appear for a day.
-    let options = GcOptions { dead_after: args.older_than, dry_run: args.dry_run, ..GcOptions::default() };
+    let options = GcOptions {
+        dead_after: args.older_than,
+        dry_run: args.dry_run,
+        remove_unreadable: args.remove_unreadable,
+        ..GcOptions::default()
+    };
     let mut rows = BTreeMap::new();
     for name in names {
         let prefix = &remote.remote.prefix;
@@ -146,6 +156,11 @@ fn show(row: &Row, cx: &mut Context) {
         for txid in txids {
             cx.out.line(format!("{name}: commit {txid} {what}"));
         }
+    }
+    for notice in &row.unreadable {
+        cx.out.warn(format!(
+            "{name}: {notice}; commits to {name} wait for it: `dsfs gc {name} --remove-unreadable` ends that commit once its notice is old enough"
+        ));
     }
     if !row.removed.is_empty() {
         let objects = counted(row.removed.len() as u64, "object");

@@ -44,6 +44,7 @@ use crate::config::Environment;
 use crate::config::Layer;
 use crate::control::message::Failure;
 use crate::daemon::failure;
+use crate::failpoint;
 use crate::observe;
 use crate::observe::Verbosity;
 
@@ -163,6 +164,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let env = Environment::of_process();
+    failpoint::arm(env.absolute_path("DSFS_FAILPOINTS"));
     let color = env.get("NO_COLOR").is_none();
     let out = Output::new(cli.global.quiet, color);
     let mut cx = Context { global: cli.global, env, out };

@@ -5,17 +5,31 @@
 //! least one of two sees the other. Whoever sees one withdraws its own, waits a random while and
 //! tries again, a bounded number of times: both may yield, never neither.
 //!
+//! Of two that see each other the one with the smaller id stays and waits for the other to go; only
+//! if that one has come too far already does it give up.
+//!
 //! An intent is *live* while the log holds no record of its commit. The intent of an aborted one
 //! may stay as a tombstone: it goes on hiding its keys from readers and blocks nobody.
+//!
+//! # Deleting
+//!
+//! A request that is given up may be carried out long after. One that deletes names its version by
+//! `ETag`, but on S3 that is a hash of the content: the same file, published anew meanwhile, would be
+//! its victim. So whoever deletes (a roll back, `gc`, a commit that deletes) first stamps the
+//! commit's intent with the time ([`Intents::begin_deleting`]), and then makes sure that nobody is
+//! about to create the same; who creates yields to a stamp that is younger than [`LATE_MAX`]. The
+//! stamp goes when every such request was answered.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::clock::Clock;
 use crate::commit::CommitError;
 use crate::commit::Conflict;
 use crate::commit::ConflictReason;
@@ -26,8 +40,10 @@ use crate::name::ObjectKey;
 use crate::name::RelPath;
 use crate::name::RemotePrefix;
 use crate::record::Intent;
+use crate::record::RecordError;
 use crate::store::Expect;
 use crate::store::ListRequest;
+use crate::store::ListedObject;
 use crate::store::META_TXID;
 use crate::store::ObjectStore;
 use crate::store::PutAttributes;
@@ -39,6 +55,11 @@ use crate::store::list_all;
 const TRIES: u32 = 6;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(400);
+/// After this long no request is carried out any more: servers refuse one whose signature is older
+/// than 15 minutes. The rest is for clocks that differ, and for roll backs that take a while.
+pub(super) const LATE_MAX: Duration = Duration::from_secs(30 * 60);
+/// How old a stamp may become before who deletes renews it.
+pub(super) const STAMP_AGE_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// The intents of one dataset.
 #[derive(Debug)]
@@ -47,8 +68,27 @@ pub(super) struct Intents {
     pub prefix: RemotePrefix,
     pub dataset: DatasetName,
     pub guarantee: Guarantee,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
     /// Where the length of pauses comes from.
     pub jitter: Mutex<StdRng>,
+}
+
+/// An object among the intents that cannot be read.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    pub key: ObjectKey,
+    pub modified: SystemTime,
+    pub source: RecordError,
+}
+
+/// What an announcement of deletions found.
+#[derive(Debug)]
+pub(super) struct Deleting {
+    /// The intent as it is in the bucket now.
+    pub intent: Intent,
+    /// Whether earlier requests may be on their way, whatever becomes of ours.
+    pub unsettled: bool,
 }
 
 impl Intents {
@@ -56,36 +96,57 @@ impl Intents {
         self.prefix.intent_key(&self.dataset, txid)
     }
 
-    /// Every intent that is there now.
-    pub async fn all(&self) -> Result<Vec<Intent>, CommitError> {
+    /// Every intent that is there now, and what is there and cannot be read.
+    pub async fn found(&self) -> Result<(Vec<Intent>, Vec<Unreadable>), CommitError> {
         let request = ListRequest::recursive(self.prefix.intents(&self.dataset));
-        let mut intents = Vec::new();
-        for object in list_all(&*self.store, request).await?.objects {
+        let (mut intents, mut unreadable) = (Vec::new(), Vec::new());
+        for ListedObject { key, modified, .. } in list_all(&*self.store, request).await?.objects {
             // One that is gone by now was withdrawn.
-            if let Some(body) = read_object(&*self.store, &object.key).await? {
-                let intent = Intent::decode(&body);
-                intents.push(intent.map_err(|source| CommitError::Record { key: object.key, source })?);
+            let Some(body) = read_object(&*self.store, &key).await? else { continue };
+            match Intent::decode(&body) {
+                Ok(intent) => intents.push(intent),
+                Err(source) => unreadable.push(Unreadable { key, modified, source }),
             }
         }
-        Ok(intents)
+        Ok((intents, unreadable))
+    }
+
+    /// Every intent that is there now; nobody can go on beside one that cannot be read.
+    pub async fn all(&self) -> Result<Vec<Intent>, CommitError> {
+        let (intents, mut unreadable) = self.found().await?;
+        match unreadable.pop() {
+            None => Ok(intents),
+            Some(Unreadable { key, source, .. }) => Err(CommitError::UnreadableIntent { key, source }),
+        }
     }
 
     /// What stands in the way of `own`: the paths of live intents that overlap.
     pub async fn in_the_way(&self, own: &Intent, log: &Log) -> Result<Vec<Conflict>, CommitError> {
         let mut conflicts = Vec::new();
         for other in self.all().await?.into_iter().filter(|other| other.txid != own.txid) {
-            let overlap = self.overlap(own, &other);
-            if overlap.is_empty() || self.has_ended(&other, log).await? {
+            let author = format!("{}@{}", other.author.user, other.author.host);
+            let txid = other.txid.clone();
+            let (overlap, reason) = match other.deleting.map(|since| since + LATE_MAX) {
+                Some(until) if until > self.clock.now() => {
+                    (own.overlap(&other), ConflictReason::BeingDeleted { txid, author, until })
+                }
+                _ => (self.overlap(own, &other), ConflictReason::Intent { txid, author }),
+            };
+            let is_over = matches!(reason, ConflictReason::Intent { .. });
+            if overlap.is_empty() || (is_over && self.has_ended(&other, log).await?) {
                 continue;
             }
-            let author = format!("{}@{}", other.author.user, other.author.host);
-            conflicts.extend(overlap.into_iter().map(|path| Conflict {
-                path: path.to_string(),
-                reason: ConflictReason::Intent { txid: other.txid.clone(), author: author.clone() },
-            }));
+            let conflict = |path: RelPath| Conflict { path: path.to_string(), reason: reason.clone() };
+            conflicts.extend(overlap.into_iter().map(conflict));
         }
         conflicts.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(conflicts)
+    }
+
+    /// Whether `own` has to go out of the way of those that it conflicts with, or they of it.
+    fn must_yield(own: &Intent, conflicts: &[Conflict]) -> bool {
+        let comes_first = |conflict: &Conflict| matches!(&conflict.reason, ConflictReason::Intent { txid, .. } if own.txid < *txid);
+        !conflicts.iter().all(comes_first)
     }
 
     fn overlap(&self, own: &Intent, other: &Intent) -> Vec<RelPath> {
@@ -103,28 +164,106 @@ impl Intents {
 
     /// Writes the intent down and makes sure that no live one overlaps.
     pub async fn announce(&self, own: &Intent, log: &Log) -> Result<(), CommitError> {
-        let key = self.key(&own.txid);
-        let object = own.encode().map_err(|source| CommitError::Record { key: key.clone(), source })?;
         let mut conflicts = Vec::new();
+        let mut is_there = false;
         for round in 0..TRIES {
             if round > 0 {
-                let pause = self.jitter.lock().random_range(PAUSE_MIN..PAUSE_MAX);
-                tokio::time::sleep(pause * round).await;
+                self.pause(round).await;
             }
-            // With its name on it, a lost answer can be told from somebody else's object.
-            let metadata = BTreeMap::from([(META_TXID.to_owned(), own.txid.clone())]);
-            match self.store.put(&key, object.clone(), &Expect::Absent, &PutAttributes { metadata }).await {
-                // Nobody else writes this key: it is ours from before, or the answer was lost.
-                Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
-                Err(err) => return Err(err.into()),
+            if !is_there {
+                // Never the same bytes twice: a withdrawal that comes late must not find its version.
+                self.write(&Intent { time: self.clock.now(), ..own.clone() }).await?;
+                is_there = true;
             }
             conflicts = self.in_the_way(own, log).await?;
             if conflicts.is_empty() {
                 return Ok(());
             }
+            if Self::must_yield(own, &conflicts) {
+                self.withdraw(&own.txid).await?;
+                is_there = false;
+            }
+        }
+        if is_there {
             self.withdraw(&own.txid).await?;
         }
         Err(CommitError::Conflict { conflicts })
+    }
+
+    async fn pause(&self, round: u32) {
+        let pause = self.jitter.lock().random_range(PAUSE_MIN..PAUSE_MAX);
+        tokio::time::sleep(pause * round).await;
+    }
+
+    /// Writes an intent, over an earlier one of the same commit.
+    async fn write(&self, intent: &Intent) -> Result<(), CommitError> {
+        let key = self.key(&intent.txid);
+        // With its name on it, a lost answer can be told from somebody else's object.
+        let metadata = BTreeMap::from([(META_TXID.to_owned(), intent.txid.clone())]);
+        let attributes = PutAttributes { metadata };
+        let mut expect = Expect::Absent;
+        for _ in 0..TRIES {
+            match self.store.put(&key, intent.encode(), &expect, &attributes).await {
+                Ok(_) => return Ok(()),
+                // Nobody else writes this key: it is ours from before, or the answer was lost.
+                Err(StoreError::AlreadyExists { .. } | StoreError::Changed { .. }) => {}
+                // A server that cannot replace an object and says so: the earlier one has to do.
+                Err(StoreError::Rejected { .. }) if expect != Expect::Absent => return Ok(()),
+                Err(err) => return Err(err.into()),
+            }
+            expect = match self.store.head(&key).await {
+                Ok(meta) => Expect::Version(meta.etag),
+                Err(StoreError::NotFound { .. }) => Expect::Absent,
+                Err(err) => return Err(err.into()),
+            };
+        }
+        Err(StoreError::unavailable(&key, "it changes all the time").into())
+    }
+
+    /// Says that objects of a commit are going to be deleted, those that it names (`own`, if it has no
+    /// intent in the bucket any more), and makes sure that nobody is about to create them.
+    ///
+    /// # Errors
+    /// [`CommitError::Conflict`]: somebody is, and does not go away. Nothing may be deleted then.
+    pub async fn begin_deleting(&self, own: Intent, log: &Log) -> Result<Deleting, CommitError> {
+        let key = self.key(&own.txid);
+        let there = match read_object(&*self.store, &key).await? {
+            Some(body) => Some(Intent::decode(&body).map_err(|source| CommitError::Record { key, source })?),
+            None => None,
+        };
+        let before = there.unwrap_or(own);
+        let now = self.clock.now();
+        let unsettled = before.deleting.is_some_and(|since| since + LATE_MAX > now);
+        let intent = Intent { deleting: Some(now), ..before };
+        self.write(&intent).await?;
+        let mut conflicts = Vec::new();
+        for round in 0..TRIES {
+            if round > 0 {
+                self.pause(round).await;
+            }
+            conflicts = self.in_the_way(&intent, log).await?;
+            // Others that delete are no danger to anybody who deletes.
+            conflicts.retain(|conflict| matches!(conflict.reason, ConflictReason::Intent { .. }));
+            if conflicts.is_empty() {
+                return Ok(Deleting { intent, unsettled });
+            }
+        }
+        Err(CommitError::Conflict { conflicts })
+    }
+
+    /// Renews a stamp that grows old.
+    pub async fn still_deleting(&self, deleting: &mut Deleting) -> Result<(), CommitError> {
+        let now = self.clock.now();
+        if deleting.intent.deleting.is_none_or(|since| since + STAMP_AGE_MAX > now) {
+            return Ok(());
+        }
+        deleting.intent.deleting = Some(now);
+        self.write(&deleting.intent).await
+    }
+
+    /// Takes the stamp back: whatever was asked for has been answered.
+    pub async fn deleted(&self, deleting: Deleting) -> Result<(), CommitError> {
+        self.write(&Intent { deleting: None, ..deleting.intent }).await
     }
 
     /// Removes an intent, if it is there.

@@ -10,8 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sha2::Digest;
-use sha2::Sha256;
+use ring::digest;
 use tokio::task::spawn_blocking;
 
 use crate::name::RelPath;
@@ -84,7 +83,7 @@ impl Content {
 }
 
 fn hash(file: &File, size_bytes: u64, progress: impl Fn(u64)) -> io::Result<ContentId> {
-    let mut hasher = Sha256::new();
+    let mut hasher = digest::Context::new(&digest::SHA256);
     let buffer_bytes = usize::try_from(size_bytes).unwrap_or(HASH_BUFFER_BYTES).clamp(1, HASH_BUFFER_BYTES);
     let mut buffer = vec![0; buffer_bytes];
     let mut reader = io::BufReader::with_capacity(0, file).take(size_bytes);
@@ -96,8 +95,10 @@ fn hash(file: &File, size_bytes: u64, progress: impl Fn(u64)) -> io::Result<Cont
         progress(read as u64);
         total += read as u64;
     }
+    let digest = hasher.finish();
+    let digest = <[u8; 32]>::try_from(digest.as_ref()).map_err(io::Error::other)?;
     if total == size_bytes {
-        Ok(ContentId::from_sha256(hasher.finalize().into()))
+        Ok(ContentId::from_sha256(digest))
     } else {
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was hashed"))
     }

@@ -6,6 +6,7 @@
 //! there before it can write its own, and takes back what it had created.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -20,8 +21,12 @@ use crate::commit::Log;
 use crate::commit::NoProgress;
 use crate::commit::Progress;
 use crate::commit::announce::Intents;
+use crate::commit::announce::LATE_MAX;
+use crate::commit::announce::Unreadable;
+use crate::commit::deletion::Deletion;
 use crate::commit::send::Found;
 use crate::commit::send::Sender;
+use crate::failpoint;
 use crate::log::Appended;
 use crate::log::Draft;
 use crate::name::DatasetName;
@@ -31,10 +36,9 @@ use crate::record::Author;
 use crate::record::Changes;
 use crate::record::CommitBody;
 use crate::record::Intent;
-use crate::record::OldVersion;
 use crate::record::Outcome;
+use crate::record::RecordError;
 use crate::store::ObjectStore;
-use crate::store::StoreError;
 use crate::store::guarantee::Guarantee;
 
 /// A commit that has not ended after this long is taken for dead.
@@ -49,13 +53,21 @@ pub struct GcOptions {
     pub dead_after: Duration,
     /// How long ago a commit must have been ended before what it left is removed.
     pub sweep_after: Duration,
+    /// End, and remove the notices of, commits whose notices cannot be read, if they are as old as
+    /// `dead_after`. What such a commit has created stays, since nothing names it any more.
+    pub remove_unreadable: bool,
     /// Only tell.
     pub dry_run: bool,
 }
 
 impl Default for GcOptions {
     fn default() -> Self {
-        Self { dead_after: DEAD_AFTER_DEFAULT, sweep_after: SWEEP_AFTER_DEFAULT, dry_run: false }
+        Self {
+            dead_after: DEAD_AFTER_DEFAULT,
+            sweep_after: SWEEP_AFTER_DEFAULT,
+            remove_unreadable: false,
+            dry_run: false,
+        }
     }
 }
 
@@ -72,6 +84,8 @@ pub struct GcReport {
     pub cleared: Vec<String>,
     /// Objects of ended commits that were removed.
     pub removed: Vec<ObjectKey>,
+    /// Notices that cannot be read, and why: nobody can commit to the dataset beside them.
+    pub unreadable: Vec<(ObjectKey, String)>,
 }
 
 /// Ends dead commits of a dataset and removes what ended ones left.
@@ -86,20 +100,36 @@ pub async fn gc(
     clock: &dyn Clock,
     options: &GcOptions,
 ) -> Result<GcReport, CommitError> {
+    let _points = failpoint::scope();
     let log = Log::new(Arc::clone(store), prefix.clone(), dataset.clone());
     let intents = Intents {
         store: Arc::clone(store),
         prefix: prefix.clone(),
         dataset: dataset.clone(),
         guarantee: Guarantee::Enforced,
-        jitter: Mutex::new(StdRng::seed_from_u64(0)), // nothing is announced here
+        clock: Arc::new(At(clock.now())),
+        jitter: Mutex::new(StdRng::seed_from_u64(0)),
     };
     let sweep = Sweep { store, prefix, log, intents, author, now: clock.now(), options };
     let mut report = GcReport::default();
-    for intent in sweep.intents.all().await? {
+    let (intents, unreadable) = sweep.intents.found().await?;
+    for notice in unreadable {
+        sweep.look_at_unreadable(notice, &mut report).await?;
+    }
+    for intent in intents {
         sweep.look_at(intent, &mut report).await?;
     }
     Ok(report)
+}
+
+/// The time at which it was begun.
+#[derive(Debug)]
+struct At(SystemTime);
+
+impl Clock for At {
+    fn now(&self) -> SystemTime {
+        self.0
+    }
 }
 
 struct Sweep<'a> {
@@ -119,14 +149,25 @@ impl Sweep<'_> {
 
     async fn look_at(&self, intent: Intent, report: &mut GcReport) -> Result<(), CommitError> {
         let head = self.log.head().await?;
+        let late = intent.deleting.is_some_and(|since| !self.is_older(since, LATE_MAX));
         match self.log.find_since(&intent.txid, head, intent.time).await? {
+            Some(_) if late => {
+                report.waiting.push(intent.txid);
+                Ok(())
+            }
             Some(record) if record.outcome == Outcome::Commit => {
-                self.finish(&intent.dataset, &record.body.changes.deleted).await?;
-                self.clear(intent, report).await
+                if self.finish(&intent, &record.body).await? {
+                    return self.clear(intent, report).await;
+                }
+                report.waiting.push(intent.txid);
+                Ok(())
             }
             Some(record) if self.is_older(record.body.time, self.options.sweep_after) => {
-                self.remove_objects(&intent, report).await?;
-                self.clear(intent, report).await
+                if self.remove_objects(&intent, report).await? {
+                    return self.clear(intent, report).await;
+                }
+                report.waiting.push(intent.txid);
+                Ok(())
             }
             Some(_) => {
                 report.waiting.push(intent.txid);
@@ -143,41 +184,64 @@ impl Sweep<'_> {
     }
 
     async fn end(&self, intent: Intent, head: u64, report: &mut GcReport) -> Result<(), CommitError> {
-        if !self.options.dry_run {
-            let body = CommitBody {
-                dataset: intent.dataset,
-                seq: 0,
-                txid: intent.txid.clone(),
-                author: self.author.clone(),
-                time: self.now,
-                message: None,
-                changes: Changes::default(),
-                base: None,
-                tail: Changes::default(),
-            };
-            let draft = Draft { outcome: Outcome::Abort, body };
-            if let Appended::Contradicted(_) = self.log.append(&draft, head).await? {
-                report.live.push(intent.txid); // it was not dead, and has committed just now
-                return Ok(());
-            }
+        if !self.options.dry_run && !self.end_in_the_log(intent.txid.clone(), head).await? {
+            report.live.push(intent.txid); // it was not dead, and has committed just now
+            return Ok(());
         }
         report.ended.push(intent.txid);
         Ok(())
     }
 
-    /// Does what a commit that is in the log did not come to do any more.
-    async fn finish(&self, dataset: &DatasetName, deleted: &[OldVersion]) -> Result<(), CommitError> {
-        for gone in deleted.iter().filter(|_| !self.options.dry_run) {
-            match self.store.delete(&self.prefix.key(dataset, &gone.path)?, &gone.etag).await {
-                Ok(()) | Err(StoreError::Changed { .. }) => {}
-                Err(err) => return Err(err.into()),
-            }
+    /// Writes the record that ends a commit; `false`: it has committed.
+    async fn end_in_the_log(&self, txid: String, head: u64) -> Result<bool, CommitError> {
+        let body = CommitBody {
+            dataset: self.intents.dataset.clone(),
+            seq: 0,
+            txid,
+            author: self.author.clone(),
+            time: self.now,
+            message: None,
+            changes: Changes::default(),
+            base: None,
+            tail: Changes::default(),
+        };
+        let draft = Draft { outcome: Outcome::Abort, body };
+        Ok(matches!(self.log.append(&draft, head).await?, Appended::Recorded(_)))
+    }
+
+    /// A notice that cannot be read: its name is the commit's, so that the commit can be ended.
+    async fn look_at_unreadable(&self, notice: Unreadable, report: &mut GcReport) -> Result<(), CommitError> {
+        let Unreadable { key, modified, source } = notice;
+        let of_newer = matches!(source, RecordError::UnknownVersion { .. });
+        let is_old = self.is_older(modified, self.options.dead_after);
+        let txid = key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+        if of_newer || !is_old || !self.options.remove_unreadable {
+            report.unreadable.push((key, source.to_string()));
+            return Ok(());
         }
+        if !self.options.dry_run {
+            let head = self.log.head().await?;
+            if self.log.find(&txid, 1..=head).await?.is_none() {
+                self.end_in_the_log(txid.clone(), head).await?;
+            }
+            self.intents.withdraw(&txid).await?;
+        }
+        report.cleared.push(txid);
         Ok(())
     }
 
-    /// Removes what carries the id of an ended commit.
-    async fn remove_objects(&self, intent: &Intent, report: &mut GcReport) -> Result<(), CommitError> {
+    /// Does what a commit that is in the log did not come to do any more; whether nothing is left.
+    async fn finish(&self, intent: &Intent, record: &CommitBody) -> Result<bool, CommitError> {
+        let deleted = &record.changes.deleted;
+        if deleted.is_empty() || self.options.dry_run {
+            return Ok(true);
+        }
+        let deletion = Deletion { log: &self.log, intents: &self.intents };
+        deletion.carry_out(intent.clone(), record.seq, deleted).await
+    }
+
+    /// Removes what carries the id of an ended commit; whether every request was answered.
+    async fn remove_objects(&self, intent: &Intent, report: &mut GcReport) -> Result<bool, CommitError> {
         let nobody: Arc<dyn Progress> = Arc::new(NoProgress);
         let options = CommitOptions::default();
         let sender = Sender::new(self.store, &intent.txid, Guarantee::Enforced, &options, &nobody);
@@ -188,15 +252,29 @@ impl Sweep<'_> {
         for path in &intent.markers {
             keys.push(self.prefix.marker_key(&intent.dataset, &path.clone().into())?);
         }
+        let mut left = Vec::new();
         for key in keys {
             if let Found::Ours(_) | Found::OurClaim(_) = sender.look(&key, None).await? {
-                if !self.options.dry_run {
-                    sender.remove_ours(&key).await?;
-                }
-                report.removed.push(key);
+                left.push(key);
             }
         }
-        Ok(())
+        if left.is_empty() || self.options.dry_run {
+            report.removed.extend(left);
+            return Ok(true);
+        }
+        let mut deleting = match self.intents.begin_deleting(intent.clone(), &self.log).await {
+            Ok(deleting) => deleting,
+            Err(CommitError::Conflict { .. }) => return Ok(false), // somebody publishes there just now
+            Err(err) => return Err(err),
+        };
+        let lost_before = self.store.lost_answers();
+        for key in left {
+            self.intents.still_deleting(&mut deleting).await?;
+            sender.remove_ours(&key).await?;
+            report.removed.push(key);
+        }
+        let lost = sender.lost_deletion.load(Ordering::Relaxed) || self.store.lost_answers() > lost_before;
+        Ok(!lost && !deleting.unsettled)
     }
 
     async fn clear(&self, intent: Intent, report: &mut GcReport) -> Result<(), CommitError> {

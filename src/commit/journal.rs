@@ -33,6 +33,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use crate::durable;
+use crate::failpoint;
 use crate::name::ETag;
 use crate::name::RelPath;
 use crate::record::ContentId;
@@ -87,6 +88,20 @@ impl Note {
     /// The first one: what the user asked for.
     pub fn begun(txid: String, overwrite: bool, message: Option<String>) -> Self {
         Self::Begun { format: FORMAT_VERSION, txid, overwrite, message }
+    }
+
+    /// For a failpoint's name.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Begun { .. } => "begun",
+            Self::Hashed { .. } => "hashed",
+            Self::Upload { .. } => "upload",
+            Self::Part { .. } => "part",
+            Self::Intent { .. } => "intent",
+            Self::Publishing => "publishing",
+            Self::Committed { .. } => "committed",
+            Self::Aborting => "aborting",
+        }
     }
 
     fn is_decisive(&self) -> bool {
@@ -216,6 +231,12 @@ impl Journal {
         record.extend_from_slice(&len.to_le_bytes());
         record.extend_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
         record.extend_from_slice(&payload);
+        let point = |when| move || format!("journal:{}:{when}", note.name());
+        let half = record.len() / 2;
+        failpoint::reach(point("before"));
+        failpoint::reach_after(point("torn"), || {
+            let _torn = self.file.write_all(record.get(..half).unwrap_or_default());
+        });
         let end = self.file.metadata().map_err(failed)?.len();
         if let Err(source) = self.file.write_all(&record) {
             // Half a record (of a full disk) would make whatever is written behind it unreadable.
@@ -226,8 +247,10 @@ impl Journal {
             return Err(failed(source));
         }
         if note.is_decisive() {
+            failpoint::reach(point("written"));
             self.file.sync_data().map_err(failed)?;
         }
+        failpoint::reach(point("after"));
         Ok(())
     }
 }

@@ -31,6 +31,7 @@
 
 mod announce;
 mod content;
+mod deletion;
 mod gc;
 mod journal;
 mod plan;
@@ -328,6 +329,14 @@ pub enum CommitError {
     #[error("{key}: {source}")]
     Record {
         /// What.
+        key: ObjectKey,
+        /// Why.
+        source: RecordError,
+    },
+    /// The notice of another commit cannot be read: what it is about to publish is not known.
+    #[error("{key} is the notice of another commit and cannot be read: {source}")]
+    UnreadableIntent {
+        /// Which.
         key: ObjectKey,
         /// Why.
         source: RecordError,

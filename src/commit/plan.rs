@@ -70,6 +70,8 @@ pub enum ConflictReason {
     Exists {
         /// Which version, if the listing says.
         etag: Option<ETag>,
+        /// Whose it is, if the newest records say: `user@host (commit 7)`.
+        by: Option<String>,
     },
     /// It is a file here and a directory there.
     DirectoryThere,
@@ -97,21 +99,47 @@ pub enum ConflictReason {
         /// Whose it is: `user@host`.
         author: String,
     },
+    /// A commit that was given up, or that deletes it, may still have requests on their way that
+    /// would delete what is put there now.
+    BeingDeleted {
+        /// That commit.
+        txid: String,
+        /// Whose it is: `user@host`.
+        author: String,
+        /// Until when, as far as is known.
+        until: SystemTime,
+    },
 }
 
 impl fmt::Display for ConflictReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exists { .. } => f.write_str("is published already, with another content"),
+            Self::Exists { by: None, .. } => f.write_str("is published already, with another content"),
+            Self::Exists { by: Some(by), .. } => {
+                write!(f, "is published already, with another content, by {by}")
+            }
             Self::DirectoryThere => f.write_str("is a directory in the bucket"),
             Self::FileThere => f.write_str("is a file in the bucket, where a directory is needed"),
             Self::Changed { found: Some(_), .. } => f.write_str("was replaced since it was staged"),
             Self::Changed { found: None, .. } => f.write_str("was deleted since it was staged"),
             Self::WouldReplace => f.write_str("replaces or deletes what is published"),
             Self::Leftover { txid } => {
-                write!(f, "is there, but of commit {txid}, which is not completed (`dsfs gc` removes it)")
+                write!(
+                    f,
+                    "is there, but of commit {txid}, which is not completed: who began it can resume or abort it, \
+                     and `dsfs gc` ends it if it is announced still; else delete the object by hand"
+                )
             }
             Self::Intent { txid, author } => write!(f, "is being published by {author} (commit {txid})"),
+            Self::BeingDeleted { txid, author, until } => {
+                let until = jiff::Timestamp::try_from(*until)
+                    .map_or_else(|_| "later".into(), |time| format!("{time:.0}"));
+                write!(
+                    f,
+                    "may still be deleted by late requests of {author} (commit {txid}, which was interrupted \
+                     while it took back or deleted files): try again after {until}"
+                )
+            }
         }
     }
 }
@@ -363,7 +391,7 @@ impl Survey {
         match (base, seen) {
             (None, None) => Place::Free,
             (None, Some(_)) => {
-                Place::Taken { same_size, otherwise: ConflictReason::Exists { etag: found() } }
+                Place::Taken { same_size, otherwise: ConflictReason::Exists { etag: found(), by: None } }
             }
             (Some(_), Some(_)) if !self.overwrite => {
                 Place::Taken { same_size, otherwise: ConflictReason::WouldReplace }
@@ -472,6 +500,7 @@ mod tests {
                 ConflictReason::WouldReplace => "replaces",
                 ConflictReason::Leftover { .. } => "leftover",
                 ConflictReason::Intent { .. } => "intent",
+                ConflictReason::BeingDeleted { .. } => "deleted",
             };
             format!("!{}:{reason}", conflict.path)
         }));

@@ -15,6 +15,7 @@ use crate::commit::ConflictReason;
 use crate::commit::Phase;
 use crate::commit::PublishedFile;
 use crate::commit::content::Content;
+use crate::commit::deletion::Deletion;
 use crate::commit::plan::PlannedFile;
 use crate::commit::plan::is_marker;
 use crate::commit::prepare::Notes;
@@ -24,6 +25,7 @@ use crate::commit::run::Run;
 use crate::commit::run::blocking;
 use crate::commit::send::Job;
 use crate::commit::send::SendError;
+use crate::failpoint;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::name::RelPath;
@@ -31,6 +33,7 @@ use crate::record::Changes;
 use crate::record::CommitRecord;
 use crate::record::ContentId;
 use crate::record::Entry;
+use crate::record::Intent;
 use crate::record::OldVersion;
 use crate::staging::Sealed;
 use crate::store::Expect;
@@ -124,7 +127,7 @@ impl Run<'_> {
 
     pub(super) fn taken(&self, path: &RelPath, job: &Job, found: Option<ETag>) -> CommitError {
         let reason = match &job.expect {
-            Expect::Absent => ConflictReason::Exists { etag: found },
+            Expect::Absent => ConflictReason::Exists { etag: found, by: None },
             Expect::Version(expected) => ConflictReason::Changed { expected: expected.clone(), found },
         };
         CommitError::Conflict { conflicts: vec![Conflict { path: path.to_string(), reason }] }
@@ -194,14 +197,36 @@ impl Run<'_> {
         let deleted = changes.deleted.clone();
         let report = self.report(Some(record.body.seq), changes, already_there);
         self.tell(&report);
-        delete_old(self, &deleted).await?;
-        if let Err(err) = self.intents.withdraw(&self.txid).await {
+        if !self.delete_old(record.body.seq, &deleted).await? {
+            tracing::warn!(txid = self.txid, "deletions may be under way: the intent stays, for `dsfs gc`");
+        } else if let Err(err) = self.intents.withdraw(&self.txid).await {
             // Readers look at the log behind it; `gc` removes it.
             tracing::warn!(txid = self.txid, "the intent of a published commit stays for now: {err}");
         }
         self.admit(sealed, &report);
+        failpoint::reach(|| "finish:admitted".into());
         blocking(|| self.ctx.staging.finish(sealed))?;
         Ok(report)
+    }
+
+    /// Deletes what the record `seq` says is deleted; whether nothing of that is left to be done.
+    async fn delete_old(&self, seq: u64, deleted: &[OldVersion]) -> Result<bool, CommitError> {
+        if deleted.is_empty() {
+            return Ok(true);
+        }
+        let intent = Intent {
+            dataset: self.ctx.dataset().clone(),
+            txid: self.txid.clone(),
+            author: self.ctx.author.clone(),
+            time: self.ctx.clock.now(),
+            creates: Vec::new(),
+            markers: Vec::new(),
+            replaces: Vec::new(),
+            deletes: deleted.to_vec(),
+            deleting: None,
+        };
+        let deletion = Deletion { log: &self.log, intents: &self.intents };
+        deletion.carry_out(intent, seq, deleted).await
     }
 
     pub(super) fn tell(&self, report: &CommitReport) {
@@ -243,18 +268,6 @@ impl Run<'_> {
             }
         }
     }
-}
-
-/// Deletes what the record says is deleted; another version at the same key stays.
-async fn delete_old(run: &Run<'_>, deleted: &[OldVersion]) -> Result<(), CommitError> {
-    for gone in deleted {
-        let key = run.ctx.prefix.key(run.ctx.dataset(), &gone.path)?;
-        match run.ctx.store.delete(&key, &gone.etag).await {
-            Ok(()) | Err(StoreError::Changed { .. }) => {}
-            Err(err) => return Err(err.into()),
-        }
-    }
-    Ok(())
 }
 
 fn entry(file: &PlannedFile, cid: ContentId, etag: &ETag, replaced: Option<ETag>) -> Entry {

@@ -1,5 +1,6 @@
 //! Taking back what a commit has put into the bucket, and nothing else.
 
+use std::collections::HashMap;
 use std::collections::HashSet;
 
 use futures_util::StreamExt;
@@ -7,12 +8,20 @@ use futures_util::stream;
 use parking_lot::Mutex;
 
 use crate::commit::CommitError;
+use crate::commit::announce::Deleting;
 use crate::commit::journal::Progress;
 use crate::commit::run::Run;
 use crate::commit::send::Found;
+use crate::name::DirPath;
 use crate::name::ObjectKey;
 use crate::name::RelPath;
+use crate::record::Intent;
+use crate::record::OldVersion;
+use crate::staging::Base;
 use crate::staging::Contents;
+
+/// Keys that are deleted between two looks at the age of the stamp that announces it.
+const KEYS_A_STAMP: usize = 1000;
 
 impl Run<'_> {
     /// Removes every object that this commit has created, and gives up its uploads. Objects that
@@ -22,10 +31,21 @@ impl Run<'_> {
         &self,
         contents: &Contents,
         state: &Progress,
+        deleting: Option<&mut Deleting>,
     ) -> Result<Vec<RelPath>, CommitError> {
+        // First: from then on nothing can come of a request to complete one, where no condition holds it.
+        for (path, uploads) in &state.uploads {
+            let key = self.ctx.prefix.key(self.ctx.dataset(), path)?;
+            for upload in uploads {
+                self.ctx.store.abort_multipart(&key, &upload.id).await?;
+            }
+        }
         let mut not_restored = Vec::new();
-        if state.publishing {
-            self.remove_objects(self.created(contents)?).await?;
+        if let Some(deleting) = deleting {
+            for keys in self.created(contents)?.chunks(KEYS_A_STAMP) {
+                self.intents.still_deleting(deleting).await?;
+                self.remove_objects(keys).await?;
+            }
             // Whatever it stood on when it was staged, `created` leaves it: nobody can say what was there.
             let based: HashSet<&RelPath> = contents.bases.iter().map(|(path, _)| path).collect();
             let files = contents.files.iter().map(|file| &file.path);
@@ -36,13 +56,28 @@ impl Run<'_> {
                 }
             }
         }
-        for (path, uploads) in &state.uploads {
-            let key = self.ctx.prefix.key(self.ctx.dataset(), path)?;
-            for upload in uploads {
-                self.ctx.store.abort_multipart(&key, &upload.id).await?;
-            }
-        }
         Ok(not_restored)
+    }
+
+    /// The intent of a commit that is taken back, from what is sealed.
+    pub(super) fn intent_of(&self, contents: &Contents) -> Intent {
+        let based: HashMap<&RelPath, &Base> =
+            contents.bases.iter().map(|(path, base)| (path, base)).collect();
+        let files = || contents.files.iter().map(|file| &file.path);
+        let replaces = files().filter_map(|path| based.get(path).map(|base| (path, base)));
+        Intent {
+            dataset: self.ctx.dataset().clone(),
+            txid: self.txid.clone(),
+            author: self.ctx.author.clone(),
+            time: self.ctx.clock.now(),
+            creates: files().filter(|path| !based.contains_key(path)).cloned().collect(),
+            markers: contents.empty_directories.iter().filter_map(DirPath::as_path).collect(),
+            replaces: replaces
+                .map(|(path, base)| OldVersion { path: path.clone(), etag: base.etag.clone() })
+                .collect(),
+            deletes: Vec::new(),
+            deleting: None,
+        }
     }
 
     /// Every key at which this commit may have created something.
@@ -61,13 +96,13 @@ impl Run<'_> {
         Ok(keys)
     }
 
-    async fn remove_objects(&self, keys: Vec<ObjectKey>) -> Result<(), CommitError> {
+    async fn remove_objects(&self, keys: &[ObjectKey]) -> Result<(), CommitError> {
         let failure = Mutex::new(None);
         stream::iter(keys)
             .for_each_concurrent(self.sender.workers, |key| {
                 let failure = &failure;
                 async move {
-                    if let Err(err) = self.sender.remove_ours(&key).await {
+                    if let Err(err) = self.sender.remove_ours(key).await {
                         failure.lock().get_or_insert(err);
                     }
                 }

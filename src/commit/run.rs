@@ -13,6 +13,7 @@
 //! commit that is ended while there may be such requests is ended in the log as well (an `abort`
 //! record), and its intent stays as a tombstone that hides whatever may still appear.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -27,14 +28,18 @@ use ulid::Ulid;
 use crate::commit::CommitContext;
 use crate::commit::CommitError;
 use crate::commit::CommitReport;
+use crate::commit::Conflict;
+use crate::commit::ConflictReason;
 use crate::commit::Log;
 use crate::commit::Phase;
+use crate::commit::announce::Deleting;
 use crate::commit::announce::Intents;
 use crate::commit::journal::Journal;
 use crate::commit::journal::Note;
 use crate::commit::journal::Progress;
 use crate::commit::plan::CommitPlan;
 use crate::commit::send::Sender;
+use crate::failpoint;
 use crate::log::Appended;
 use crate::log::Draft;
 use crate::name::ETag;
@@ -50,6 +55,9 @@ use crate::staging::Sealed;
 use crate::staging::StagingError;
 use crate::store::Expect;
 use crate::store::guarantee::Guarantee;
+
+/// Records that are looked through for the author of what is in the way.
+const RECORDS_ASKED_MAX: u64 = 16;
 
 /// One commit under way.
 pub(super) struct Run<'c> {
@@ -88,6 +96,7 @@ pub async fn plan(ctx: &CommitContext) -> Result<CommitPlan, CommitError> {
     let mut plan = run.survey(&contents, sealed.as_ref()).await?.plan;
     let intent = run.intent(&plan);
     plan.conflicts.extend(run.intents.in_the_way(&intent, &run.log).await?);
+    run.name_owners(&mut plan.conflicts).await;
     Ok(plan)
 }
 
@@ -97,6 +106,7 @@ pub async fn plan(ctx: &CommitContext) -> Result<CommitPlan, CommitError> {
 /// [`CommitError::Conflict`]: nothing has changed. [`CommitError::Interrupted`]: it is kept, to be
 /// resumed or aborted. The others say for themselves.
 pub async fn commit(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
+    let _points = failpoint::scope();
     if ctx.guarantee == Guarantee::BestEffort && !ctx.options.allow_unenforced {
         return Err(CommitError::Unenforced);
     }
@@ -118,6 +128,7 @@ pub async fn commit(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
 /// As for [`commit`], and [`CommitError::NothingToResume`]; [`CommitError::Aborted`] if what was
 /// interrupted was its abortion, which is complete then.
 pub async fn resume(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
+    let _points = failpoint::scope();
     let sealed = ctx.staging.sealed().ok_or(CommitError::NothingToResume)?;
     let mut run = Run::new(ctx, sealed.txid().to_owned());
     run.open_journal(&sealed, false)?;
@@ -137,6 +148,7 @@ pub async fn resume(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
 /// [`CommitError::NothingToResume`], [`CommitError::AlreadyCommitted`],
 /// [`CommitError::NotRestored`], and the store's: then it can be repeated.
 pub async fn abort(ctx: &CommitContext) -> Result<(), CommitError> {
+    let _points = failpoint::scope();
     let sealed = ctx.staging.sealed().ok_or(CommitError::NothingToResume)?;
     let mut run = Run::new(ctx, sealed.txid().to_owned());
     run.open_journal(&sealed, true)?;
@@ -182,6 +194,7 @@ impl<'c> Run<'c> {
             prefix: ctx.prefix.clone(),
             dataset: ctx.dataset().clone(),
             guarantee: ctx.guarantee,
+            clock: Arc::clone(&ctx.clock),
             jitter: Mutex::new(entropy(ctx)),
         };
         let sender = Sender::new(&ctx.store, &txid, ctx.guarantee, &ctx.options, &ctx.progress);
@@ -224,7 +237,12 @@ impl<'c> Run<'c> {
     async fn drive(&self, sealed: &Sealed) -> Result<CommitReport, CommitError> {
         match self.steps(sealed).await {
             Ok(report) => Ok(report),
-            Err(err) => Err(self.fail(sealed, err).await),
+            Err(mut err) => {
+                if let CommitError::Conflict { conflicts } = &mut err {
+                    self.name_owners(conflicts).await;
+                }
+                Err(self.fail(sealed, err).await)
+            }
         }
     }
 
@@ -319,6 +337,7 @@ impl<'c> Run<'c> {
             markers: plan.markers.iter().map(|(path, _)| path.clone()).collect(),
             replaces: replaces.collect(),
             deletes: plan.delete.iter().map(|gone| old(&gone.path, &gone.etag)).collect(),
+            deleting: None,
         }
     }
 
@@ -364,6 +383,7 @@ impl<'c> Run<'c> {
             Err(CommitError::NotRestored { paths, .. }) => {
                 CommitError::NotRestored { paths, source: Box::new(error) }
             }
+            Err(err @ CommitError::Interrupted { .. }) => err,
             Err(err) => interrupted(err),
         }
     }
@@ -375,15 +395,28 @@ impl<'c> Run<'c> {
         let lost = self.ctx.store.lost_answers() > self.lost_before;
         let ambiguous = lost || self.sender.ambiguous.load(Ordering::Relaxed);
         if let (true, Some(head)) = (ambiguous, state.intent_head) {
-            let draft = self.draft(Outcome::Abort, Changes::default());
-            if let Appended::Contradicted(record) = self.log.append(&draft, head).await? {
-                return Err(CommitError::AlreadyCommitted { txid: self.txid.clone(), seq: record.body.seq });
-            }
+            self.end_in_the_log(head).await?;
         }
-        let not_restored = self.take_back(&contents_of(sealed)?, &state).await?;
-        if !(ambiguous && state.publishing) {
-            // Every request was answered: nothing can appear any more that would have to be hidden.
-            self.intents.withdraw(&self.txid).await?;
+        let contents = contents_of(sealed)?;
+        let lost_before = self.ctx.store.lost_answers();
+        let mut deleting = match state.publishing {
+            true => Some(self.begin_taking_back(&contents).await?),
+            false => None,
+        };
+        let not_restored = self.take_back(&contents, &state, deleting.as_mut()).await?;
+        let lost =
+            self.ctx.store.lost_answers() > lost_before || self.sender.lost_deletion.load(Ordering::Relaxed);
+        match deleting {
+            // The stamped intent stays, as that of a commit that has ended.
+            Some(deleting) if lost || deleting.unsettled => {
+                if !ambiguous {
+                    self.end_in_the_log(state.intent_head.unwrap_or(0)).await?;
+                }
+            }
+            // Something may still appear that has to be hidden.
+            Some(deleting) if ambiguous => self.intents.deleted(deleting).await?,
+            // Every request was answered: nothing can appear any more, nor go.
+            Some(_) | None => self.intents.withdraw(&self.txid).await?,
         }
         self.thaw(sealed)?;
         if not_restored.is_empty() {
@@ -391,5 +424,53 @@ impl<'c> Run<'c> {
         }
         let source = Box::new(CommitError::Aborted { txid: self.txid.clone() });
         Err(CommitError::NotRestored { paths: not_restored, source })
+    }
+
+    /// Says whose the files are that are in the way, as far as the newest records tell. A failure only
+    /// leaves it unsaid.
+    async fn name_owners(&self, conflicts: &mut [Conflict]) {
+        let mut unnamed: HashMap<String, &mut Conflict> = conflicts
+            .iter_mut()
+            .filter(|conflict| matches!(conflict.reason, ConflictReason::Exists { by: None, .. }))
+            .map(|conflict| (conflict.path.clone(), conflict))
+            .collect();
+        let head = if unnamed.is_empty() { 0 } else { self.log.head().await.unwrap_or(0) };
+        for seq in (head.saturating_sub(RECORDS_ASKED_MAX) + 1..=head).rev() {
+            let Ok(Some(CommitRecord { body, .. })) = self.log.record(seq).await else { return };
+            for entry in &body.changes.entries {
+                let Some(conflict) = unnamed.remove(entry.path.as_str()) else { continue };
+                if let ConflictReason::Exists { etag, by } = &mut conflict.reason
+                    && etag.as_ref().is_none_or(|etag| *etag == entry.etag)
+                {
+                    *by = Some(format!("{}@{} (commit {seq})", body.author.user, body.author.host));
+                }
+            }
+            if unnamed.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Writes the record that ends this commit, behind `head`.
+    async fn end_in_the_log(&self, head: u64) -> Result<(), CommitError> {
+        let draft = self.draft(Outcome::Abort, Changes::default());
+        match self.log.append(&draft, head).await? {
+            Appended::Recorded(_) => Ok(()),
+            Appended::Contradicted(record) => {
+                Err(CommitError::AlreadyCommitted { txid: self.txid.clone(), seq: record.body.seq })
+            }
+        }
+    }
+
+    async fn begin_taking_back(&self, contents: &Contents) -> Result<Deleting, CommitError> {
+        let begun = self.intents.begin_deleting(self.intent_of(contents), &self.log).await;
+        begun.map_err(|err| {
+            if matches!(err, CommitError::Conflict { .. }) {
+                // Another commit is about to create the same files: it has to end first.
+                CommitError::Interrupted { txid: self.txid.clone(), source: Box::new(err) }
+            } else {
+                err
+            }
+        })
     }
 }

@@ -38,7 +38,7 @@ use crate::store::StoreError;
 use crate::store::UploadId;
 use crate::store::guarantee::Guarantee;
 
-/// Metadata key of an empty object that keeps a key for a large one: see [`Sender::complete`].
+/// Metadata key of an object that keeps a key for a large one: see [`Sender::complete`].
 const META_CLAIM: &str = "dsfs-claim";
 /// How often one write is tried: its own conditions make a repetition harmless.
 const TRIES: u32 = 4;
@@ -109,6 +109,8 @@ pub(super) struct Sender {
     /// Whether the answer to a write was lost: then that one may still be carried out, even if a
     /// repetition of it was answered.
     pub ambiguous: AtomicBool,
+    /// The same of a deletion.
+    pub lost_deletion: AtomicBool,
 }
 
 fn memory_units(bytes: u64) -> u32 {
@@ -143,6 +145,7 @@ impl Sender {
             memory: Semaphore::new(memory_units as usize),
             progress: Arc::clone(progress),
             ambiguous: AtomicBool::new(false),
+            lost_deletion: AtomicBool::new(false),
         }
     }
 
@@ -374,8 +377,9 @@ impl Sender {
     /// Makes an upload an object.
     ///
     /// Where Complete does not honour its condition but Put does ([`Guarantee::SinglePut`]), the key
-    /// is claimed first: an empty object, created if nothing is there. From then on every other
-    /// careful writer finds the key taken, and Complete replaces a version that is ours.
+    /// is claimed first: a small object, created if nothing is there. From then on every other
+    /// careful writer finds the key taken, and Complete replaces a version that is ours: its content
+    /// is the commit's id, so that no other object has its `ETag`.
     pub async fn complete(
         &self,
         job: &Job,
@@ -440,7 +444,8 @@ impl Sender {
         }
         let mut attributes = self.attributes(job);
         attributes.metadata.insert(META_CLAIM.into(), "1".into());
-        match self.put_with(job, Bytes::new(), attributes).await {
+        let body = Bytes::copy_from_slice(self.txid.as_bytes());
+        match self.put_with(job, body, attributes).await {
             Ok(etag) => Ok(Claim::Held(etag)),
             // The answer to our own claim was lost, and it is there.
             Err(SendError::Taken { found }) => match self.look(&job.key, Some(&job.cid)).await? {
@@ -460,7 +465,12 @@ impl Sender {
             let err = match self.look(key, None).await {
                 Ok(Found::Ours(etag) | Found::OurClaim(etag)) => match self.store.delete(key, &etag).await {
                     Ok(()) => return Ok(()),
-                    Err(err) => err,
+                    Err(err) => {
+                        if matches!(err, StoreError::Unavailable { .. }) {
+                            self.lost_deletion.store(true, Ordering::Relaxed);
+                        }
+                        err
+                    }
                 },
                 Ok(Found::Nothing | Found::Other(_)) => return Ok(()),
                 Err(err) => err,

@@ -1,5 +1,7 @@
 //! Commits over the store in memory: outcomes, conflicts, faults, and crashes at every request.
 
+mod late;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -856,6 +858,7 @@ async fn both_committers_may_yield_but_never_neither() {
         prefix: prefix(),
         dataset: name(),
         guarantee: Guarantee::Enforced,
+        clock: Arc::new(SystemClock),
         jitter: Mutex::new(rand::SeedableRng::seed_from_u64(0)),
     };
     let intent = |txid: &str, creates: &[&str]| Intent {
@@ -867,6 +870,7 @@ async fn both_committers_may_yield_but_never_neither() {
         markers: Vec::new(),
         replaces: Vec::new(),
         deletes: Vec::new(),
+        deleting: None,
     };
     let log = Log::new(bucket.clone(), prefix(), name());
     intents.announce(&intent("A", &["x/y"]), &log).await.unwrap();

@@ -14,6 +14,7 @@ use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::daemon::publish;
 use crate::name::DatasetName;
+use crate::record::RecordError;
 use crate::staging::Holder;
 use crate::staging::StagingError;
 use crate::store::StoreError;
@@ -151,6 +152,12 @@ pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
         CommitError::Staging(err) => of_staging(err),
         CommitError::Store(err) => of_store(err),
         CommitError::Crowded => failure.hint("try again"),
+        CommitError::UnreadableIntent { source: RecordError::UnknownVersion { .. }, .. } => {
+            failure.hint("update dsfs")
+        }
+        CommitError::UnreadableIntent { .. } => failure.hint(format!(
+            "`dsfs gc {name} --remove-unreadable` ends that commit and removes its notice, if it is older than a day"
+        )),
         CommitError::Aborted { .. }
         | CommitError::NothingToResume
         | CommitError::Fenced { .. }

@@ -294,6 +294,7 @@ pub(super) fn kind_of(err: &CommitError) -> FailureKind {
         | CommitError::Staging(_)
         | CommitError::Name(_)
         | CommitError::Record { .. }
+        | CommitError::UnreadableIntent { .. }
         | CommitError::Journal(_)
         | CommitError::Crowded => FailureKind::Failed,
     }

@@ -22,6 +22,8 @@ use crate::daemon::failure;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::directory::DirectoryStore;
+#[cfg(debug_assertions)]
+use crate::store::failpoint::FailpointStore;
 use crate::store::guarantee::Guarantee;
 use crate::store::link::GatedStore;
 use crate::store::link::Link;
@@ -105,6 +107,8 @@ pub async fn open(config: &Config) -> Result<OpenRemote, Failure> {
             unreachable!("the remote was made from the settings")
         }
     };
+    #[cfg(debug_assertions)]
+    let plain: Arc<dyn ObjectStore> = Arc::new(FailpointStore::new(plain));
     let (retry, assumed_guarantee) = match &config.remote {
         RemoteSettings::S3(settings) => {
             (bucket::retry_options(settings), bucket::assumed_guarantee(settings))

@@ -31,6 +31,7 @@ use rustix::fs::AtFlags;
 use rustix::fs::OFlags;
 
 use crate::durable;
+use crate::failpoint;
 use crate::name::DirPath;
 use crate::name::RelPath;
 use crate::name::check_component;
@@ -178,6 +179,7 @@ impl StagedDataset {
             return Err(StagingError::OpenForWriting { paths });
         }
         tree.sync_everything().map_err(failed)?;
+        failpoint::reach(|| "freeze:synced".into());
         let dir = self.dir.join("sealed").join(txid);
         durable::create_private_dirs(&self.dir.join("sealed")).map_err(failed)?;
         durable::rename(&self.open_dir(), &dir).map_err(failed)?;
@@ -236,7 +238,9 @@ impl StagedDataset {
             trees.sealed = None;
         }
         fs::remove_dir_all(&done).ok();
+        failpoint::reach(|| "finish:removed".into());
         self.remove_if_empty();
+        failpoint::reach(|| "finish:done".into());
         Ok(())
     }
 
@@ -318,6 +322,7 @@ fn remove_any(path: &Path) {
 
 /// Finishes or undoes what a crash interrupted, and opens what is left.
 pub(super) fn recover(dir: &Path) -> Result<Trees, StagingError> {
+    let _points = failpoint::scope();
     for thawing in entries(&dir.join("thawing"))? {
         let open = dir.join("open");
         durable::create_private_dirs(&open.join("tree")).map_err(|source| StagingError::io(&open, source))?;
@@ -383,11 +388,13 @@ fn merge_back(thawing: &Path, open: &Path) -> Result<(), StagingError> {
         durable::create_private_dirs(&open.join("base")).map_err(failed)?;
         durable::rename(&base, &open.join("base").join(name)).map_err(failed)?;
     }
+    failpoint::reach(|| "thaw:merged".into());
     // Only what is known to be ours or empty: anything else stays where it can be found.
     fs::remove_file(thawing.join("journal")).ok();
     for place in [thawing.join("tree"), thawing.join("base"), thawing.to_path_buf()] {
         fs::remove_dir(place).ok();
     }
+    failpoint::reach(|| "thaw:removed".into());
     thawing.parent().map_or(Ok(()), durable::sync_dir).map_err(failed)
 }
 
@@ -401,7 +408,9 @@ fn merge_dir(from: &Tree, to: &Tree, dir: &DirPath, thawing: &Path) -> Result<()
         let is_dir = |stat| tree::kind_of(stat) == Some(StagedKind::Directory);
         match there {
             None => {
-                rustix::fs::renameat(&source, &*name, &target, &*name).map_err(|err| failed(err.into()))?
+                failpoint::reach(|| "thaw:entry:before".into());
+                rustix::fs::renameat(&source, &*name, &target, &*name).map_err(|err| failed(err.into()))?;
+                failpoint::reach(|| "thaw:entry:after".into());
             }
             Some(there) if is_dir(&stat) && is_dir(&there) => {
                 merge_dir(from, to, &path.clone().into(), thawing)?;

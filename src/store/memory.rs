@@ -12,6 +12,8 @@ use bytes::Bytes;
 use bytes::BytesMut;
 use futures_util::stream;
 use parking_lot::Mutex;
+use sha2::Digest;
+use sha2::Sha256;
 
 use crate::name::ETag;
 use crate::name::KeyPrefix;
@@ -32,6 +34,8 @@ use crate::store::UploadId;
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     state: Mutex<State>,
+    /// `ETag`s are hashes of the content, so that the same content is the same version again.
+    content_etags: bool,
 }
 
 #[derive(Debug, Default)]
@@ -70,8 +74,13 @@ impl State {
         }
     }
 
-    fn insert(&mut self, key: &ObjectKey, body: Bytes, attributes: &PutAttributes) -> ETag {
-        let etag = ETag::from_server(&format!("v{}", self.next_serial()));
+    /// A version's name, never used before.
+    fn next_version(&mut self) -> String {
+        format!("v{}", self.next_serial())
+    }
+
+    fn insert(&mut self, key: &ObjectKey, body: Bytes, version: &str, attributes: &PutAttributes) -> ETag {
+        let etag = ETag::from_server(version);
         #[expect(clippy::disallowed_methods, reason = "stands for the server's own clock")]
         let modified = SystemTime::now();
         let meta = ObjectMeta {
@@ -85,11 +94,23 @@ impl State {
     }
 }
 
+fn hash(content: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(&Sha256::digest(content)[..16])
+}
+
 impl MemoryStore {
+    /// One whose `ETag`s are hashes of the content, as those of S3 are.
+    #[must_use]
+    pub fn with_content_etags() -> Self {
+        Self { content_etags: true, ..Self::default() }
+    }
+
     /// Writes the way that another client of the bucket would: no precondition.
     /// Not part of the trait, so that dsfs itself cannot reach it.
     pub fn overwrite_out_of_band(&self, key: &ObjectKey, body: Bytes) -> ETag {
-        self.state.lock().insert(key, body, &PutAttributes::default())
+        let mut state = self.state.lock();
+        let version = if self.content_etags { hash(&body) } else { state.next_version() };
+        state.insert(key, body, &version, &PutAttributes::default())
     }
 
     /// Deletes the way that another client of the bucket would.
@@ -183,7 +204,8 @@ impl ObjectStore for MemoryStore {
         // Check and insert under one lock: this is the atomicity that S3 promises.
         let mut state = self.state.lock();
         state.check(key, expect)?;
-        Ok(state.insert(key, body, attributes))
+        let version = if self.content_etags { hash(&body) } else { state.next_version() };
+        Ok(state.insert(key, body, &version, attributes))
     }
 
     async fn create_multipart(
@@ -240,7 +262,11 @@ impl ObjectStore for MemoryStore {
         }
         state.check(key, expect)?;
         let upload = state.uploads.remove(upload).expect("found above, under the same lock");
-        Ok(state.insert(key, body.freeze(), &upload.attributes))
+        let version = match self.content_etags {
+            true => format!("{}-{}", hash(&body), parts.len()),
+            false => state.next_version(),
+        };
+        Ok(state.insert(key, body.freeze(), &version, &upload.attributes))
     }
 
     async fn abort_multipart(&self, _key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {

@@ -20,6 +20,8 @@ pub mod circuit;
 pub mod link;
 pub mod retry;
 pub mod fault;
+#[cfg(debug_assertions)]
+pub mod failpoint;
 pub mod guarantee;
 pub mod rate;
 
@@ -171,7 +173,7 @@ pub trait ObjectStore: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError::Changed`]: another version is there, and was left alone.
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError>;
 
-    /// Writes whose answer was lost and that were asked again, since the store was made: each of
+    /// Writes and deletions whose answer was lost and that were asked again, since the store was made: each of
     /// them may still be carried out late, although its repetition was answered.
     fn lost_answers(&self) -> u64 {
         0

@@ -418,7 +418,13 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
-        self.plain(Direction::Write, key.as_str(), Duration::ZERO, || self.inner.delete(key, etag)).await
+        let attempt = || self.inner.delete(key, etag);
+        let again = StoreError::is_transient;
+        let outcome = self.attempts(Direction::Write, key.as_str(), Duration::ZERO, again, attempt).await;
+        if outcome.ambiguous {
+            self.lost_answers.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome.result.map(|((), _permit)| ())
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use std::time::SystemTime;
 
 use aws_config::provider_config::ProviderConfig;
+use aws_runtime::auth::PayloadSigningOverride;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::BehaviorVersion;
 use aws_sdk_s3::config::ConfigBag;
@@ -30,6 +31,7 @@ use aws_smithy_http_client::tls::TrustStore;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
+use data_encoding::HEXLOWER;
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -170,6 +172,37 @@ impl Intercept for ExtraHeaders {
         if self.requester_pays {
             headers.try_insert("x-amz-request-payer", "requester")?;
         }
+        Ok(())
+    }
+}
+
+/// What a request's signature says of its body: nothing, or its SHA-256. That one is computed here: the
+/// client's own code for it takes three times as long on a CPU without instructions for SHA.
+#[derive(Clone, Debug)]
+pub(super) struct BodySignature(PayloadSigningOverride);
+
+impl BodySignature {
+    pub fn of(body: &[u8], unsigned: bool) -> Self {
+        if unsigned {
+            return Self(PayloadSigningOverride::UnsignedPayload);
+        }
+        let digest = ring::digest::digest(&ring::digest::SHA256, body);
+        Self(PayloadSigningOverride::Precomputed(HEXLOWER.encode(digest.as_ref())))
+    }
+}
+
+impl Intercept for BodySignature {
+    fn name(&self) -> &'static str {
+        "BodySignature"
+    }
+
+    fn modify_before_signing(
+        &self,
+        _context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        config.interceptor_state().store_put(self.0.clone());
         Ok(())
     }
 }

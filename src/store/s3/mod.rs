@@ -71,6 +71,7 @@ pub use self::credentials::KeySource;
 pub use self::credentials::S3Credentials;
 pub use self::credentials::S3Keys;
 
+use self::connect::BodySignature;
 use self::connect::ServerClock;
 use self::error::Subject;
 use self::error::chain;
@@ -408,15 +409,12 @@ impl ObjectStore for S3Store {
             .key(key.as_str())
             .set_if_none_match(if_none_match)
             .set_if_match(if_match)
-            .checksum_crc32_c(crc32c_header(&body))
-            .body(SdkStream::from(body));
+            .checksum_crc32_c(crc32c_header(&body));
         for (name, value) in &attributes.metadata {
             call = call.metadata(name, value);
         }
-        let mut call = call.customize();
-        if self.unsigned_bodies {
-            call = call.disable_payload_signing();
-        }
+        let signature = BodySignature::of(&body, self.unsigned_bodies);
+        let call = call.body(SdkStream::from(body)).customize().interceptor(signature);
         let output = self.answer(Subject::Write(key, expect), allowance, call.send()).await?;
         self.written_etag(key, output.e_tag()).await
     }
@@ -455,7 +453,8 @@ impl ObjectStore for S3Store {
     ) -> Result<PartReceipt, StoreError> {
         let allowance = upload_allowance(body.len());
         let checksum = crc32c_header(&body);
-        let mut call = self
+        let signature = BodySignature::of(&body, self.unsigned_bodies);
+        let call = self
             .client()
             .await?
             .upload_part()
@@ -465,10 +464,8 @@ impl ObjectStore for S3Store {
             .part_number(i32::try_from(number).unwrap_or(i32::MAX))
             .checksum_crc32_c(&checksum)
             .body(SdkStream::from(body))
-            .customize();
-        if self.unsigned_bodies {
-            call = call.disable_payload_signing();
-        }
+            .customize()
+            .interceptor(signature);
         let output = self.answer(Subject::Upload(key), allowance, call.send()).await?;
         let Some(etag) = output.e_tag().map(ETag::from_server) else {
             let reason = format!("the answer to part {number} has no ETag");

@@ -47,6 +47,7 @@ fn announce(mount: &TestMount, creates: &[&str]) {
         markers: vec![],
         replaces: vec![],
         deletes: vec![],
+        deleting: None,
     };
     mount.store.overwrite_out_of_band(&intent_key(), intent.encode().unwrap());
 }

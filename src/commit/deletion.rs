@@ -1,0 +1,58 @@
+//! Deleting what a commit that is in the log says is deleted: by the commit itself, or by `gc`.
+
+use std::collections::HashSet;
+
+use crate::commit::CommitError;
+use crate::commit::announce::Intents;
+use crate::log::Log;
+use crate::name::RelPath;
+use crate::record::Intent;
+use crate::record::OldVersion;
+use crate::store::StoreError;
+
+/// What it takes to delete.
+pub(super) struct Deletion<'a> {
+    pub log: &'a Log,
+    pub intents: &'a Intents,
+}
+
+impl Deletion<'_> {
+    /// Deletes the versions that record `seq` names, but for paths that later records have published
+    /// anew: a version is named by its `ETag`, which the same content has again. Another version at
+    /// the same key stays. Tells whether nothing is left to be done, and every request was answered;
+    /// if not, the intent has to stay.
+    pub async fn carry_out(
+        &self,
+        intent: Intent,
+        seq: u64,
+        deleted: &[OldVersion],
+    ) -> Result<bool, CommitError> {
+        let store = &self.intents.store;
+        let mut deleting = match self.intents.begin_deleting(intent, self.log).await {
+            Ok(deleting) => deleting,
+            // Somebody publishes there at this moment; the record hides the old version meanwhile.
+            Err(CommitError::Conflict { .. }) => return Ok(false),
+            Err(err) => return Err(err),
+        };
+        let lost_before = store.lost_answers();
+        let anew = self.published_after(seq).await?;
+        for gone in deleted.iter().filter(|gone| !anew.contains(&gone.path)) {
+            self.intents.still_deleting(&mut deleting).await?;
+            let key = self.intents.prefix.key(&self.intents.dataset, &gone.path)?;
+            match store.delete(&key, &gone.etag).await {
+                Ok(()) | Err(StoreError::Changed { .. }) => {}
+                Err(err) => return Err(err.into()),
+            }
+        }
+        Ok(!deleting.unsettled && store.lost_answers() == lost_before)
+    }
+
+    async fn published_after(&self, seq: u64) -> Result<HashSet<RelPath>, CommitError> {
+        let mut paths = HashSet::new();
+        for later in seq + 1..=self.log.head_from(seq).await? {
+            let record = self.log.record(later).await?.ok_or_else(|| self.log.lost(later))?;
+            paths.extend(record.body.changes.entries.into_iter().map(|entry| entry.path));
+        }
+        Ok(paths)
+    }
+}

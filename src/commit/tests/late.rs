@@ -1,0 +1,233 @@
+//! Requests that are carried out long after they were given up, and notices that cannot be read.
+
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::commit::announce::LATE_MAX;
+
+/// A store in which somebody else's marker appears just before ours, once, and which gives up the first
+/// deletion of a data object, and carries it out when it is told to.
+#[derive(Debug)]
+struct LateDeletion {
+    inner: Arc<MemoryStore>,
+    held: Mutex<Option<(ObjectKey, ETag)>>,
+    intrudes: AtomicBool,
+    armed: AtomicBool,
+}
+
+impl LateDeletion {
+    fn new() -> Arc<Self> {
+        let inner = Arc::new(MemoryStore::with_content_etags());
+        let yes = || AtomicBool::new(true);
+        Arc::new(Self { inner, held: Mutex::default(), intrudes: yes(), armed: yes() })
+    }
+
+    async fn carry_out(&self) {
+        let (key, etag) = self.held.lock().take().expect("a deletion was given up");
+        self.inner.delete(&key, &etag).await.ok();
+    }
+}
+
+#[async_trait]
+impl ObjectStore for LateDeletion {
+    fn describe(&self) -> String {
+        "late".into()
+    }
+    async fn check_access(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        self.inner.list(request).await
+    }
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        self.inner.head(key).await
+    }
+    async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
+        self.inner.get(key, etag, range).await
+    }
+    async fn put(
+        &self,
+        key: &ObjectKey,
+        body: Bytes,
+        expect: &Expect,
+        attributes: &PutAttributes,
+    ) -> Result<ETag, StoreError> {
+        if key.as_str().ends_with("data.jsonl") && self.intrudes.swap(false, Ordering::Relaxed) {
+            self.inner.overwrite_out_of_band(key, Bytes::from_static(b"foreign"));
+        }
+        self.inner.put(key, body, expect, attributes).await
+    }
+    async fn create_multipart(
+        &self,
+        key: &ObjectKey,
+        attributes: &PutAttributes,
+    ) -> Result<UploadId, StoreError> {
+        self.inner.create_multipart(key, attributes).await
+    }
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+        body: Bytes,
+    ) -> Result<PartReceipt, StoreError> {
+        self.inner.put_part(key, upload, number, body).await
+    }
+    async fn complete_multipart(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[PartReceipt],
+        expect: &Expect,
+    ) -> Result<ETag, StoreError> {
+        self.inner.complete_multipart(key, upload, parts, expect).await
+    }
+    async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
+        self.inner.abort_multipart(key, upload).await
+    }
+    async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        if key.as_str().starts_with("datasets/") && self.armed.swap(false, Ordering::Relaxed) {
+            *self.held.lock() = Some((key.clone(), etag.clone()));
+            return Err(StoreError::unavailable(key, "injected: given up"));
+        }
+        self.inner.delete(key, etag).await
+    }
+}
+
+fn clock() -> Arc<SetClock> {
+    Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))))
+}
+
+/// A late deletion names the content, and the same content is there again: so it must not be there
+/// again before the deletion can no longer come.
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_back_is_not_published_anew_while_a_deletion_may_come_late() {
+    let (store, clock) = (LateDeletion::new(), clock());
+    let machine = Machine::new("ann");
+    machine.stage(&[("a", b"1"), ("b", b"2"), ("data.jsonl", b"{}")]);
+    let context =
+        |store: Arc<dyn ObjectStore>| CommitContext { clock: clock.clone(), ..machine.context(store) };
+    assert_eq!(conflicts(commit(&context(store.clone())).await), ["data.jsonl"]);
+    store.inner.delete_out_of_band(&key("data.jsonl"));
+    assert!(objects(&store.inner).is_empty(), "{:?}", objects(&store.inner).keys());
+
+    let bob = Machine::new("bob");
+    bob.stage(&[("other", b"1")]);
+    let elsewhere = CommitContext { clock: clock.clone(), ..bob.context(store.clone()) };
+    commit(&elsewhere).await.expect("what nobody deletes can be published");
+    let refused = commit(&context(store.clone())).await;
+    match &refused {
+        Err(CommitError::Conflict { conflicts }) => {
+            let text = conflicts[0].to_string();
+            assert!(
+                text.contains("ann@lab") && text.contains("try again after 2023-11-14T22:43:20Z"),
+                "{text}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    *clock.0.lock() += LATE_MAX;
+    store.carry_out().await;
+    commit(&context(store.clone())).await.unwrap();
+    assert_eq!(objects(&store.inner).len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_is_done_again_spares_what_was_published_anew() {
+    let bucket = Arc::new(MemoryStore::with_content_etags());
+    let etag = bucket.overwrite_out_of_band(&key("old"), Bytes::from_static(b"1"));
+    let clock = clock();
+    let mut ann = Machine::new("ann");
+    ann.stage(&[("new", b"2")]);
+    let gone = Base { etag, size_bytes: 1, kind: BaseKind::Delete };
+    ann.dataset().set_base(&path("old"), &gone).unwrap();
+    // Everything is done but for the withdrawal of its intent and the end in staging.
+    let watched = TripStore::new(bucket.clone(), None);
+    let plan = |machine: &Machine, store: Arc<dyn ObjectStore>| CommitContext {
+        clock: clock.clone(),
+        ..overwriting(machine, store)
+    };
+    let dry = Arc::new(MemoryStore::with_content_etags());
+    dry.overwrite_out_of_band(&key("old"), Bytes::from_static(b"1"));
+    let twin = Machine::new("ann");
+    twin.stage(&[("new", b"2")]);
+    twin.dataset().set_base(&path("old"), &gone).unwrap();
+    let counted = TripStore::new(dry, None);
+    commit(&plan(&twin, counted.clone())).await.unwrap();
+    let at = counted.log.lock().iter().position(|request| request == "delete datasets/run/old").unwrap();
+    drop(watched);
+    let dies = TripStore::new(bucket.clone(), Some((at, Trip::CrashAfter)));
+    let ctx = plan(&ann, dies.clone());
+    assert!(dies.until_crash(commit(&ctx)).await.is_none());
+    drop(ctx);
+    ann.restart();
+    assert!(!objects(&bucket).contains_key("old"));
+
+    let bob = Machine::new("bob");
+    bob.stage(&[("old", b"1")]);
+    let ctx = plan(&bob, bucket.clone());
+    assert_eq!(conflicts(commit(&ctx).await), ["old"], "not while it may still be deleted");
+    *clock.0.lock() += LATE_MAX;
+    commit(&ctx).await.unwrap();
+    resume(&plan(&ann, bucket.clone())).await.unwrap();
+    assert_eq!(objects(&bucket)["old"], b"1"[..], "of a later commit");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notice_that_cannot_be_read_is_named_and_gc_gets_past_it_when_asked_to() {
+    let bucket = Arc::new(MemoryStore::default());
+    let notice = prefix().intent_key(&name(), "01BROKEN");
+    bucket.overwrite_out_of_band(&notice, Bytes::from_static(b"not zstd"));
+    let machine = Machine::new("ann");
+    machine.stage(&[("a", b"1")]);
+    let ctx = machine.context(bucket.clone());
+    match commit(&ctx).await {
+        Err(err @ CommitError::UnreadableIntent { .. }) => {
+            assert!(
+                err.to_string().contains("intents/run/01BROKEN is the notice of another commit"),
+                "{err}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(machine.staged(), ["a"]);
+    let shared: Arc<dyn ObjectStore> = bucket.clone();
+    let collect = |options: GcOptions| {
+        let shared = shared.clone();
+        async move { gc(&shared, &prefix(), &name(), &Author::default(), &SystemClock, &options).await.unwrap() }
+    };
+    let report = collect(GcOptions::default()).await;
+    assert_eq!(report.unreadable[0].0, notice);
+    let young = GcOptions { remove_unreadable: true, ..GcOptions::default() };
+    assert_eq!(collect(young.clone()).await.unreadable.len(), 1, "not before it is old");
+    let report = collect(GcOptions { dead_after: Duration::ZERO, ..young.clone() }).await;
+    assert_eq!(report.cleared, ["01BROKEN"]);
+    let record = log(&bucket).record(1).await.unwrap().unwrap();
+    assert_eq!(
+        (record.outcome, record.body.txid.as_str()),
+        (Outcome::Abort, "01BROKEN"),
+        "whose it was cannot go on"
+    );
+    assert_eq!(commit(&ctx).await.unwrap().seq, Some(2));
+
+    let newer = zstd::encode_all(&br#"{"format": 99, "kind": "intent"}"#[..], 0).unwrap();
+    bucket.overwrite_out_of_band(&notice, newer.into());
+    let report = collect(GcOptions { dead_after: Duration::ZERO, ..young }).await;
+    assert!(report.unreadable[0].1.contains("update dsfs"), "a newer dsfs may be at work: {report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_names_whose_the_published_file_is() {
+    let bucket = Arc::new(MemoryStore::default());
+    let (ann, bob) = (Machine::new("ann"), Machine::new("bob"));
+    ann.stage(&[("a", b"ann's")]);
+    bob.stage(&[("a", b"bob")]);
+    commit(&ann.context(bucket.clone())).await.unwrap();
+    match commit(&bob.context(bucket.clone())).await {
+        Err(CommitError::Conflict { conflicts }) => {
+            let text = conflicts[0].to_string();
+            assert_eq!(text, "a is published already, with another content, by ann@lab (commit 1)");
+        }
+        other => panic!("{other:?}"),
+    }
+}

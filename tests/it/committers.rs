@@ -1,0 +1,147 @@
+//! Two machines that commit to one dataset at the same moment, over a real server.
+//!
+//! `DSFS_COMMIT_ROUNDS=50` makes more rounds than the test command does.
+
+use std::fs;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+
+use dsfs::name::KeyPrefix;
+use dsfs::record::CommitRecord;
+use dsfs::record::Outcome;
+use dsfs::store::ListRequest;
+use dsfs::store::ObjectStore;
+use dsfs::store::collect;
+use dsfs::store::list_all;
+use dsfs::store::s3::S3Store;
+use tokio::runtime::Runtime;
+
+use crate::common::double::ACCESS_KEY;
+use crate::common::double::BUCKET;
+use crate::common::double::SECRET_KEY;
+use crate::common::home::Home;
+use crate::common::home::Said;
+use crate::common::servers::Server;
+
+const ROUNDS_DEFAULT: u32 = 6;
+
+/// A machine with its own home and mount.
+struct Machine<'s> {
+    server: &'s Server,
+    home: Home,
+    user: &'static str,
+}
+
+impl Machine<'_> {
+    fn new<'s>(server: &'s Server, user: &'static str) -> Machine<'s> {
+        let machine = Machine { server, home: Home::new(), user };
+        let said = Said::of(machine.command(&["mount", "mnt"]).output().unwrap());
+        assert_eq!(said.code, 0, "{}", said.err);
+        machine
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.home.command(arguments);
+        command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        command.env("AWS_REGION", "us-east-1").env("R2_ENDPOINT", self.server.endpoint());
+        command.env("R2_BUCKET", BUCKET).env("USER", self.user);
+        command
+    }
+
+    fn stage(&self, path: &str, content: &str) {
+        let path = self.home.path("mnt/run").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    fn begin(&self) -> Child {
+        let mut command = self.command(&["commit", "run"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn discard(&self) {
+        let said = Said::of(self.command(&["discard", "run", "--yes"]).output().unwrap());
+        assert_eq!(said.code, 0, "{}", said.err);
+    }
+
+    fn staged_files(&self) -> u64 {
+        let status = self.home.status();
+        let staged = status["mounts"][0]["staged"].as_array().unwrap();
+        staged.iter().filter_map(|dataset| dataset["files"].as_u64()).sum()
+    }
+}
+
+fn bodies(runtime: &Runtime, store: &S3Store, prefix: &str) -> Vec<(String, Vec<u8>)> {
+    runtime.block_on(async {
+        let listed = list_all(store, ListRequest::recursive(KeyPrefix::from_listing(prefix))).await.unwrap();
+        let mut bodies = Vec::new();
+        for object in listed.objects {
+            let meta = store.head(&object.key).await.unwrap();
+            let len = meta.size_bytes;
+            let body = store.get(&object.key, &meta.etag, 0..len).await.unwrap();
+            let name = object.key.as_str().strip_prefix(prefix).unwrap().to_owned();
+            bodies.push((name, collect(body, len as usize).await.unwrap().to_vec()));
+        }
+        bodies.sort();
+        bodies
+    })
+}
+
+fn rounds() -> u32 {
+    let wanted = std::env::var("DSFS_COMMIT_ROUNDS").ok().and_then(|text| text.parse().ok());
+    wanted.unwrap_or(ROUNDS_DEFAULT)
+}
+
+#[test]
+fn of_two_committers_on_two_machines_both_or_exactly_one_succeed() {
+    let server = Server::seaweedfs();
+    server.make_bucket_with_boto3();
+    let runtime = Runtime::new().unwrap();
+    let store = S3Store::new(&server.options(BUCKET, SECRET_KEY));
+    let machines = [Machine::new(&server, "ann"), Machine::new(&server, "bob")];
+    let log = ".dsfs/datasets/log/run/";
+    let mut commits = 0;
+    for round in 0..rounds() {
+        let overlapping = round % 2 == 0;
+        for machine in &machines {
+            let (user, shared) = (machine.user, if overlapping { "both" } else { machine.user });
+            machine.stage(&format!("{round}/{user}.own"), user);
+            machine.stage(&format!("{round}/{shared}"), &format!("{user} in round {round}"));
+        }
+        let running = [machines[0].begin(), machines[1].begin()];
+        let said = running.map(|child| Said::of(child.wait_with_output().unwrap()));
+        let codes = [said[0].code, said[1].code];
+        let there = bodies(&runtime, &store, &format!("datasets/run/{round}/"));
+        let names: Vec<&str> = there.iter().map(|(name, _)| name.as_str()).collect();
+        if overlapping {
+            let winner = match codes {
+                [0, 3] => 0,
+                [3, 0] => 1,
+                _ => panic!("round {round}: {codes:?}: {} {}", said[0].err, said[1].err),
+            };
+            let (won, lost) = (&machines[winner], &machines[1 - winner]);
+            let about = &said[1 - winner].err;
+            for word in [format!("{round}/both"), format!("{}@", won.user), "nothing was changed".into()] {
+                assert!(about.contains(&word), "round {round}: {word:?} is not in {about}");
+            }
+            assert_eq!(names, [format!("{}.own", won.user).as_str(), "both"], "round {round}");
+            assert_eq!(there[1].1, format!("{} in round {round}", won.user).into_bytes(), "round {round}");
+            assert_eq!((won.staged_files(), lost.staged_files()), (0, 2), "round {round}");
+            lost.discard();
+            commits += 1;
+        } else {
+            assert_eq!(codes, [0, 0], "round {round}: {} {}", said[0].err, said[1].err);
+            assert_eq!(names, ["ann", "ann.own", "bob", "bob.own"], "round {round}");
+            commits += 2;
+        }
+        let records = bodies(&runtime, &store, log);
+        assert_eq!(records.len(), commits, "round {round}: every commit has its record, and nothing else");
+        for (at, (name, body)) in records.iter().enumerate() {
+            let record = CommitRecord::decode(body).unwrap();
+            assert_eq!((name.as_str(), record.body.seq), (&*format!("{:010}", at + 1), at as u64 + 1));
+            assert_eq!(record.outcome, Outcome::Commit);
+        }
+        assert!(bodies(&runtime, &store, ".dsfs/datasets/intents/run/").is_empty(), "round {round}");
+    }
+}
