@@ -16,6 +16,7 @@
 mod history;
 pub mod listing;
 pub mod view;
+pub mod whole;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -362,10 +363,7 @@ impl Catalog {
                     listing.entries.remove(path.file_name());
                 }
             }
-            listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey {
-                key: format!("{prefix}{}", path.file_name()),
-                reason: "committed, and deleted since by another tool".into(),
-            }));
+            listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey::missing(&prefix, path)));
             return Ok(listing);
         }
     }
