@@ -234,8 +234,15 @@ impl BlockCache {
         self.queue.drain().await;
     }
 
+    /// Most bytes on disk, without the pinned ones.
+    #[must_use]
+    pub fn limit_bytes(&self) -> u64 {
+        self.options.limit_bytes
+    }
+
     /// Whether a block would be written now.
-    fn admits(&self) -> bool {
+    #[must_use]
+    pub fn admits(&self) -> bool {
         self.health.may_write()
             && !self.low_disk.load(Ordering::Relaxed)
             && self.index.lock().bytes() < self.options.limit_bytes

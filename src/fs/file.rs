@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::catalog::listing::RemoteFile;
 use crate::fs::DatasetFs;
 use crate::fs::Entry;
+use crate::fs::ahead::Open;
 use crate::fs::error::FsError;
 use crate::fs::open::Handle;
 use crate::fs::open::IoMode;
@@ -69,7 +70,13 @@ impl DatasetFs {
                 let file = self.tree.catalog().resolve_version(&file).await?;
                 let size_bytes = file.size_bytes;
                 let opened = self.opened_published(ino, file).await?;
-                self.ahead.opened(self.tree.catalog(), &self.reader, &dataset, &path, size_bytes);
+                self.ahead.opened(&Open {
+                    catalog: self.tree.catalog(),
+                    reader: &self.reader,
+                    dataset: &dataset,
+                    path: &path,
+                    size_bytes,
+                });
                 Ok(opened)
             }
         }

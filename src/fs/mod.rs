@@ -236,7 +236,12 @@ impl DatasetFs {
                 let answer = self.tree.lookup(&dataset, &path).await?;
                 match answer.value {
                     None => Ok(Lookup::Absent(answer.ttl)),
-                    Some(found) => Ok(Lookup::Entry(self.entry_at(&dataset, &path, &found, answer.ttl))),
+                    Some(found) => {
+                        if matches!(found, Found::Directory(None)) {
+                            self.ahead.entered(self.tree.catalog(), &dataset);
+                        }
+                        Ok(Lookup::Entry(self.entry_at(&dataset, &path, &found, answer.ttl)))
+                    }
                 }
             }
         }
