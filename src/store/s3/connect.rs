@@ -27,6 +27,9 @@ use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use parking_lot::Mutex;
 
+use super::direct::Components;
+use super::direct::DirectGet;
+
 /// Who asks.
 #[derive(Clone)]
 pub enum S3Credentials {
@@ -100,12 +103,22 @@ impl S3Options {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ServerClock {
     seen: Arc<Mutex<Option<(SystemTime, Instant)>>>,
+    /// What the SDK works with, for requests that go without it.
+    components: Components,
 }
 
 impl ServerClock {
     /// The time at the server now, from the `Date` of its last answer; to the second.
     pub(super) fn now(&self) -> Option<SystemTime> {
         self.seen.lock().map(|(date, at)| date + at.elapsed())
+    }
+
+    /// Looks at the `Date` of an answer.
+    pub(super) fn note(&self, date: Option<&str>) {
+        let date = date.and_then(|text| DateTime::from_str(text, Format::HttpDate).ok());
+        if let Some(date) = date {
+            *self.seen.lock() = Some((super::listing::system_time(Some(&date)), Instant::now()));
+        }
     }
 }
 
@@ -117,23 +130,22 @@ impl Intercept for ServerClock {
     fn read_before_deserialization(
         &self,
         context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _components: &RuntimeComponents,
+        components: &RuntimeComponents,
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let date = context.response().headers().get("date");
-        let date = date.and_then(|text| DateTime::from_str(text, Format::HttpDate).ok());
-        if let Some(date) = date {
-            *self.seen.lock() = Some((super::listing::system_time(Some(&date)), Instant::now()));
-        }
+        self.note(context.response().headers().get("date"));
+        self.components.get_or_init(|| components.clone());
         Ok(())
     }
 }
 
-/// The SDK's client, with everything off that is done elsewhere in dsfs.
-pub(super) async fn client(options: &S3Options, clock: &ServerClock) -> Client {
+/// The SDK's client, with everything off that is done elsewhere in dsfs; and what sends GETs
+/// without it, where that is possible.
+pub(super) async fn client(options: &S3Options, clock: &ServerClock) -> (Client, Option<DirectGet>) {
     let http = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
         .build_https();
+    let direct_http = http.clone();
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .http_client(http.clone())
@@ -174,5 +186,6 @@ pub(super) async fn client(options: &S3Options, clock: &ServerClock) -> Client {
             config.credentials_provider(chain.build().await)
         }
     };
-    Client::from_conf(config.build())
+    let direct = DirectGet::new(options, direct_http, Arc::clone(&clock.components));
+    (Client::from_conf(config.build()), direct)
 }

@@ -20,6 +20,7 @@
 //! Datasets, caches, retries, which conditions the server really honours (`guarantee`).
 
 mod connect;
+mod direct;
 mod error;
 mod listing;
 
@@ -33,8 +34,8 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::error::SdkError;
-use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream as SdkStream;
+use aws_sdk_s3::primitives::SdkBody;
 use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_sdk_s3::types::CompletedMultipartUpload;
 use aws_sdk_s3::types::CompletedPart;
@@ -64,12 +65,18 @@ pub use self::connect::S3Credentials;
 pub use self::connect::S3Options;
 
 use self::connect::ServerClock;
+use self::direct::DirectGet;
+use self::error::Answer;
 use self::error::Subject;
 use self::error::chain;
+
+/// What is read of the body of an error answer, at least.
+const ERROR_BYTES_MAX: usize = 16 * 1024;
 
 /// A bucket on an S3-compatible service.
 pub struct S3Store {
     client: Client,
+    direct: Option<DirectGet>,
     bucket: String,
     endpoint: Option<String>,
     request_timeout: Duration,
@@ -88,10 +95,11 @@ impl S3Store {
     /// Prepares a client. Nothing is sent yet; [`ObjectStore::check_access`] does.
     pub async fn new(options: &S3Options) -> Self {
         let clock = ServerClock::default();
-        let client = connect::client(options, &clock).await;
+        let (client, direct) = connect::client(options, &clock).await;
         let plain = options.endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
         Self {
             client,
+            direct,
             bucket: options.bucket.clone(),
             endpoint: options.endpoint.clone(),
             request_timeout: options.request_timeout,
@@ -139,6 +147,73 @@ impl S3Store {
         }
     }
 
+    async fn get_through_sdk(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        range: &Range<u64>,
+    ) -> Result<SdkStream, StoreError> {
+        let request = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .if_match(quoted(etag))
+            .range(format!("bytes={}-{}", range.start, range.end - 1))
+            .send();
+        let reply = match self.answer(Subject::Read(key), Duration::ZERO, request).await {
+            Err(Failure { status: Some(416), .. }) => {
+                return Err(self.explain_bad_range(key, etag, range).await);
+            }
+            reply => reply?,
+        };
+        let head = ReplyHead {
+            etag: reply.e_tag(),
+            content_range: reply.content_range(),
+            content_length: reply.content_length().and_then(|len| u64::try_from(len).ok()),
+        };
+        check_reply(key, etag, range, &head)?;
+        Ok(reply.body)
+    }
+
+    async fn get_directly(
+        &self,
+        direct: &DirectGet,
+        key: &ObjectKey,
+        etag: &ETag,
+        range: &Range<u64>,
+    ) -> Result<SdkStream, StoreError> {
+        let reply = match timeout(self.request_timeout, direct.send(key, etag, range)).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(err)) => return Err(StoreError::unavailable(key, chain(&*err))),
+            Err(_) => {
+                let reason = format!("no answer within {} s", self.request_timeout.as_secs_f32());
+                return Err(StoreError::unavailable(key, reason));
+            }
+        };
+        self.clock.note(reply.headers().get("date"));
+        let status = reply.status();
+        if status.as_u16() == 416 {
+            return Err(self.explain_bad_range(key, etag, range).await);
+        }
+        if !status.is_success() {
+            let region = reply.headers().get("x-amz-bucket-region").map(str::to_owned);
+            let body = timeout(self.request_timeout, error_body(reply.into_body())).await;
+            let body = body.unwrap_or_default(); // the status alone says enough
+            let (code, message) = direct::error_document(&body);
+            let answer = Answer { status: status.as_u16(), code, message, region: region.as_deref() };
+            return Err(error::classify(&self.bucket, Subject::Read(key), &answer));
+        }
+        let headers = reply.headers();
+        let head = ReplyHead {
+            etag: headers.get("etag"),
+            content_range: headers.get("content-range"),
+            content_length: headers.get("content-length").and_then(|len| len.parse().ok()),
+        };
+        check_reply(key, etag, range, &head)?;
+        Ok(SdkStream::new(reply.into_body()))
+    }
+
     /// Why a range that lies inside the pinned version was refused: most likely the object is
     /// another one now, and the server did not look at `If-Match`.
     async fn explain_bad_range(&self, key: &ObjectKey, etag: &ETag, range: &Range<u64>) -> StoreError {
@@ -180,18 +255,37 @@ fn crc32c_header(body: &[u8]) -> String {
     BASE64.encode(&crc32c::crc32c(body).to_be_bytes())
 }
 
+/// The text of an error, as far as it is sent and short.
+async fn error_body(body: SdkBody) -> String {
+    let mut stream = SdkStream::new(body);
+    let mut text = Vec::new();
+    while text.len() < ERROR_BYTES_MAX
+        && let Some(Ok(piece)) = stream.next().await
+    {
+        text.extend_from_slice(&piece);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// What an answer to a GET says of its body.
+struct ReplyHead<'a> {
+    etag: Option<&'a str>,
+    content_range: Option<&'a str>,
+    content_length: Option<u64>,
+}
+
 /// Checks that an answer's head promises exactly `range` of the version `etag`.
 fn check_reply(
     key: &ObjectKey,
     etag: &ETag,
     range: &Range<u64>,
-    reply: &GetObjectOutput,
+    reply: &ReplyHead<'_>,
 ) -> Result<(), StoreError> {
-    if reply.e_tag().map(ETag::from_server).as_ref() != Some(etag) {
+    if reply.etag.map(ETag::from_server).as_ref() != Some(etag) {
         return Err(StoreError::Changed { key: key.clone() });
     }
     let len = range.end - range.start;
-    let right_range = match reply.content_range() {
+    let right_range = match reply.content_range {
         // `bytes 0-9/100`; some servers send it with status 200, which is as clear.
         Some(text) => {
             let bounds = text.strip_prefix("bytes ").and_then(|text| text.split('/').next());
@@ -200,13 +294,13 @@ fn check_reply(
         // The whole object: right only if the whole object was asked for.
         None => range.start == 0,
     };
-    let declared = reply.content_length().and_then(|len| u64::try_from(len).ok());
+    let declared = reply.content_length;
     if right_range && declared == Some(len) {
         return Ok(());
     }
     let reason = format!(
         "asked for bytes {range:?}, the answer has {:?} of length {declared:?}",
-        reply.content_range().unwrap_or("no range"),
+        reply.content_range.unwrap_or("no range"),
     );
     Err(StoreError::Rejected { key: key.to_string(), reason })
 }
@@ -310,27 +404,12 @@ impl ObjectStore for S3Store {
         if range.is_empty() {
             return Err(StoreError::Rejected { key: key.to_string(), reason: format!("range {range:?}") });
         }
-        let request = self
-            .client
-            .get_object()
-            .bucket(&self.bucket)
-            .key(key.as_str())
-            .if_match(quoted(etag))
-            .range(format!("bytes={}-{}", range.start, range.end - 1))
-            .send();
-        let reply = match self.answer(Subject::Read(key), Duration::ZERO, request).await {
-            Err(Failure { status: Some(416), .. }) => {
-                return Err(self.explain_bad_range(key, etag, &range).await);
-            }
-            reply => reply?,
+        let stream = match self.direct.as_ref().filter(|direct| direct.is_ready()) {
+            Some(direct) => self.get_directly(direct, key, etag, &range).await?,
+            None => self.get_through_sdk(key, etag, &range).await?,
         };
-        check_reply(key, etag, &range, &reply)?;
-        let body = Body {
-            stream: reply.body,
-            key: key.clone(),
-            left: range.end - range.start,
-            silence: self.request_timeout,
-        };
+        let left = range.end - range.start;
+        let body = Body { stream, key: key.clone(), left, silence: self.request_timeout };
         let pieces = stream::unfold(Some(body), |body| async move { body?.next().await });
         Ok(Box::pin(pieces))
     }
