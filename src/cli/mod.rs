@@ -4,6 +4,7 @@
 //! ([`exit`]). Data goes to stdout, everything else to stderr ([`output`]).
 
 mod args;
+mod client;
 mod commit;
 mod completions;
 mod config;

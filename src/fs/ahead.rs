@@ -336,4 +336,3 @@ fn small_file(entry: &RemoteEntry) -> Option<&RemoteFile> {
         RemoteEntry::File(_) | RemoteEntry::Directory => None,
     }
 }
-

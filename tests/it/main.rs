@@ -10,6 +10,7 @@ mod cli;
 mod clients;
 mod contract;
 mod failures;
+mod options;
 mod s3;
 mod semantics;
 mod stores;

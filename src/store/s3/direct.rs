@@ -2,9 +2,10 @@
 //!
 //! A GET through the SDK costs several times the CPU of the request itself: endpoint rules,
 //! interceptors, configuration bags, for each of ten thousand small files. Where everything
-//! that they would find out is known beforehand (an endpoint, a bucket in its path, fixed
-//! credentials), the request is written and signed here. It travels through the SDK's own HTTP
-//! client: the same connections, TLS and timeouts; and signed by the SDK's own signer.
+//! that they would find out is known beforehand (an endpoint with the bucket in its path, no
+//! headers of the user's), the request is written and signed here. It travels through the SDK's own HTTP
+//! client, with the same TLS, proxy and timeouts, and is signed by the SDK's own signer with the
+//! credentials that it keeps.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use aws_credential_types::Credentials;
+use aws_runtime::auth::sigv4::SCHEME_ID;
+use aws_sdk_s3::config::ConfigBag;
 use aws_sdk_s3::config::RuntimeComponents;
 use aws_sigv4::http_request::PayloadChecksumKind;
 use aws_sigv4::http_request::PercentEncodingMode;
@@ -24,18 +26,19 @@ use aws_sigv4::http_request::sign;
 use aws_sigv4::sign::v4;
 use aws_smithy_runtime_api::client::http::HttpClient;
 use aws_smithy_runtime_api::client::http::HttpConnector;
+use aws_smithy_runtime_api::client::http::HttpConnectorFuture;
 use aws_smithy_runtime_api::client::http::HttpConnectorSettings;
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::http::SharedHttpConnector;
 use aws_smithy_runtime_api::client::identity::Identity;
+use aws_smithy_runtime_api::client::identity::ResolveCachedIdentity;
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::runtime_components::GetIdentityResolver;
 use percent_encoding::AsciiSet;
 use percent_encoding::NON_ALPHANUMERIC;
 use percent_encoding::utf8_percent_encode;
 
-use super::connect::S3Credentials;
 use super::connect::S3Options;
+use super::credentials::S3Credentials;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
 use crate::name::ETag;
@@ -55,12 +58,12 @@ pub(super) struct DirectGet {
     /// `http://host/bucket/`.
     base: String,
     region: String,
-    /// Absent for anonymous requests.
-    identity: Option<Identity>,
-    http: SharedHttpClient,
+    anonymous: bool,
     connect_timeout: Duration,
     components: Components,
     connector: OnceLock<SharedHttpConnector>,
+    /// Nothing is configured for a request of its own.
+    config: ConfigBag,
 }
 
 impl fmt::Debug for DirectGet {
@@ -70,51 +73,67 @@ impl fmt::Debug for DirectGet {
 }
 
 impl DirectGet {
-    /// `None` where only the SDK knows how to reach the bucket, or who asks.
-    pub(super) fn new(options: &S3Options, http: SharedHttpClient, components: Components) -> Option<Self> {
+    /// `None` where only the SDK knows how to reach the bucket, or what to send along.
+    pub(super) fn new(options: &S3Options, components: Components) -> Option<Self> {
         let endpoint = options.endpoint.as_deref()?.trim_end_matches('/');
-        let identity = match &options.credentials {
-            S3Credentials::Static { access_key_id, secret_access_key, session_token } => {
-                let token = session_token.clone();
-                Some(Credentials::from_keys(access_key_id, secret_access_key, token).into())
-            }
-            S3Credentials::Anonymous => None,
-            S3Credentials::DefaultChain { .. } => return None,
-        };
-        Some(Self {
+        let plain = options.path_style != Some(false)
+            && options.host_header.is_none()
+            && !options.requester_pays
+            && !options.find_region;
+        plain.then(|| Self {
             base: format!("{endpoint}/{}/", utf8_percent_encode(&options.bucket, PATH)),
             region: options.region.clone(),
-            identity,
-            http,
+            anonymous: matches!(options.credentials, S3Credentials::Anonymous),
             connect_timeout: options.connect_timeout,
             components,
             connector: OnceLock::new(),
+            config: ConfigBag::base(),
         })
     }
 
-    /// The SDK's own connections; `None` until it has sent its first request.
-    fn connector(&self) -> Option<&SharedHttpConnector> {
-        if let Some(connector) = self.connector.get() {
-            return Some(connector);
-        }
-        let components = self.components.get()?;
-        let settings = HttpConnectorSettings::builder().connect_timeout(self.connect_timeout).build();
-        Some(self.connector.get_or_init(|| self.http.http_connector(&settings, components)))
-    }
-
-    /// Whether requests can be sent.
-    pub(super) fn is_ready(&self) -> bool {
-        self.connector().is_some()
-    }
-
-    /// Sends a GET; any answer of the server is one.
-    pub(super) async fn send(
+    /// A GET, to be awaited for any answer of the server; `None` where the SDK has to send it:
+    /// before its own first request, and when there are no credentials, which it explains best.
+    pub(super) async fn request(
         &self,
         key: &ObjectKey,
         etag: &ETag,
         range: &Range<u64>,
-    ) -> Result<HttpResponse, BoxError> {
-        let connector = self.connector().ok_or("the HTTP client is not there yet")?;
+    ) -> Option<HttpConnectorFuture> {
+        let components = self.components.get()?;
+        let identity = if self.anonymous { None } else { Some(self.identity(components).await?) };
+        match self.prepare(identity.as_ref(), key, etag, range) {
+            Ok(request) => Some(self.connector(components)?.call(request)),
+            Err(err) => {
+                tracing::debug!(%key, "a request is left to the SDK: {err}");
+                None
+            }
+        }
+    }
+
+    /// The SDK's own connections.
+    fn connector(&self, components: &RuntimeComponents) -> Option<&SharedHttpConnector> {
+        if self.connector.get().is_none() {
+            let settings = HttpConnectorSettings::builder().connect_timeout(self.connect_timeout).build();
+            let connector = components.http_client()?.http_connector(&settings, components);
+            self.connector.get_or_init(|| connector);
+        }
+        self.connector.get()
+    }
+
+    /// Who asks, renewed as the SDK does it.
+    async fn identity(&self, components: &RuntimeComponents) -> Option<Identity> {
+        let resolver = components.identity_resolver(SCHEME_ID)?;
+        let cache = components.identity_cache();
+        cache.resolve_cached_identity(resolver, components, &self.config).await.ok()
+    }
+
+    fn prepare(
+        &self,
+        identity: Option<&Identity>,
+        key: &ObjectKey,
+        etag: &ETag,
+        range: &Range<u64>,
+    ) -> Result<HttpRequest, BoxError> {
         let url = format!("{}{}", self.base, utf8_percent_encode(key.as_str(), PATH));
         let range = format!("bytes={}-{}", range.start, range.end - 1);
         let if_match = super::quoted(etag);
@@ -124,12 +143,12 @@ impl DirectGet {
             request.headers_mut().try_insert(name, value.to_owned())?;
         }
         request.headers_mut().insert("user-agent", USER_AGENT);
-        if let Some(identity) = &self.identity {
+        if let Some(identity) = identity {
             for (name, value) in self.signature(identity, &url, &headers)? {
                 request.headers_mut().try_insert(name, value)?;
             }
         }
-        connector.call(request).await.map_err(Into::into)
+        Ok(request)
     }
 
     /// The headers that sign a request.

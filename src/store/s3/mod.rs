@@ -20,6 +20,7 @@
 //! Datasets, caches, retries, which conditions the server really honours (`guarantee`).
 
 mod connect;
+mod credentials;
 mod direct;
 mod error;
 mod listing;
@@ -27,6 +28,7 @@ mod listing;
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -40,10 +42,13 @@ use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_sdk_s3::types::CompletedMultipartUpload;
 use aws_sdk_s3::types::CompletedPart;
 use aws_sdk_s3::types::EncodingType;
+use aws_smithy_runtime_api::client::http::HttpConnectorFuture;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::ConnectorError;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use futures_util::stream;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use crate::name::ETag;
@@ -61,8 +66,12 @@ use crate::store::UploadId;
 use crate::store::complete_allowance;
 use crate::store::upload_allowance;
 
-pub use self::connect::S3Credentials;
+pub use self::connect::CaBundle;
 pub use self::connect::S3Options;
+pub use self::connect::S3Proxy;
+pub use self::credentials::KeySource;
+pub use self::credentials::S3Credentials;
+pub use self::credentials::S3Keys;
 
 use self::connect::ServerClock;
 use self::direct::DirectGet;
@@ -75,7 +84,9 @@ const ERROR_BYTES_MAX: usize = 16 * 1024;
 
 /// A bucket on an S3-compatible service.
 pub struct S3Store {
-    client: Client,
+    options: S3Options,
+    /// Made when it is needed first: before that, the region may have to be asked for.
+    client: OnceCell<Client>,
     direct: Option<DirectGet>,
     bucket: String,
     endpoint: Option<String>,
@@ -93,18 +104,56 @@ impl fmt::Debug for S3Store {
 
 impl S3Store {
     /// Prepares a client. Nothing is sent yet; [`ObjectStore::check_access`] does.
-    pub async fn new(options: &S3Options) -> Self {
+    #[must_use]
+    pub fn new(options: &S3Options) -> Self {
         let clock = ServerClock::default();
-        let (client, direct) = connect::client(options, &clock).await;
+        let client = (!options.find_region).then(|| connect::client(options, &options.region, &clock));
         let plain = options.endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
         Self {
-            client,
-            direct,
+            options: options.clone(),
+            client: OnceCell::new_with(client),
+            direct: DirectGet::new(options, Arc::clone(&clock.components)),
             bucket: options.bucket.clone(),
             endpoint: options.endpoint.clone(),
             request_timeout: options.request_timeout,
             unsigned_bodies: !plain && !matches!(options.credentials, S3Credentials::Anonymous),
             clock,
+        }
+    }
+
+    /// The client, once the region is known.
+    async fn client(&self) -> Result<&Client, StoreError> {
+        let connect = || async {
+            let region = connect::find_region(&self.options).await?;
+            tracing::debug!(bucket = self.bucket, region, "the bucket's region was found");
+            Ok(connect::client(&self.options, &region, &self.clock))
+        };
+        self.client.get_or_try_init(connect).await
+    }
+
+    /// Stands in for the condition of a write where servers are not to be sent any: the look before
+    /// the leap. Two writers who look at the same time both leap.
+    async fn look_before_write(&self, key: &ObjectKey, expect: &Expect) -> Result<(), StoreError> {
+        if self.options.conditional_writes {
+            return Ok(());
+        }
+        match (self.head(key).await, expect) {
+            (Ok(_), Expect::Absent) => Err(StoreError::AlreadyExists { key: key.clone() }),
+            (Ok(found), Expect::Version(etag)) if found.etag == *etag => Ok(()),
+            (Ok(_) | Err(StoreError::NotFound { .. }), Expect::Version(_)) => {
+                Err(StoreError::Changed { key: key.clone() })
+            }
+            (Err(StoreError::NotFound { .. }), Expect::Absent) => Ok(()),
+            (Err(err), _) => Err(err),
+        }
+    }
+
+    /// The two headers of a condition: `If-None-Match` and `If-Match`.
+    fn condition(&self, expect: &Expect) -> (Option<String>, Option<String>) {
+        match expect {
+            _ if !self.options.conditional_writes => (None, None),
+            Expect::Absent => (Some("*".into()), None),
+            Expect::Version(etag) => (None, Some(quoted(etag))),
         }
     }
 
@@ -147,6 +196,16 @@ impl S3Store {
         }
     }
 
+    /// A GET past the SDK; `None` where only the SDK can send it.
+    async fn direct_request(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        range: &Range<u64>,
+    ) -> Option<HttpConnectorFuture> {
+        self.direct.as_ref()?.request(key, etag, range).await
+    }
+
     async fn get_through_sdk(
         &self,
         key: &ObjectKey,
@@ -154,7 +213,8 @@ impl S3Store {
         range: &Range<u64>,
     ) -> Result<SdkStream, StoreError> {
         let request = self
-            .client
+            .client()
+            .await?
             .get_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -178,14 +238,14 @@ impl S3Store {
 
     async fn get_directly(
         &self,
-        direct: &DirectGet,
+        request: impl Future<Output = Result<HttpResponse, ConnectorError>>,
         key: &ObjectKey,
         etag: &ETag,
         range: &Range<u64>,
     ) -> Result<SdkStream, StoreError> {
-        let reply = match timeout(self.request_timeout, direct.send(key, etag, range)).await {
+        let reply = match timeout(self.request_timeout, request).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(err)) => return Err(StoreError::unavailable(key, chain(&*err))),
+            Ok(Err(err)) => return Err(StoreError::unavailable(key, chain(&err))),
             Err(_) => {
                 let reason = format!("no answer within {} s", self.request_timeout.as_secs_f32());
                 return Err(StoreError::unavailable(key, reason));
@@ -241,14 +301,6 @@ impl From<Failure> for StoreError {
 
 fn quoted(etag: &ETag) -> String {
     format!("\"{etag}\"")
-}
-
-/// The two headers of a condition: `If-None-Match` and `If-Match`.
-fn condition(expect: &Expect) -> (Option<String>, Option<String>) {
-    match expect {
-        Expect::Absent => (Some("*".into()), None),
-        Expect::Version(etag) => (None, Some(quoted(etag))),
-    }
 }
 
 fn crc32c_header(body: &[u8]) -> String {
@@ -352,14 +404,15 @@ impl ObjectStore for S3Store {
     }
 
     async fn check_access(&self) -> Result<(), StoreError> {
-        let request = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
+        let request = self.client().await?.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
         self.answer(Subject::Bucket, Duration::ZERO, request).await?;
         Ok(())
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let call = self
-            .client
+            .client()
+            .await?
             .list_objects_v2()
             .bucket(&self.bucket)
             .prefix(request.prefix.as_str())
@@ -386,7 +439,7 @@ impl ObjectStore for S3Store {
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
         let subject = Subject::Read(key);
-        let request = self.client.head_object().bucket(&self.bucket).key(key.as_str()).send();
+        let request = self.client().await?.head_object().bucket(&self.bucket).key(key.as_str()).send();
         let output = self.answer(subject, Duration::ZERO, request).await?;
         let etag = output.e_tag().map(ETag::from_server);
         let size_bytes = output.content_length().and_then(|len| u64::try_from(len).ok());
@@ -404,8 +457,8 @@ impl ObjectStore for S3Store {
         if range.is_empty() {
             return Err(StoreError::Rejected { key: key.to_string(), reason: format!("range {range:?}") });
         }
-        let stream = match self.direct.as_ref().filter(|direct| direct.is_ready()) {
-            Some(direct) => self.get_directly(direct, key, etag, &range).await?,
+        let stream = match self.direct_request(key, etag, &range).await {
+            Some(request) => self.get_directly(request, key, etag, &range).await?,
             None => self.get_through_sdk(key, etag, &range).await?,
         };
         let left = range.end - range.start;
@@ -422,9 +475,11 @@ impl ObjectStore for S3Store {
         attributes: &PutAttributes,
     ) -> Result<ETag, StoreError> {
         let allowance = upload_allowance(body.len());
-        let (if_none_match, if_match) = condition(expect);
+        self.look_before_write(key, expect).await?;
+        let (if_none_match, if_match) = self.condition(expect);
         let mut call = self
-            .client
+            .client()
+            .await?
             .put_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -449,7 +504,8 @@ impl ObjectStore for S3Store {
         attributes: &PutAttributes,
     ) -> Result<UploadId, StoreError> {
         let mut call = self
-            .client
+            .client()
+            .await?
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -477,7 +533,8 @@ impl ObjectStore for S3Store {
         let allowance = upload_allowance(body.len());
         let checksum = crc32c_header(&body);
         let mut call = self
-            .client
+            .client()
+            .await?
             .upload_part()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -512,9 +569,11 @@ impl ObjectStore for S3Store {
                 .build()
         });
         let completed = CompletedMultipartUpload::builder().set_parts(Some(completed.collect())).build();
-        let (if_none_match, if_match) = condition(expect);
+        self.look_before_write(key, expect).await?;
+        let (if_none_match, if_match) = self.condition(expect);
         let call = self
-            .client
+            .client()
+            .await?
             .complete_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -530,7 +589,8 @@ impl ObjectStore for S3Store {
 
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
         let call = self
-            .client
+            .client()
+            .await?
             .abort_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -552,8 +612,10 @@ impl ObjectStore for S3Store {
         }
         let expect = Expect::Version(etag.clone());
         let subject = Subject::Write(key, &expect);
-        let call = || self.client.delete_object().bucket(&self.bucket).key(key.as_str());
-        let outcome = self.answer(subject, Duration::ZERO, call().if_match(quoted(etag)).send()).await;
+        let client = self.client().await?;
+        let call = || client.delete_object().bucket(&self.bucket).key(key.as_str());
+        let (_, if_match) = self.condition(&expect);
+        let outcome = self.answer(subject, Duration::ZERO, call().set_if_match(if_match).send()).await;
         match outcome {
             Ok(_) => Ok(()),
             // "Not implemented" speaks of the condition, not of deleting.
