@@ -58,6 +58,7 @@ use parking_lot::Mutex;
 use crate::cache::files::Stamp;
 use crate::cache::health::Health;
 use crate::cache::index::Index;
+use crate::cache::mapping::Mappings;
 use crate::cache::paths::Paths;
 use crate::cache::paths::Suffix;
 use crate::cache::queue::WriteQueue;
@@ -85,7 +86,7 @@ pub struct CacheOptions {
 }
 
 /// The cache as it stands.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CacheUsage {
     /// Most bytes on disk, without the pinned ones.
     pub limit_bytes: u64,
@@ -136,6 +137,7 @@ pub struct BlockCache {
     whole: Mutex<LruCache<VersionId, Stamp>>,
     counters: Counters,
     queue: WriteQueue,
+    mappings: Mappings,
     wake: mpsc::SyncSender<()>,
     /// The disk's reserve is touched: nothing is written.
     low_disk: AtomicBool,
@@ -158,6 +160,7 @@ impl BlockCache {
             whole: Mutex::new(LruCache::new(WHOLE_MAX)),
             counters: Counters::default(),
             queue: WriteQueue::start(options.memory_bytes),
+            mappings: Mappings::default(),
             wake,
             low_disk: AtomicBool::new(false),
             unchecked_bytes: AtomicU64::new(0),

@@ -17,8 +17,10 @@ mod list;
 mod mount;
 pub mod output;
 mod progress;
+mod stat;
 mod status;
 mod target;
+mod top;
 mod umount;
 
 use std::ffi::OsString;
@@ -76,6 +78,8 @@ enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
+    Stat(stat::StatArgs),
+    Top(top::TopArgs),
     List(list::ListArgs),
     Commit(commit::CommitArgs),
     Discard(discard::DiscardArgs),
@@ -164,6 +168,8 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Mount(args) => mount::run(args, cx),
         Command::Umount(args) => umount::run(args, cx),
         Command::Status(args) => status::run(args, cx),
+        Command::Stat(args) => stat::run(args, cx),
+        Command::Top(args) => top::run(args, cx),
         Command::List(args) => list::run(args, cx),
         Command::Commit(args) => commit::run(args, cx),
         Command::Demo(args) => demo::run(args, cx),

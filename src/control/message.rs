@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::control::stat::MountStat;
 use crate::name::DatasetName;
 use crate::name::RelPath;
 
@@ -27,6 +28,8 @@ pub enum Request {
         /// With the staged files of this dataset.
         files_of: Option<DatasetName>,
     },
+    /// The live counters.
+    Stat,
     /// The datasets, published and staged.
     List,
     /// Publish a dataset's staged changes.
@@ -110,6 +113,8 @@ pub enum Answer {
 pub enum Reply {
     /// Of [`Request::Status`].
     Status(Box<MountStatus>),
+    /// Of [`Request::Stat`].
+    Stat(Box<MountStat>),
     /// Of [`Request::List`].
     Datasets(Vec<DatasetRow>),
     /// Of [`Request::Commit`].

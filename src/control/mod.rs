@@ -24,6 +24,7 @@
 pub mod client;
 pub mod message;
 pub mod server;
+pub mod stat;
 
 use std::path::Path;
 use std::path::PathBuf;

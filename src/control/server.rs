@@ -219,7 +219,7 @@ mod tests {
                 Request::Unmount { .. } => {
                     Err(Failure::new(FailureKind::Conflict, "busy").hint("wait").details(["vim"]))
                 }
-                Request::Status { .. } | Request::List | Request::Commit(_) => {
+                Request::Status { .. } | Request::Stat | Request::List | Request::Commit(_) => {
                     let _flag = SetOnDrop(Arc::clone(&self.cancelled));
                     progress.send_replace(Progress { files_total: 7, ..Progress::default() });
                     std::future::pending().await

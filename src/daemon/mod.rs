@@ -7,6 +7,7 @@ pub mod failure;
 pub mod guarantee;
 pub mod holders;
 pub mod lifecycle;
+mod metrics;
 pub mod mountinfo;
 pub mod mountpoint;
 pub mod notify;

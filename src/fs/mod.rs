@@ -203,6 +203,12 @@ impl DatasetFs {
         self.inodes.len()
     }
 
+    /// Whether whole local files are handed to the kernel.
+    #[must_use]
+    pub fn passes_through(&self) -> bool {
+        self.passthrough.load(Ordering::Relaxed)
+    }
+
     /// Called once by whoever has mounted it: what the kernel can do, and how to reach it.
     pub fn attach(self: &Arc<Self>, kernel: Arc<dyn KernelCache>, passthrough: bool) {
         self.passthrough.store(passthrough && self.options.passthrough, Ordering::Relaxed);

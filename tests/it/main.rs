@@ -13,5 +13,6 @@ mod failures;
 mod options;
 mod s3;
 mod semantics;
+mod soak;
 mod stores;
 mod tools;
