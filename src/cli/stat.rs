@@ -64,9 +64,10 @@ pub fn gather(args: &TargetArgs, cx: &Context) -> Result<Vec<MountStat>, Failure
         let failure = Failure::new(FailureKind::NotFound, "nothing is mounted");
         return Err(failure.hint("`dsfs mount` mounts a remote"));
     }
-    let ask = |socket: &PathBuf| match target::ask(socket, &Request::Stat)? {
-        Reply::Stat(stat) => Ok(*stat),
-        other => Err(target::unexpected(&other)),
+    let ask = |socket: &PathBuf| {
+        let reply = target::ask(socket, &Request::Stat)?;
+        let Reply::Stat(stat) = reply else { return Err(target::unexpected(&reply)) };
+        Ok(*stat)
     };
     sockets.iter().map(ask).collect()
 }
@@ -116,7 +117,8 @@ pub fn rows(stat: &MountStat, before: Option<&MountStat>) -> Vec<Vec<String>> {
 }
 
 fn percent(used: u64, limit: u64) -> String {
-    if limit == 0 { String::new() } else { format!(", {}%", used.saturating_mul(100) / limit) }
+    let percent = used.saturating_mul(100).checked_div(limit);
+    percent.map_or_else(String::new, |percent| format!(", {percent}%"))
 }
 
 fn row(what: &str, value: &str, more: &str) -> Vec<String> {

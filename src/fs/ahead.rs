@@ -50,10 +50,8 @@ const KEYS_ON_ENTRY: usize = 20_000;
 const KEYS_ON_WALK: usize = 200_000;
 /// These are several directories.
 const DIRECTORIES_OF_WALK: usize = 3;
-/// A tree that could not be learnt is not tried for again for this long.
+/// A tree that was learnt, or could not be, is not asked for again for this long.
 const LEARN_AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// A tree is learnt anew when it is older than this and files that it lacks are opened.
-const TREE_OLD_AFTER: Duration = Duration::from_secs(60);
 /// Files that a sweep fetches at a time.
 const SWEEP_REQUESTS: usize = 48;
 /// A sweep rests when nothing was opened for so long.
@@ -81,7 +79,7 @@ struct Tree {
     /// Directories in which files were opened.
     visited: HashSet<DirPath>,
     learning: bool,
-    /// When it was last learnt, or found to have more keys than this, or not to be had.
+    /// When it was last asked for, and up to how many keys; no bound if it was learnt.
     learnt: Option<(Instant, usize)>,
     walk: Option<Arc<Mutex<Walk>>>,
 }
@@ -193,10 +191,8 @@ impl Ahead {
 fn learn(tree: &Arc<Mutex<Tree>>, catalog: &Arc<Catalog>, dataset: &DatasetName, keys_max: usize) {
     {
         let mut tree = tree.lock();
-        let tried = tree.learnt.is_some_and(|(at, keys)| {
-            let again = if tree.walk.is_some() { TREE_OLD_AFTER } else { LEARN_AGAIN_AFTER };
-            at.elapsed() < again && keys >= keys_max
-        });
+        let tried =
+            tree.learnt.is_some_and(|(at, keys)| at.elapsed() < LEARN_AGAIN_AFTER && keys >= keys_max);
         if tree.learning || tried {
             return;
         }
