@@ -41,6 +41,8 @@ pub struct Entry {
     id: VersionId,
     size_bytes: u64,
     state: Mutex<State>,
+    /// A small object on its way to the disk: it is read from here meanwhile.
+    queued: Mutex<Option<Bytes>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,7 @@ enum State {
 
 impl Entry {
     pub(crate) fn new(cache: Arc<BlockCache>, id: VersionId, size_bytes: u64) -> Self {
-        Self { cache, id, size_bytes, state: Mutex::new(State::Unknown) }
+        Self { cache, id, size_bytes, state: Mutex::new(State::Unknown), queued: Mutex::default() }
     }
 
     /// An object of at most one block has a file of another form; see [`crate::cache::format`].
@@ -77,7 +79,8 @@ impl Entry {
     /// Whether a block is in the cache, checked or not.
     pub fn is_present(&self, index: u64) -> bool {
         if self.is_small() {
-            return index == 0 && self.cache.paths.of(&self.id, Suffix::One).exists();
+            let queued = self.queued.lock().is_some();
+            return index == 0 && (queued || self.cache.paths.of(&self.id, Suffix::One).exists());
         }
         self.files().is_some_and(|files| files.is_present(index))
     }
@@ -85,7 +88,7 @@ impl Entry {
     /// Bytes out of a mapping, if all of them are present and verified: no copy. **Only for the
     /// kernel**: this process must not touch them (a foreign truncation would be SIGBUS).
     pub fn mapped(&self, bytes: &Range<u64>) -> Option<Bytes> {
-        let hit = self.files()?.mapped(bytes)?;
+        let hit = self.files()?.mapped(bytes, &self.cache.mappings)?;
         self.cache.counters.hits.fetch_add(1, Ordering::Relaxed);
         Some(hit)
     }
@@ -155,6 +158,7 @@ impl Entry {
 
     /// A queued write ended.
     pub(crate) fn written(&self, result: io::Result<()>) {
+        *self.queued.lock() = None;
         match result {
             Ok(()) => self.cache.health.succeeded(),
             Err(err) => {
@@ -166,7 +170,21 @@ impl Entry {
 
     /// Queues whole blocks for [`Self::store`], if there is room in the queue at once.
     pub fn try_store_later(self: &Arc<Self>, first: u64, content: Bytes) -> bool {
-        self.cache.admits() && self.cache.queue.try_push(Arc::clone(self), first, content)
+        if !self.cache.admits() {
+            return false;
+        }
+        self.note_queued(&content);
+        let queued = self.cache.queue.try_push(Arc::clone(self), first, content);
+        if !queued {
+            *self.queued.lock() = None;
+        }
+        queued
+    }
+
+    fn note_queued(&self, content: &Bytes) {
+        if self.is_small() {
+            *self.queued.lock() = Some(content.clone());
+        }
     }
 
     /// Queues whole blocks for [`Self::store`]. Waits for room in the queue, at most `patience`;
@@ -175,7 +193,12 @@ impl Entry {
         if !self.cache.admits() {
             return false;
         }
-        self.cache.queue.push(Arc::clone(self), first, content, patience).await
+        self.note_queued(&content);
+        let queued = self.cache.queue.push(Arc::clone(self), first, content, patience).await;
+        if !queued {
+            *self.queued.lock() = None;
+        }
+        queued
     }
 
     /// The data file, if the whole object is in it and every block was verified by this process:
@@ -349,6 +372,9 @@ impl Entry {
 
     /// A small object, whole; a damaged one is removed.
     pub(super) fn read_one(&self) -> Option<Bytes> {
+        if let Some(content) = self.queued.lock().clone() {
+            return Some(content);
+        }
         let path = self.cache.paths.of(&self.id, Suffix::One);
         let mut file = paths::open_existing(&path).ok()??;
         let len = HEADER_BYTES + self.size_bytes as usize;

@@ -22,6 +22,8 @@ use crate::cache::format;
 use crate::cache::format::ENTRY_BYTES;
 use crate::cache::format::VersionId;
 use crate::cache::mapping;
+use crate::cache::mapping::Mapping;
+use crate::cache::mapping::Mappings;
 
 /// What a look into the cache found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +67,7 @@ pub(crate) struct Files {
     /// One bit for each block whose bytes this process has compared with its checksum, or written.
     verified: Box<[AtomicU64]>,
     verified_count: AtomicU64,
-    mapping: OnceLock<Option<Bytes>>,
+    mapping: OnceLock<Option<Mapping>>,
 }
 
 impl Files {
@@ -161,12 +163,12 @@ impl Files {
 
     /// Verified bytes out of a mapping; see [`mapping::map_for_the_kernel`] for what may be done
     /// with them.
-    pub(crate) fn mapped(&self, bytes: &Range<u64>) -> Option<Bytes> {
+    pub(crate) fn mapped(&self, bytes: &Range<u64>, mappings: &Mappings) -> Option<Bytes> {
         if !block::covering(bytes).all(|index| self.is_verified(index)) || !self.is_full_length() {
             return None;
         }
-        let mapping = self.mapping.get_or_init(|| mapping::map_for_the_kernel(&self.data));
-        Some(mapping.as_ref()?.slice(bytes.start as usize..bytes.end as usize))
+        let mapping = self.mapping.get_or_init(|| mapping::map_for_the_kernel(&self.data, mappings));
+        Some(mappings.slice(mapping.as_ref()?, bytes))
     }
 
     /// Bytes read from the data file. Blocks that nobody has checked yet are read whole and

@@ -61,6 +61,7 @@ use parking_lot::Mutex;
 use crate::cache::files::Stamp;
 use crate::cache::health::Health;
 use crate::cache::index::Index;
+use crate::cache::mapping::Mappings;
 use crate::cache::paths::Paths;
 use crate::cache::queue::WriteQueue;
 use crate::clock::Clock;
@@ -87,7 +88,7 @@ pub struct CacheOptions {
 }
 
 /// The cache as it stands.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CacheUsage {
     /// Most bytes on disk, without the pinned ones.
     pub limit_bytes: u64,
@@ -138,6 +139,7 @@ pub struct BlockCache {
     whole: Mutex<LruCache<VersionId, Stamp>>,
     counters: Counters,
     queue: WriteQueue,
+    mappings: Mappings,
     wake: mpsc::SyncSender<()>,
     /// The disk's reserve is touched: nothing is written.
     low_disk: AtomicBool,
@@ -160,6 +162,7 @@ impl BlockCache {
             whole: Mutex::new(LruCache::new(WHOLE_MAX)),
             counters: Counters::default(),
             queue: WriteQueue::start(options.memory_bytes),
+            mappings: Mappings::default(),
             wake,
             low_disk: AtomicBool::new(false),
             unchecked_bytes: AtomicU64::new(0),
@@ -214,8 +217,15 @@ impl BlockCache {
         self.queue.drain().await;
     }
 
+    /// Most bytes on disk, without the pinned ones.
+    #[must_use]
+    pub fn limit_bytes(&self) -> u64 {
+        self.options.limit_bytes
+    }
+
     /// Whether a block would be written now.
-    fn admits(&self) -> bool {
+    #[must_use]
+    pub fn admits(&self) -> bool {
         self.health.may_write()
             && !self.low_disk.load(Ordering::Relaxed)
             && self.index.lock().bytes() < self.options.limit_bytes

@@ -123,10 +123,7 @@ impl Catalog {
                     listing.entries.remove(path.file_name());
                 }
             }
-            listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey {
-                key: format!("{prefix}{}", path.file_name()),
-                reason: "committed, and deleted since by another tool".into(),
-            }));
+            listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey::missing(&prefix, path)));
             return Ok(Answer { listing, seq, provisional: false });
         }
     }

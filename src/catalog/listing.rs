@@ -13,6 +13,7 @@ use crate::name;
 use crate::name::ETag;
 use crate::name::KeyPrefix;
 use crate::name::ObjectKey;
+use crate::name::RelPath;
 use crate::store::ListPage;
 use crate::store::ListedObject;
 
@@ -45,6 +46,15 @@ pub struct HiddenKey {
     pub key: String,
     /// Why, as a clause.
     pub reason: String,
+}
+
+impl HiddenKey {
+    /// A file of the newest snapshot that the listing of its directory does not have.
+    #[must_use]
+    pub fn missing(directory: &KeyPrefix, path: &RelPath) -> Self {
+        let key = format!("{directory}{}", path.file_name());
+        Self { key, reason: "committed, and deleted since by another tool".into() }
+    }
 }
 
 /// A whole directory level.

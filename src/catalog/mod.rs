@@ -30,6 +30,7 @@ mod refresh;
 pub mod snapshots;
 mod stored;
 pub mod view;
+pub mod whole;
 
 use std::collections::HashSet;
 use std::fmt;

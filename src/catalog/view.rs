@@ -74,6 +74,12 @@ impl History {
         Self { snapshot, announced: Arc::new(announced) }
     }
 
+    /// Whether any intent creates anything: only then a directory can be doubtful.
+    #[must_use]
+    pub fn announces_any(&self) -> bool {
+        !self.announced.creates.is_empty() || !self.announced.markers.is_empty()
+    }
+
     fn is_deleting(&self, path: &RelPath, etag: Option<&ETag>) -> bool {
         match etag {
             Some(etag) => self.announced.deletes.contains(&(path.clone(), etag.clone())),

@@ -25,8 +25,10 @@ pub mod output;
 mod progress;
 mod refresh;
 mod show;
+mod stat;
 mod status;
 mod target;
+mod top;
 mod umount;
 mod verify;
 
@@ -86,6 +88,8 @@ enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
+    Stat(stat::StatArgs),
+    Top(top::TopArgs),
     List(list::ListArgs),
     Log(log::LogArgs),
     Show(show::ShowArgs),
@@ -185,6 +189,8 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Mount(args) => mount::run(args, cx),
         Command::Umount(args) => umount::run(args, cx),
         Command::Status(args) => status::run(args, cx),
+        Command::Stat(args) => stat::run(args, cx),
+        Command::Top(args) => top::run(args, cx),
         Command::List(args) => list::run(args, cx),
         Command::Log(args) => log::run(args, cx),
         Command::Show(args) => show::run(args, cx),

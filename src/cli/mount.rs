@@ -1,6 +1,7 @@
 //! `dsfs mount`: in the background, or with `--foreground` in this process.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -69,6 +70,9 @@ pub struct MountOptions {
     /// Mount over a directory that has something in it
     #[arg(long)]
     nonempty: bool,
+    /// Serve counters to Prometheus at this address, such as 127.0.0.1:9464
+    #[arg(long, value_name = "IP:PORT")]
+    metrics: Option<SocketAddr>,
     /// Stay in the foreground, and log to stderr
     #[arg(short, long)]
     foreground: bool,
@@ -119,8 +123,14 @@ pub fn mount(
         Failure::new(FailureKind::Usage, format!("{} cannot be a mount point: {err}", mountpoint.display()))
     })?;
     let search_path = cx.env.get("PATH").unwrap_or_default().to_owned();
-    let request =
-        |config, log| MountRequest { config, mountpoint, nonempty: options.nonempty, log, search_path };
+    let request = |config, log| MountRequest {
+        config,
+        mountpoint,
+        nonempty: options.nonempty,
+        log,
+        search_path,
+        metrics: options.metrics,
+    };
     if options.foreground {
         cx.log_to_stderr("info");
         return lifecycle::run(&request(config, None), &Reporter::Log).map(|()| None);

@@ -59,6 +59,27 @@ impl Output {
         }
     }
 
+    /// Whether data goes to a terminal.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// Whether nobody takes data any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.error.is_some()
+    }
+
+    /// Shows at once what was written.
+    pub fn flush(&mut self) {
+        if self.error.is_none()
+            && let Err(err) = self.stdout.flush()
+        {
+            self.error = Some(err);
+        }
+    }
+
     /// A line of data.
     pub fn line(&mut self, line: impl AsRef<str>) {
         self.bytes(line.as_ref().as_bytes());
@@ -109,15 +130,6 @@ impl Output {
 
     fn paint(&self, code: &str, text: &str) -> String {
         if self.color { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
-    }
-
-    /// Shows what was said so far.
-    pub fn flush(&mut self) {
-        if self.error.is_none()
-            && let Err(err) = self.stdout.flush()
-        {
-            self.error = Some(err);
-        }
     }
 
     /// Writes what is left.

@@ -201,9 +201,10 @@ impl Intents {
         // With its name on it, a lost answer can be told from somebody else's object.
         let metadata = BTreeMap::from([(META_TXID.to_owned(), intent.txid.clone())]);
         let attributes = PutAttributes { metadata };
+        let object = intent.encode().map_err(|source| CommitError::Record { key: key.clone(), source })?;
         let mut expect = Expect::Absent;
         for _ in 0..TRIES {
-            match self.store.put(&key, intent.encode(), &expect, &attributes).await {
+            match self.store.put(&key, object.clone(), &expect, &attributes).await {
                 Ok(_) => return Ok(()),
                 // Nobody else writes this key: it is ours from before, or the answer was lost.
                 Err(StoreError::AlreadyExists { .. } | StoreError::Changed { .. }) => {}

@@ -10,6 +10,7 @@ use crate::control::history::HistoryReply;
 use crate::control::history::HistoryRequest;
 use crate::control::keep::KeepReply;
 use crate::control::keep::KeepRequest;
+use crate::control::stat::MountStat;
 use crate::name::DatasetName;
 use crate::name::RelPath;
 
@@ -31,6 +32,8 @@ pub enum Request {
         /// With the staged files of this dataset.
         files_of: Option<DatasetName>,
     },
+    /// The live counters.
+    Stat,
     /// The datasets, published and staged.
     List,
     /// Publish a dataset's staged changes.
@@ -130,6 +133,8 @@ pub enum Answer {
 pub enum Reply {
     /// Of [`Request::Status`].
     Status(Box<MountStatus>),
+    /// Of [`Request::Stat`].
+    Stat(Box<MountStat>),
     /// Of [`Request::List`].
     Datasets(Vec<DatasetRow>),
     /// Of [`Request::Commit`].

@@ -33,6 +33,7 @@ pub mod history;
 pub mod keep;
 pub mod message;
 pub mod server;
+pub mod stat;
 
 use std::path::Path;
 use std::path::PathBuf;

@@ -239,6 +239,7 @@ mod tests {
                 }
                 Request::List => Ok(Reply::Datasets(long_list())),
                 Request::Status { .. }
+                | Request::Stat
                 | Request::Commit(_)
                 | Request::History(_)
                 | Request::Refresh { .. }

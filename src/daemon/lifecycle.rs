@@ -10,11 +10,13 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
@@ -44,6 +46,7 @@ use crate::daemon::failure;
 use crate::daemon::guarantee;
 use crate::daemon::holders;
 use crate::daemon::keep::Keeper;
+use crate::daemon::metrics;
 use crate::daemon::mountpoint;
 use crate::daemon::mountpoint::Mountpoint;
 use crate::daemon::notify;
@@ -83,6 +86,8 @@ pub struct MountRequest {
     pub log: Option<PathBuf>,
     /// Where programs are looked for.
     pub search_path: String,
+    /// Where Prometheus may ask.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Mounts, serves, and returns when the mount is gone.
@@ -144,6 +149,10 @@ async fn start_at(
 ) -> Result<Running, Failure> {
     let config = &request.config;
     let path = mountpoint.path.clone();
+    let metrics = match request.metrics {
+        Some(address) => Some(metrics::listen(address).await?),
+        None => None,
+    };
     let (workspace, socket) = open_workspace(config, &path).await?;
     let workspace = Arc::new(workspace);
     let catalog = compose::catalog(config, &workspace.remote);
@@ -171,11 +180,16 @@ async fn start_at(
         mountpoint: path.clone(),
         mounted: guarantee::timestamp(SystemClock.now()),
         log: request.log.clone(),
+        started: Instant::now(),
         unmount,
     };
+    let service = Arc::new(service);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    tasks.spawn(server.serve(Arc::new(service), stop.clone()));
+    if let Some(listener) = metrics {
+        tasks.spawn(metrics::serve(listener, Arc::clone(&service), stop.clone()));
+    }
+    tasks.spawn(server.serve(service, stop.clone()));
     tasks.spawn(notify::watchdog(stop.clone()));
     tasks.spawn(learn_guarantee(Arc::clone(&workspace), stop.clone()));
     tasks.spawn(Arc::clone(&catalog).refresh_wanted(stop.clone()));

@@ -9,6 +9,7 @@ pub mod history;
 pub mod holders;
 pub mod keep;
 pub mod lifecycle;
+mod metrics;
 pub mod mountinfo;
 pub mod mountpoint;
 pub mod notify;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -17,6 +18,7 @@ use crate::control::message::Progress;
 use crate::control::message::Reply;
 use crate::control::message::Request;
 use crate::control::server::Handler;
+use crate::control::stat::MountStat;
 use crate::daemon::compose::Workspace;
 use crate::daemon::guarantee;
 use crate::daemon::history::Source;
@@ -50,6 +52,8 @@ pub struct Service {
     pub mounted: String,
     /// The log file, unless stderr is the log.
     pub log: Option<PathBuf>,
+    /// When it was mounted.
+    pub started: Instant,
     /// To who owns the mount.
     pub unmount: mpsc::Sender<UnmountRequest>,
 }
@@ -61,6 +65,7 @@ impl Handler for Service {
             Request::Status { files_of } => {
                 self.status(files_of.as_ref()).map(|status| Reply::Status(Box::new(status)))
             }
+            Request::Stat => Ok(Reply::Stat(Box::new(self.stat()))),
             Request::List => {
                 let remote = &self.workspace.remote;
                 let staged = operations::inspect(&self.workspace.remote_state_dir)?;
@@ -93,6 +98,20 @@ impl Handler for Service {
 }
 
 impl Service {
+    /// The live counters.
+    #[must_use]
+    pub fn stat(&self) -> MountStat {
+        MountStat {
+            mountpoint: self.mountpoint.clone(),
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            open_handles: self.fs.open_table().len() as u64,
+            inodes: self.fs.inode_count() as u64,
+            passthrough: self.fs.passes_through(),
+            read: self.fs.reader().stats(),
+            cache: self.workspace.cache.usage(),
+        }
+    }
+
     fn status(&self, files_of: Option<&DatasetName>) -> Result<MountStatus, Failure> {
         let usage = self.workspace.cache.usage();
         let mut staged = operations::inspect(&self.workspace.remote_state_dir)?;

@@ -12,6 +12,7 @@ use crate::catalog::Level;
 use crate::catalog::listing::RemoteFile;
 use crate::fs::DatasetFs;
 use crate::fs::Entry;
+use crate::fs::ahead::Open;
 use crate::fs::ahead::Shown;
 use crate::fs::error::FsError;
 use crate::fs::open::Handle;
@@ -72,16 +73,28 @@ impl DatasetFs {
                 let size_bytes = file.size_bytes;
                 let opened = self.opened_published(ino, file).await?;
                 let level = Level::Directory(dataset.clone(), path.parent());
-                let listing = || Some(self.tree.catalog().fresh(&level)?.listing);
-                self.ahead.opened(&self.reader, &Shown::Now(dataset), &path, size_bytes, listing);
+                self.ahead.opened(&Open {
+                    catalog: self.tree.catalog(),
+                    reader: &self.reader,
+                    whose: Shown::Now(dataset),
+                    path: &path,
+                    size_bytes,
+                    listing: &|| Some(self.tree.catalog().fresh(&level)?.listing),
+                });
                 Ok(opened)
             }
             Node::PastFile(..) if writable || truncate => Err(FsError::ReadOnly),
             Node::PastFile(id, path, file) => {
                 let opened = self.opened_published(ino, (*file).clone()).await?;
                 let tree = self.tree.catalog().past_kept(&id);
-                let listing = || tree?.listing(&path.parent()).cloned();
-                self.ahead.opened(&self.reader, &Shown::Past(id), &path, file.size_bytes, listing);
+                self.ahead.opened(&Open {
+                    catalog: self.tree.catalog(),
+                    reader: &self.reader,
+                    whose: Shown::Past(id),
+                    path: &path,
+                    size_bytes: file.size_bytes,
+                    listing: &|| tree.as_ref()?.listing(&path.parent()).cloned(),
+                });
                 Ok(opened)
             }
         }

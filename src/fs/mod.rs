@@ -210,6 +210,12 @@ impl DatasetFs {
         self.inodes.len()
     }
 
+    /// Whether whole local files are handed to the kernel.
+    #[must_use]
+    pub fn passes_through(&self) -> bool {
+        self.passthrough.load(Ordering::Relaxed)
+    }
+
     /// Called once by whoever has mounted it: what the kernel can do, and how to reach it.
     pub fn attach(self: &Arc<Self>, kernel: Arc<dyn KernelCache>, passthrough: bool) {
         self.passthrough.store(passthrough && self.options.passthrough, Ordering::Relaxed);
@@ -249,7 +255,12 @@ impl DatasetFs {
                 let answer = self.tree.lookup(&dataset, &path).await?;
                 match answer.value {
                     None => Ok(Lookup::Absent(answer.ttl)),
-                    Some(found) => Ok(Lookup::Entry(self.entry_at(&dataset, &path, &found, answer.ttl))),
+                    Some(found) => {
+                        if matches!(found, Found::Directory(None)) {
+                            self.ahead.entered(self.tree.catalog(), &dataset);
+                        }
+                        Ok(Lookup::Entry(self.entry_at(&dataset, &path, &found, answer.ttl)))
+                    }
                 }
             }
             Place::Past(id, path) => {

@@ -3,15 +3,17 @@
 //! Datasets of small files are read by walking: `cp -r`, `tar` and `find -exec` open files in
 //! listing order, a `DataLoader` with workers walks several stretches of it at once, and one that
 //! shuffles opens every file once, in no order. Each open alone would wait for a round trip. So
-//! the opens of each directory are watched:
+//! the opens are watched:
 //!
 //! * **Streams.** Opens that follow one another in listing order, with small gaps, are a
 //!   stream; files ahead of it are fetched, more of them the longer it lasts.
 //! * **Sweep.** Opens that follow no stream and do not repeat are an epoch in random order:
-//!   the directory is fetched from its start, some files for each open, since every file will
-//!   be wanted. It stops by itself when what it fetched is not what is opened.
+//!   every file will be wanted, so all are fetched from the first on, in the background, some
+//!   for each open. It is given up when what it has fetched is opened less often than chance
+//!   would have it: then the opens keep to some part that the sweep is not in.
 //!
-//! This module decides, and does no I/O. Positions are those of the directory's listing.
+//! This module decides, and does no I/O. Positions are those of the files in listing order: of
+//! one directory, or of a whole dataset as a walk from its top meets them.
 
 use std::ops::Range;
 
@@ -20,29 +22,34 @@ const CREDIBLE_RUN: u32 = 2;
 /// How far from a stream's next position an open may be and still belong to it: workers that
 /// share a stream overtake one another.
 const GAP_MAX: usize = 16;
-/// Streams that are followed at a time in one directory.
+/// Streams that are followed at a time.
 const STREAMS_MAX: usize = 16;
 const WINDOW_MIN: usize = 8;
 /// Files that are fetched ahead of a stream at most.
 const WINDOW_MAX: usize = 128;
 /// Opens out of order, all different, before a sweep begins.
-const CREDIBLE_SCATTER: u32 = 8;
-/// Files that a sweep fetches for each open.
-const SWEEP_STEP: usize = 16;
-/// After so many opens, a sweep has to have been of use.
-const SWEEP_TRIAL: u32 = 64;
+const CREDIBLE_SCATTER: usize = 8;
+/// Files that a sweep may fetch for each open, at first …
+const SWEEP_STEP_FIRST: usize = 16;
+/// … and after so many opens …
+const SWEEP_WARM: usize = 32;
+/// … this many.
+const SWEEP_STEP: usize = 64;
+/// A sweep is judged when chance alone would have given so many hits.
+const JUDGED_HITS: f64 = 8.0;
 
-/// Watches the opens of one directory.
+/// Watches opens.
 #[derive(Debug)]
 pub struct WalkDetector {
     /// Which files were opened.
     seen: Vec<bool>,
+    seen_count: usize,
     /// Which files were asked for ahead, and by what.
     fetched: Vec<Option<By>>,
     streams: Vec<Stream>,
     clock: u64,
-    scattered: u32,
-    sweep: Option<Sweep>,
+    scattered: usize,
+    sweep: Sweep,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,48 +67,84 @@ struct Stream {
     used: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Sweep {
     next: usize,
-    opens: u32,
-    hits: u32,
-    /// Opens that would be hits if the sweep did no better than chance, in thousandths.
-    expected_milli: u64,
     fetched: usize,
+    /// Fetched, and not opened yet.
+    unopened: usize,
+    hits: u32,
+    /// Hits that a blind guess would have had.
+    expected_hits: f64,
     given_up: bool,
 }
 
 impl WalkDetector {
-    /// For a directory of `len` files.
+    /// For so many files.
     #[must_use]
     pub fn new(len: usize) -> Self {
         Self {
             seen: vec![false; len],
+            seen_count: 0,
             fetched: vec![None; len],
             streams: Vec::new(),
             clock: 0,
             scattered: 0,
-            sweep: None,
+            sweep: Sweep::default(),
         }
     }
 
     /// The file at `position` is opened: which ones to fetch now, in this order.
     pub fn opened(&mut self, position: usize) -> Vec<usize> {
+        let unseen = self.seen.len() - self.seen_count;
         let Some(seen) = self.seen.get_mut(position) else { return Vec::new() };
-        let repeated = std::mem::replace(seen, true);
-        if repeated {
+        if std::mem::replace(seen, true) {
             return Vec::new(); // it is cached: nothing can be learnt or gained
         }
+        self.seen_count += 1;
         self.clock += 1;
-        let (wanted, by) = match self.stream_at(position) {
-            Some(ahead) => (ahead, By::Stream),
-            None => (self.scattered_open(position), By::Sweep),
-        };
-        let fresh: Vec<usize> = wanted.filter(|&at| !self.seen[at] && self.fetched[at].is_none()).collect();
+        let stream = self.stream_at(position);
+        if stream.is_none() {
+            self.scattered += 1;
+            self.sweep.judge(self.was_swept(position), unseen);
+        }
+        if self.was_swept(position) {
+            self.sweep.unopened -= 1;
+        }
+        let wanted = stream.unwrap_or(0..0);
+        let fresh: Vec<usize> = wanted.filter(|&at| self.is_new(at)).collect();
         for &at in &fresh {
-            self.fetched[at] = Some(by);
+            self.fetched[at] = Some(By::Stream);
         }
         fresh
+    }
+
+    /// Whether the file at a position was fetched by a sweep.
+    #[must_use]
+    pub fn was_swept(&self, position: usize) -> bool {
+        self.fetched.get(position) == Some(&Some(By::Sweep))
+    }
+
+    /// The file that a sweep fetches next; `None` if there is none, or until more are opened.
+    pub fn sweep_next(&mut self) -> Option<usize> {
+        while !self.sweep.given_up && self.sweep.fetched < sweep_allowance(self.scattered) {
+            let at = self.sweep.next;
+            if at >= self.seen.len() {
+                return None;
+            }
+            self.sweep.next += 1;
+            if self.is_new(at) {
+                self.fetched[at] = Some(By::Sweep);
+                self.sweep.fetched += 1;
+                self.sweep.unopened += 1;
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    fn is_new(&self, at: usize) -> bool {
+        !self.seen[at] && self.fetched[at].is_none()
     }
 
     /// Follows the stream that the position belongs to; begins one if it belongs to none.
@@ -139,35 +182,22 @@ impl WalkDetector {
         });
         None
     }
+}
 
-    fn scattered_open(&mut self, position: usize) -> Range<usize> {
-        let len = self.seen.len();
-        self.scattered += 1;
-        if self.scattered < CREDIBLE_SCATTER {
-            return 0..0;
+/// Files that a sweep may have fetched after so many scattered opens.
+fn sweep_allowance(scattered: usize) -> usize {
+    let first = scattered.min(SWEEP_WARM).saturating_sub(CREDIBLE_SCATTER - 1);
+    first * SWEEP_STEP_FIRST + scattered.saturating_sub(SWEEP_WARM) * SWEEP_STEP
+}
+
+impl Sweep {
+    /// A file is opened for the first time, one of `unseen`.
+    fn judge(&mut self, hit: bool, unseen: usize) {
+        self.hits += u32::from(hit);
+        self.expected_hits += self.unopened as f64 / unseen.max(1) as f64;
+        if self.expected_hits >= JUDGED_HITS && f64::from(self.hits) * 2.0 < self.expected_hits {
+            self.given_up = true;
         }
-        let hit = self.fetched[position] == Some(By::Sweep);
-        let sweep = self.sweep.get_or_insert(Sweep {
-            next: 0,
-            opens: 0,
-            hits: 0,
-            expected_milli: 0,
-            fetched: 0,
-            given_up: false,
-        });
-        sweep.opens += 1;
-        sweep.hits += u32::from(hit);
-        sweep.expected_milli += 1000 * sweep.fetched as u64 / len.max(1) as u64;
-        if sweep.opens > SWEEP_TRIAL && u64::from(sweep.hits) * 2000 < sweep.expected_milli {
-            sweep.given_up = true; // less than half of what even a blind guess would give
-        }
-        if sweep.given_up {
-            return 0..0;
-        }
-        let start = sweep.next;
-        sweep.next = (start + SWEEP_STEP).min(len);
-        sweep.fetched += sweep.next - start;
-        start..sweep.next
     }
 }
 
@@ -175,17 +205,19 @@ impl WalkDetector {
 mod tests {
     use super::*;
 
-    /// Opens files in this order; how many of them had been fetched ahead, and how many fetches
-    /// there were.
+    /// Opens files in this order; a sweep gets as far as it may each time. How many of them had
+    /// been fetched ahead, and how many fetches there were.
     fn run(len: usize, order: impl IntoIterator<Item = usize>) -> (usize, usize) {
         let mut detector = WalkDetector::new(len);
         let mut fetched = vec![false; len];
         let (mut hits, mut fetches) = (0, 0);
         for position in order {
             hits += usize::from(fetched[position]);
-            for ahead in detector.opened(position) {
-                assert!(!fetched[ahead], "{ahead} was fetched before");
-                fetched[ahead] = true;
+            let mut ahead = detector.opened(position);
+            ahead.extend(std::iter::from_fn(|| detector.sweep_next()));
+            for at in ahead {
+                assert!(!fetched[at], "{at} was fetched before");
+                fetched[at] = true;
                 fetches += 1;
             }
         }
@@ -238,7 +270,7 @@ mod tests {
     #[test]
     fn an_epoch_in_random_order_is_swept() {
         let (hits, fetches) = run(10_000, shuffled(10_000));
-        assert!(hits >= 9000, "{hits}");
+        assert!(hits >= 9700, "{hits}");
         assert!(fetches <= 10_000);
     }
 
@@ -247,7 +279,23 @@ mod tests {
         // Random files of the last tenth only: what is fetched from the start is never opened.
         let order: Vec<usize> = shuffled(10_000).into_iter().filter(|&at| at >= 9000).collect();
         let (_, fetches) = run(10_000, order);
-        assert!(fetches <= 3000, "{fetches}");
+        assert!(fetches <= 4000, "{fetches}");
+    }
+
+    #[test]
+    fn a_sweep_fetches_a_bounded_number_for_each_open() {
+        for opens in [7, 8, 32, 100] {
+            let (_, fetches) = run(1_000_000, shuffled(1_000_000).into_iter().take(opens));
+            assert!(fetches <= opens * SWEEP_STEP, "{fetches} after {opens}");
+            assert_eq!(fetches > 0, opens >= CREDIBLE_SCATTER);
+        }
+    }
+
+    #[test]
+    fn a_sample_of_all_files_is_swept_and_a_second_epoch_costs_nothing() {
+        let sample = shuffled(10_000).into_iter().take(5000);
+        let (hits, _) = run(10_000, sample.clone().chain(sample));
+        assert!(hits >= 4500 + 5000, "{hits}");
     }
 
     #[test]

@@ -31,6 +31,7 @@
 mod fetch;
 mod handle;
 mod hint;
+mod load;
 mod memory;
 mod object;
 mod prefetch;
@@ -39,6 +40,7 @@ mod stats;
 mod tests;
 
 pub use handle::ReadHandle;
+pub use load::Loaded;
 pub use object::OpenObject;
 pub use stats::ReadStats;
 

@@ -32,6 +32,7 @@ use crate::read::Recent;
 use crate::read::Shared;
 use crate::read::fetch;
 use crate::read::fetch::Job;
+use crate::read::load::Loading;
 use crate::read::memory::Keeper;
 use crate::read::memory::Lease;
 use crate::read::stats::count;
@@ -444,6 +445,26 @@ impl OpenObject {
             fetch::start(&self.reader, vec![job]);
         }
         (claims, refused)
+    }
+
+    /// Begins to fetch a whole object of one run; `None` if it is there or on its way already.
+    pub(super) fn begin_load(&self, lease: Lease, ahead: OwnedSemaphorePermit) -> Option<Loading> {
+        let all = self.all_blocks();
+        let mut runs = self.runs.lock();
+        let (slot, end) = self.slot_at(&runs, all.start, all.end);
+        if !matches!(slot, Slot::Missing) || end != all.end {
+            return None;
+        }
+        // Not as something fetched ahead: it is not lost when it leaves memory unread.
+        let mut job = self.begin(&mut runs, all.clone(), &all, false);
+        job.part.claims.fetch_add(1, Ordering::Relaxed);
+        let claim = Claim { object: self.strong(), part: Arc::clone(&job.part) };
+        (job.lease, job.ahead) = (Some(lease), Some(ahead));
+        let RunState::Pending { outcome, .. } = &runs.get(&all.start)?.state else { return None };
+        let outcome = outcome.clone();
+        drop(runs);
+        fetch::start(&self.reader, vec![job]);
+        Some((outcome, claim))
     }
 
     fn room_ahead(&self, bytes: u64) -> Option<(Lease, OwnedSemaphorePermit)> {

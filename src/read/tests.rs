@@ -21,6 +21,7 @@ use crate::cache::BlockCache;
 use crate::cache::CacheOptions;
 use crate::name::ETag;
 use crate::name::ObjectKey;
+use crate::read::Loaded;
 use crate::read::ObjectVersion;
 use crate::read::ReadError;
 use crate::read::ReadOptions;
@@ -410,6 +411,71 @@ async fn twenty_readers_under_a_small_budget_all_get_on() {
     assert!(stats.memory_bytes <= stats.memory_limit_bytes, "{stats:?}");
     world.cache.drain().await;
     assert!(world.store.bytes.load(Ordering::Relaxed) <= 20 * 7 * MIB * 5 / 4, "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_readers_of_twenty_files_get_on_equally() {
+    const FILE_BYTES: u64 = 8 * MIB;
+    let options = ReadOptions { memory_bytes: 64 * MIB, ..ReadOptions::default() };
+    let world = Arc::new(World::new(options));
+    let objects: Vec<_> = (0..20).map(|n| world.put(&"k".repeat(n + 1), FILE_BYTES)).collect();
+    world.faults(Faults { delay: Duration::from_millis(5), ..Faults::default() });
+    let progress: Arc<Vec<AtomicU64>> = Arc::new((0..20).map(|_| AtomicU64::new(0)).collect());
+    let start = Arc::new(tokio::sync::Barrier::new(20));
+    let readers = objects.into_iter().enumerate().map(|(n, (version, body))| {
+        let (world, progress, start) = (Arc::clone(&world), Arc::clone(&progress), Arc::clone(&start));
+        tokio::spawn(async move {
+            let handle = world.reader.open(version).handle();
+            start.wait().await;
+            let mut at = 0;
+            while at < FILE_BYTES {
+                let read = handle.read(at, 128 * 1024).await.unwrap();
+                assert!(read[..] == body[at as usize..at as usize + read.len()], "file {n} at {at}");
+                at += read.len() as u64;
+                progress[n].store(at, Ordering::Relaxed);
+            }
+            // How far the others are at the end of this one.
+            progress.iter().map(|others| others.load(Ordering::Relaxed)).min().unwrap()
+        })
+    });
+    let behind = join_all(readers).await.into_iter().map(|reader| reader.unwrap()).min().unwrap();
+    assert!(behind >= FILE_BYTES / 3, "the slowest had {behind} bytes when the fastest was done");
+    let stats = world.reader.stats();
+    assert!(stats.memory_bytes <= stats.memory_limit_bytes, "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_loaded_is_on_the_disk_and_not_in_memory() {
+    let world = World::new(quick());
+    let objects: Vec<_> = (0..50).map(|n| world.put(&format!("small{n}"), 10_000 + n)).collect();
+    for (version, _) in &objects {
+        assert_eq!(world.reader.load(version).await, Loaded::Cached);
+    }
+    // At once: also what is still queued for the disk is found.
+    for (version, body) in &objects {
+        assert!(read_all(&world, version, 1 << 20).await.unwrap() == *body);
+    }
+    assert_eq!(world.gets(), 50, "each once");
+    world.cache.drain().await;
+    let world = world.restart();
+    for (version, body) in &objects {
+        assert_eq!(world.reader.load(version).await, Loaded::Cached);
+        assert!(read_all(&world, version, 1 << 20).await.unwrap() == *body);
+    }
+    assert_eq!(world.gets(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_without_a_cache_is_refused_and_one_that_fails_says_so() {
+    let world = World::new(quick());
+    let (version, _) = world.put("small", 10_000);
+    let gone = ObjectVersion { key: ObjectKey::from_listing("gone"), ..version.clone() };
+    assert_eq!(world.reader.load(&gone).await, Loaded::Failed);
+    std::fs::remove_dir_all(world.dir.path()).unwrap();
+    std::fs::write(world.dir.path(), "not a directory").unwrap();
+    assert_eq!(world.reader.load(&version).await, Loaded::Cached, "queued; nobody knows yet");
+    world.cache.drain().await;
+    assert_eq!(world.reader.load(&version).await, Loaded::Refused);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,8 +7,29 @@ use std::path::PathBuf;
 
 /// Lowest first. A module may use modules before it in this list, never after.
 const LAYERS: &[&str] = &[
-    "name", "block", "clock", "failpoint", "durable", "config", "observe", "store", "record", "log", "cache", "read",
-    "staging", "catalog", "tree", "commit", "compare", "transfer", "fs", "fuse", "control", "daemon", "cli",
+    "name",
+    "block",
+    "clock",
+    "failpoint",
+    "durable",
+    "config",
+    "observe",
+    "store",
+    "record",
+    "log",
+    "cache",
+    "read",
+    "staging",
+    "catalog",
+    "tree",
+    "commit",
+    "compare",
+    "transfer",
+    "fs",
+    "fuse",
+    "control",
+    "daemon",
+    "cli",
 ];
 
 fn rust_files(path: &Path, found: &mut Vec<PathBuf>) {

@@ -17,5 +17,6 @@ mod offline;
 mod options;
 mod s3;
 mod semantics;
+mod soak;
 mod stores;
 mod tools;

@@ -40,6 +40,7 @@ use tokio::time::timeout;
 use crate::store::StoreError;
 use crate::store::s3::credentials;
 use crate::store::s3::credentials::S3Credentials;
+use crate::store::s3::direct::Components;
 use crate::store::s3::error::Subject;
 use crate::store::s3::error::chain;
 
@@ -234,12 +235,27 @@ impl Intercept for RegionFinder {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ServerClock {
     seen: Arc<Mutex<Option<(SystemTime, Instant)>>>,
+    /// What the SDK works with, for requests that go past it.
+    pub(super) components: Components,
 }
 
 impl ServerClock {
+    /// The same clock, to be told by another client.
+    pub(super) fn of_new_client(&self) -> Self {
+        Self { seen: Arc::clone(&self.seen), components: Components::default() }
+    }
+
     /// The time at the server now, from the `Date` of its last answer; to the second.
     pub(super) fn now(&self) -> Option<SystemTime> {
         self.seen.lock().map(|(date, at)| date + at.elapsed())
+    }
+
+    /// Looks at the `Date` of an answer.
+    pub(super) fn note(&self, date: Option<&str>) {
+        let date = date.and_then(|text| DateTime::from_str(text, Format::HttpDate).ok());
+        if let Some(date) = date {
+            *self.seen.lock() = Some((super::listing::system_time(Some(&date)), Instant::now()));
+        }
     }
 }
 
@@ -251,14 +267,11 @@ impl Intercept for ServerClock {
     fn read_before_deserialization(
         &self,
         context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _components: &RuntimeComponents,
+        components: &RuntimeComponents,
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let date = context.response().headers().get("date");
-        let date = date.and_then(|text| DateTime::from_str(text, Format::HttpDate).ok());
-        if let Some(date) = date {
-            *self.seen.lock() = Some((super::listing::system_time(Some(&date)), Instant::now()));
-        }
+        self.note(context.response().headers().get("date"));
+        self.components.get_or_init(|| components.clone());
         Ok(())
     }
 }

@@ -21,7 +21,9 @@
 
 mod connect;
 mod credentials;
+mod direct;
 mod error;
+mod get;
 mod listing;
 
 use std::fmt;
@@ -35,7 +37,6 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::error::SdkError;
-use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream as SdkStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_sdk_s3::types::CompletedMultipartUpload;
@@ -73,14 +74,15 @@ pub use self::credentials::S3Keys;
 
 use self::connect::BodySignature;
 use self::connect::ServerClock;
+use self::direct::DirectGet;
 use self::error::Subject;
-use self::error::chain;
 
 /// A bucket on an S3-compatible service.
 pub struct S3Store {
     options: S3Options,
     /// Made when it is needed first: before that, the region may have to be asked for.
     client: RwLock<Arc<OnceCell<Client>>>,
+    direct: RwLock<Option<Arc<DirectGet>>>,
     bucket: String,
     endpoint: Option<String>,
     request_timeout: Duration,
@@ -100,11 +102,13 @@ impl S3Store {
     #[must_use]
     pub fn new(options: &S3Options) -> Self {
         let clock = ServerClock::default();
+        let direct = DirectGet::new(options, Arc::clone(&clock.components)).map(Arc::new);
         let client = (!options.find_region).then(|| connect::client(options, &options.region, &clock));
         let plain = options.endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
         Self {
             options: options.clone(),
             client: RwLock::new(Arc::new(OnceCell::new_with(client))),
+            direct: RwLock::new(direct),
             bucket: options.bucket.clone(),
             endpoint: options.endpoint.clone(),
             request_timeout: options.request_timeout,
@@ -127,14 +131,14 @@ impl S3Store {
     /// Requests from now on use new connections: the old ones may lead nowhere, after the machine has
     /// slept or has another address.
     pub fn reconnect(&self) {
-        let renew = |client: &Client| {
-            let http = connect::http_client(&self.options);
-            Client::from_conf(client.config().to_builder().http_client(http).build())
+        let Some(region) = self.client.read().get().and_then(|client| client.config().region().cloned())
+        else {
+            return;
         };
-        let renewed = self.client.read().get().map(renew);
-        if renewed.is_some() {
-            *self.client.write() = Arc::new(OnceCell::new_with(renewed));
-        }
+        let clock = self.clock.of_new_client();
+        let client = connect::client(&self.options, region.as_ref(), &clock);
+        *self.client.write() = Arc::new(OnceCell::new_with(Some(client)));
+        *self.direct.write() = DirectGet::new(&self.options, clock.components).map(Arc::new);
     }
 
     /// Stands in for the condition of a write where servers are not to be sent any: the look before
@@ -201,18 +205,6 @@ impl S3Store {
             None => Ok(self.head(key).await?.etag),
         }
     }
-
-    /// Why a range that lies inside the pinned version was refused: most likely the object is
-    /// another one now, and the server did not look at `If-Match`.
-    async fn explain_bad_range(&self, key: &ObjectKey, etag: &ETag, range: &Range<u64>) -> StoreError {
-        match self.head(key).await {
-            Ok(meta) if meta.etag == *etag => {
-                StoreError::Rejected { key: key.to_string(), reason: format!("range {range:?}") }
-            }
-            Ok(_) => StoreError::Changed { key: key.clone() },
-            Err(err) => err,
-        }
-    }
 }
 
 /// A request that failed: what it means, and the bare status for the few who need it.
@@ -233,72 +225,6 @@ fn quoted(etag: &ETag) -> String {
 
 fn crc32c_header(body: &[u8]) -> String {
     BASE64.encode(&crc32c::crc32c(body).to_be_bytes())
-}
-
-/// Checks that an answer's head promises exactly `range` of the version `etag`.
-fn check_reply(
-    key: &ObjectKey,
-    etag: &ETag,
-    range: &Range<u64>,
-    reply: &GetObjectOutput,
-) -> Result<(), StoreError> {
-    if reply.e_tag().map(ETag::from_server).as_ref() != Some(etag) {
-        return Err(StoreError::Changed { key: key.clone() });
-    }
-    let len = range.end - range.start;
-    let right_range = match reply.content_range() {
-        // `bytes 0-9/100`; some servers send it with status 200, which is as clear.
-        Some(text) => {
-            let bounds = text.strip_prefix("bytes ").and_then(|text| text.split('/').next());
-            bounds == Some(&format!("{}-{}", range.start, range.end - 1))
-        }
-        // The whole object: right only if the whole object was asked for.
-        None => range.start == 0,
-    };
-    let declared = reply.content_length().and_then(|len| u64::try_from(len).ok());
-    if right_range && declared == Some(len) {
-        return Ok(());
-    }
-    let reason = format!(
-        "asked for bytes {range:?}, the answer has {:?} of length {declared:?}",
-        reply.content_range().unwrap_or("no range"),
-    );
-    Err(StoreError::Rejected { key: key.to_string(), reason })
-}
-
-/// What is left of a body that is being read.
-struct Body {
-    stream: SdkStream,
-    key: ObjectKey,
-    left: u64,
-    silence: Duration,
-}
-
-impl Body {
-    /// The next piece, and the rest; `None` at the proper end. After an error there is nothing.
-    async fn next(mut self) -> Option<(Result<Bytes, StoreError>, Option<Self>)> {
-        let piece = match timeout(self.silence, self.stream.next()).await {
-            Ok(piece) => piece,
-            Err(_) => {
-                let reason = format!("the body stalled for {} s", self.silence.as_secs_f32());
-                return Some((Err(StoreError::unanswered(&self.key, reason)), None));
-            }
-        };
-        let err = match piece {
-            Some(Ok(bytes)) if bytes.len() as u64 <= self.left => {
-                self.left -= bytes.len() as u64;
-                return Some((Ok(bytes), Some(self)));
-            }
-            None if self.left == 0 => return None,
-            Some(Ok(_)) => StoreError::unavailable(&self.key, "the body is longer than was announced"),
-            None => {
-                let reason = format!("the body ended {} bytes early", self.left);
-                StoreError::unavailable(&self.key, reason)
-            }
-            Some(Err(err)) => StoreError::unanswered(&self.key, format!("reading the body: {}", chain(&err))),
-        };
-        Some((Err(err), None))
-    }
 }
 
 #[async_trait]
@@ -365,28 +291,7 @@ impl ObjectStore for S3Store {
         if range.is_empty() {
             return Err(StoreError::Rejected { key: key.to_string(), reason: format!("range {range:?}") });
         }
-        let request = self
-            .client()
-            .await?
-            .get_object()
-            .bucket(&self.bucket)
-            .key(key.as_str())
-            .if_match(quoted(etag))
-            .range(format!("bytes={}-{}", range.start, range.end - 1))
-            .send();
-        let reply = match self.answer(Subject::Read(key), Duration::ZERO, request).await {
-            Err(Failure { status: Some(416), .. }) => {
-                return Err(self.explain_bad_range(key, etag, &range).await);
-            }
-            reply => reply?,
-        };
-        check_reply(key, etag, &range, &reply)?;
-        let body = Body {
-            stream: reply.body,
-            key: key.clone(),
-            left: range.end - range.start,
-            silence: self.request_timeout,
-        };
+        let body = self.body(key, etag, &range).await?;
         let pieces = stream::unfold(Some(body), |body| async move { body?.next().await });
         Ok(Box::pin(pieces))
     }

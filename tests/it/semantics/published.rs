@@ -175,3 +175,33 @@ fn a_read_only_mount_refuses_every_change() {
     assert_eq!(errno(fs::create_dir(mount.path("new"))), libc::EROFS);
     assert_eq!(errno(fs::remove_file(mount.path("run/a"))), libc::EROFS);
 }
+
+/// Files under a directory with this suffix, however deep.
+fn files_with(suffix: &str, dir: &std::path::Path) -> usize {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files_with(suffix, &entry.path()),
+            _ => usize::from(entry.file_name().to_string_lossy().ends_with(suffix)),
+        })
+        .sum()
+}
+
+#[test]
+fn a_shuffled_epoch_over_several_directories_is_fetched_ahead_of_its_reader() {
+    let cache = tempfile::tempdir().unwrap();
+    let mount = TestMount::with(&Setup { cache_dir: Some(cache.path().to_owned()), ..Setup::default() });
+    let name = |n: usize| format!("run/part={}/{n:04}.bin", n % 7);
+    for n in 0..700 {
+        mount.publish(&name(n), format!("file {n}"));
+    }
+    // 37 and 700 have no common divisor: every file once, in no order that a walk would have.
+    let order = (0..700).map(|step| step * 37 % 700);
+    for n in order.clone().take(60) {
+        assert_eq!(fs::read(mount.path(&name(n))).unwrap(), format!("file {n}").as_bytes());
+    }
+    wait_until("files that nobody has opened", || files_with(".one", cache.path()) > 400);
+    for n in order {
+        assert_eq!(fs::read(mount.path(&name(n))).unwrap(), format!("file {n}").as_bytes());
+    }
+}

@@ -1,0 +1,222 @@
+//! Reading ranges: two ways to ask, one way to check the answer.
+
+use std::future::Future;
+use std::ops::Range;
+use std::time::Duration;
+
+use aws_sdk_s3::primitives::ByteStream as SdkStream;
+use aws_sdk_s3::primitives::SdkBody;
+use aws_smithy_runtime_api::client::http::HttpConnectorFuture;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::Failure;
+use super::S3Store;
+use super::direct;
+use super::error;
+use super::error::Answer;
+use super::error::Subject;
+use super::error::chain;
+use super::quoted;
+use crate::name::ETag;
+use crate::name::ObjectKey;
+use crate::store::ObjectStore;
+use crate::store::StoreError;
+
+/// What is read of the body of an error answer, at least.
+const ERROR_BYTES_MAX: usize = 16 * 1024;
+
+impl S3Store {
+    /// The body of `range` of the version `etag`, its head checked.
+    pub(super) async fn body(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        range: &Range<u64>,
+    ) -> Result<Body, StoreError> {
+        let stream = match self.direct_request(key, etag, range).await {
+            Some(request) => self.get_directly(request, key, etag, range).await?,
+            None => self.get_through_sdk(key, etag, range).await?,
+        };
+        let left = range.end - range.start;
+        Ok(Body { stream, key: key.clone(), left, silence: self.request_timeout })
+    }
+
+    /// A GET past the SDK; `None` where only the SDK can send it.
+    async fn direct_request(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        range: &Range<u64>,
+    ) -> Option<HttpConnectorFuture> {
+        let direct = self.direct.read().clone()?;
+        direct.request(key, etag, range).await
+    }
+
+    async fn get_through_sdk(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        range: &Range<u64>,
+    ) -> Result<SdkStream, StoreError> {
+        let request = self
+            .client()
+            .await?
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .if_match(quoted(etag))
+            .range(format!("bytes={}-{}", range.start, range.end - 1))
+            .send();
+        let reply = match self.answer(Subject::Read(key), Duration::ZERO, request).await {
+            Err(Failure { status: Some(416), .. }) => {
+                return Err(self.explain_bad_range(key, etag, range).await);
+            }
+            reply => reply?,
+        };
+        let head = ReplyHead {
+            etag: reply.e_tag(),
+            content_range: reply.content_range(),
+            content_length: reply.content_length().and_then(|len| u64::try_from(len).ok()),
+        };
+        check_reply(key, etag, range, &head)?;
+        Ok(reply.body)
+    }
+
+    async fn get_directly(
+        &self,
+        request: impl Future<Output = Result<HttpResponse, ConnectorError>>,
+        key: &ObjectKey,
+        etag: &ETag,
+        range: &Range<u64>,
+    ) -> Result<SdkStream, StoreError> {
+        let reply = match timeout(self.request_timeout, request).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(err)) => return Err(StoreError::unanswered(key, chain(&err))),
+            Err(_) => {
+                let reason = format!("no answer within {} s", self.request_timeout.as_secs_f32());
+                return Err(StoreError::unanswered(key, reason));
+            }
+        };
+        self.clock.note(reply.headers().get("date"));
+        let status = reply.status();
+        if status.as_u16() == 416 {
+            return Err(self.explain_bad_range(key, etag, range).await);
+        }
+        if !status.is_success() {
+            let region = reply.headers().get("x-amz-bucket-region").map(str::to_owned);
+            let body = timeout(self.request_timeout, error_body(reply.into_body())).await;
+            let body = body.unwrap_or_default(); // the status alone says enough
+            let (code, message) = direct::error_document(&body);
+            let answer = Answer { status: status.as_u16(), code, message, region: region.as_deref() };
+            return Err(error::classify(&self.bucket, Subject::Read(key), &answer));
+        }
+        let headers = reply.headers();
+        let head = ReplyHead {
+            etag: headers.get("etag"),
+            content_range: headers.get("content-range"),
+            content_length: headers.get("content-length").and_then(|len| len.parse().ok()),
+        };
+        check_reply(key, etag, range, &head)?;
+        Ok(SdkStream::new(reply.into_body()))
+    }
+
+    /// Why a range that lies inside the pinned version was refused: most likely the object is
+    /// another one now, and the server did not look at `If-Match`.
+    async fn explain_bad_range(&self, key: &ObjectKey, etag: &ETag, range: &Range<u64>) -> StoreError {
+        match self.head(key).await {
+            Ok(meta) if meta.etag == *etag => {
+                StoreError::Rejected { key: key.to_string(), reason: format!("range {range:?}") }
+            }
+            Ok(_) => StoreError::Changed { key: key.clone() },
+            Err(err) => err,
+        }
+    }
+}
+
+/// The text of an error, as far as it is sent and short.
+async fn error_body(body: SdkBody) -> String {
+    let mut stream = SdkStream::new(body);
+    let mut text = Vec::new();
+    while text.len() < ERROR_BYTES_MAX
+        && let Some(Ok(piece)) = stream.next().await
+    {
+        text.extend_from_slice(&piece);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// What an answer to a GET says of its body.
+struct ReplyHead<'a> {
+    etag: Option<&'a str>,
+    content_range: Option<&'a str>,
+    content_length: Option<u64>,
+}
+
+/// Checks that an answer's head promises exactly `range` of the version `etag`.
+fn check_reply(
+    key: &ObjectKey,
+    etag: &ETag,
+    range: &Range<u64>,
+    reply: &ReplyHead<'_>,
+) -> Result<(), StoreError> {
+    if reply.etag.map(ETag::from_server).as_ref() != Some(etag) {
+        return Err(StoreError::Changed { key: key.clone() });
+    }
+    let len = range.end - range.start;
+    let right_range = match reply.content_range {
+        // `bytes 0-9/100`; some servers send it with status 200, which is as clear.
+        Some(text) => {
+            let bounds = text.strip_prefix("bytes ").and_then(|text| text.split('/').next());
+            bounds == Some(&format!("{}-{}", range.start, range.end - 1))
+        }
+        // The whole object: right only if the whole object was asked for.
+        None => range.start == 0,
+    };
+    let declared = reply.content_length;
+    if right_range && declared == Some(len) {
+        return Ok(());
+    }
+    let reason = format!(
+        "asked for bytes {range:?}, the answer has {:?} of length {declared:?}",
+        reply.content_range.unwrap_or("no range"),
+    );
+    Err(StoreError::Rejected { key: key.to_string(), reason })
+}
+
+/// What is left of a body that is being read.
+pub(super) struct Body {
+    stream: SdkStream,
+    key: ObjectKey,
+    left: u64,
+    silence: Duration,
+}
+
+impl Body {
+    /// The next piece, and the rest; `None` at the proper end. After an error there is nothing.
+    pub(super) async fn next(mut self) -> Option<(Result<Bytes, StoreError>, Option<Self>)> {
+        let piece = match timeout(self.silence, self.stream.next()).await {
+            Ok(piece) => piece,
+            Err(_) => {
+                let reason = format!("the body stalled for {} s", self.silence.as_secs_f32());
+                return Some((Err(StoreError::unanswered(&self.key, reason)), None));
+            }
+        };
+        let err = match piece {
+            Some(Ok(bytes)) if bytes.len() as u64 <= self.left => {
+                self.left -= bytes.len() as u64;
+                return Some((Ok(bytes), Some(self)));
+            }
+            None if self.left == 0 => return None,
+            Some(Ok(_)) => StoreError::unavailable(&self.key, "the body is longer than was announced"),
+            None => {
+                let reason = format!("the body ended {} bytes early", self.left);
+                StoreError::unavailable(&self.key, reason)
+            }
+            Some(Err(err)) => StoreError::unanswered(&self.key, format!("reading the body: {}", chain(&err))),
+        };
+        Some((Err(err), None))
+    }
+}
