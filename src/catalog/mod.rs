@@ -16,6 +16,10 @@
 mod history;
 pub mod listing;
 pub mod view;
+mod whole;
+
+pub use whole::WholeDataset;
+pub use whole::WholeFile;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;

@@ -4,18 +4,22 @@
 //! ([`exit`]). Data goes to stdout, everything else to stderr ([`output`]).
 
 mod args;
+mod bulk;
 mod commit;
 mod completions;
 mod config;
+mod dataset;
 mod demo;
 mod discard;
 mod doctor;
 pub mod exit;
 mod gc;
 mod list;
+mod meter;
 mod mount;
 pub mod output;
 mod progress;
+mod r2;
 mod status;
 mod target;
 mod umount;
@@ -68,7 +72,8 @@ Exit codes:
   3  conflict: something is there already; nothing was changed
   4  not found
   5  the remote cannot be reached, or refuses
-  6  work was left that the next run goes on with";
+  6  work was left that the next run goes on with
+  130  ended by Ctrl-C; nothing half is left";
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
@@ -78,6 +83,8 @@ enum Command {
     List(list::ListArgs),
     Commit(commit::CommitArgs),
     Discard(discard::DiscardArgs),
+    Dataset(dataset::DatasetArgs),
+    R2(r2::R2Args),
     Gc(gc::GcArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
@@ -167,6 +174,8 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Commit(args) => commit::run(args, cx),
         Command::Demo(args) => demo::run(args, cx),
         Command::Discard(args) => discard::run(args, cx),
+        Command::Dataset(args) => dataset::run(args, cx),
+        Command::R2(args) => r2::run(args, cx),
         Command::Gc(args) => gc::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),

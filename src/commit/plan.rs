@@ -71,6 +71,8 @@ pub enum ConflictReason {
         /// Which version, if the listing says.
         etag: Option<ETag>,
     },
+    /// Something is published there, and nobody has asked what.
+    Present,
     /// It is a file here and a directory there.
     DirectoryThere,
     /// A directory above it is a file there.
@@ -103,6 +105,7 @@ impl fmt::Display for ConflictReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exists { .. } => f.write_str("is published already, with another content"),
+            Self::Present => f.write_str("is published already"),
             Self::DirectoryThere => f.write_str("is a directory in the bucket"),
             Self::FileThere => f.write_str("is a file in the bucket, where a directory is needed"),
             Self::Changed { found: Some(_), .. } => f.write_str("was replaced since it was staged"),
@@ -472,6 +475,7 @@ mod tests {
                 ConflictReason::WouldReplace => "replaces",
                 ConflictReason::Leftover { .. } => "leftover",
                 ConflictReason::Intent { .. } => "intent",
+                ConflictReason::Present => "present",
             };
             format!("!{}:{reason}", conflict.path)
         }));

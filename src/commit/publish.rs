@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::StreamExt;
+use futures_util::TryStreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
 
@@ -135,7 +137,7 @@ impl Run<'_> {
             let job = Job {
                 key: key.clone(),
                 size_bytes: 0,
-                cid: ContentId::OF_NOTHING,
+                cid: Some(ContentId::OF_NOTHING),
                 modified: self.ctx.clock.now(),
                 expect: Expect::Absent,
             };
@@ -159,14 +161,13 @@ impl Run<'_> {
         let plan = &surveyed.plan;
         let mut entries = Vec::with_capacity(written.len() + plan.already_there.len());
         for file in plan.create.iter().chain(&plan.replace) {
-            let (Some(job), Some(etag)) = (prepared.jobs.get(&file.path), written.get(&file.path)) else {
-                continue;
-            };
+            let cid = prepared.jobs.get(&file.path).and_then(|job| job.cid);
+            let (Some(cid), Some(etag)) = (cid, written.get(&file.path)) else { continue };
             let replaced = match &file.expect {
                 Expect::Version(old) => Some(old.clone()),
                 Expect::Absent => None,
             };
-            entries.push(entry(file, job.cid, etag, replaced));
+            entries.push(entry(file, cid, etag, replaced));
         }
         for there in &plan.already_there {
             let recorded = surveyed.snapshot.as_ref().and_then(|all| all.entries.get(&there.file.path));
@@ -247,14 +248,19 @@ impl Run<'_> {
 
 /// Deletes what the record says is deleted; another version at the same key stays.
 async fn delete_old(run: &Run<'_>, deleted: &[OldVersion]) -> Result<(), CommitError> {
-    for gone in deleted {
-        let key = run.ctx.prefix.key(run.ctx.dataset(), &gone.path)?;
-        match run.ctx.store.delete(&key, &gone.etag).await {
-            Ok(()) | Err(StoreError::Changed { .. }) => {}
-            Err(err) => return Err(err.into()),
+    let deleting: Vec<_> = deleted.iter().map(|gone| delete_one(run, gone).boxed()).collect();
+    stream::iter(deleting).buffer_unordered(run.sender.workers).try_collect().await
+}
+
+async fn delete_one(run: &Run<'_>, gone: &OldVersion) -> Result<(), CommitError> {
+    let key = run.ctx.prefix.key(run.ctx.dataset(), &gone.path)?;
+    match run.ctx.store.delete(&key, &gone.etag).await {
+        Ok(()) | Err(StoreError::Changed { .. }) => {
+            run.ctx.progress.file_done();
+            Ok(())
         }
+        Err(err) => Err(err.into()),
     }
-    Ok(())
 }
 
 fn entry(file: &PlannedFile, cid: ContentId, etag: &ETag, replaced: Option<ETag>) -> Entry {

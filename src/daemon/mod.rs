@@ -2,6 +2,7 @@
 
 pub mod background;
 pub mod compose;
+pub mod dataset;
 pub mod failure;
 pub mod guarantee;
 pub mod holders;

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 /// Lowest first. A module may use modules before it in this list, never after.
 const LAYERS: &[&str] = &[
-    "name", "block", "clock", "durable", "config", "observe", "store", "record", "log", "cache", "read",
-    "staging", "catalog", "tree", "commit", "transfer", "fs", "fuse", "control", "daemon", "cli",
+    "name", "block", "clock", "durable", "local", "config", "observe", "store", "record", "log", "cache",
+    "read", "staging", "catalog", "tree", "commit", "transfer", "client", "fs", "fuse", "control", "daemon",
+    "cli",
 ];
 
 fn rust_files(path: &Path, found: &mut Vec<PathBuf>) {

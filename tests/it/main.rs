@@ -14,3 +14,4 @@ mod s3;
 mod semantics;
 mod stores;
 mod tools;
+mod transfers;

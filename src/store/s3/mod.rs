@@ -36,6 +36,7 @@ use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream as SdkStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
+use aws_sdk_s3::types::ChecksumMode;
 use aws_sdk_s3::types::CompletedMultipartUpload;
 use aws_sdk_s3::types::CompletedPart;
 use aws_sdk_s3::types::EncodingType;
@@ -56,6 +57,7 @@ use crate::store::ObjectStore;
 use crate::store::PartReceipt;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
+use crate::store::StoredChecksum;
 use crate::store::UploadId;
 use crate::store::complete_allowance;
 use crate::store::upload_allowance;
@@ -292,7 +294,13 @@ impl ObjectStore for S3Store {
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
         let subject = Subject::Read(key);
-        let request = self.client.head_object().bucket(&self.bucket).key(key.as_str()).send();
+        let request = self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .checksum_mode(ChecksumMode::Enabled)
+            .send();
         let output = self.answer(subject, Duration::ZERO, request).await?;
         let etag = output.e_tag().map(ETag::from_server);
         let size_bytes = output.content_length().and_then(|len| u64::try_from(len).ok());
@@ -303,7 +311,8 @@ impl ObjectStore for S3Store {
         let metadata = output.metadata.unwrap_or_default();
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
         let modified = listing::system_time(output.last_modified.as_ref());
-        Ok(ObjectMeta { size_bytes, etag, modified, metadata })
+        let checksum = output.checksum_crc32_c.as_deref().and_then(StoredChecksum::parse);
+        Ok(ObjectMeta { size_bytes, etag, modified, metadata, checksum })
     }
 
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
@@ -333,6 +342,38 @@ impl ObjectStore for S3Store {
         };
         let pieces = stream::unfold(Some(body), |body| async move { body?.next().await });
         Ok(Box::pin(pieces))
+    }
+
+    async fn get_whole(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size_bytes: u64,
+    ) -> Result<(ObjectMeta, ByteStream), StoreError> {
+        // With the checksum asked for, the SDK checks the body against it: it is the whole object's.
+        let request = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .if_match(quoted(etag))
+            .checksum_mode(ChecksumMode::Enabled)
+            .send();
+        let mut reply = self.answer(Subject::Read(key), Duration::ZERO, request).await?;
+        check_reply(key, etag, &(0..size_bytes), &reply)?;
+        let metadata = reply.metadata.take().unwrap_or_default();
+        let metadata = metadata.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
+        let meta = ObjectMeta {
+            size_bytes,
+            etag: etag.clone(),
+            modified: listing::system_time(reply.last_modified.as_ref()),
+            metadata,
+            checksum: reply.checksum_crc32_c.as_deref().and_then(StoredChecksum::parse),
+        };
+        let silence = self.request_timeout;
+        let body = Body { stream: reply.body, key: key.clone(), left: size_bytes, silence };
+        let pieces = stream::unfold(Some(body), |body| async move { body?.next().await });
+        Ok((meta, Box::pin(pieces)))
     }
 
     async fn put(
