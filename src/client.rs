@@ -42,9 +42,9 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let credentials = S3Credentials::DefaultChain { profile: None };
+//! let credentials = S3Credentials::DefaultChain;
 //! let options = S3Options::new("assets", Some("https://ACCOUNT.r2.cloudflarestorage.com"), "auto", credentials);
-//! let client = Client::connect(&options).await;
+//! let client = Client::connect(&options);
 //! for object in client.list("datasets/", true).await?.objects {
 //!     println!("{} {}", object.size_bytes, object.key);
 //! }
@@ -161,8 +161,9 @@ impl Client {
     }
 
     /// A client of a bucket, with retries. Nothing is sent yet.
-    pub async fn connect(options: &S3Options) -> Self {
-        let store = Arc::new(S3Store::new(options).await);
+    #[must_use]
+    pub fn connect(options: &S3Options) -> Self {
+        let store = Arc::new(S3Store::new(options));
         Self::new(Arc::new(RetryingStore::new(store, RetryOptions::default())))
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::ArgAction;
 use clap::Args;
 
+use crate::cli::client::ClientArgs;
 use crate::config::Layer;
 use crate::config::Selection;
 
@@ -45,6 +46,9 @@ pub struct GlobalArgs {
     /// Say nothing but errors and what was asked for
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Settings")]
     pub quiet: bool,
+    /// How the bucket is asked, and by whom.
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 impl GlobalArgs {
@@ -61,7 +65,7 @@ impl GlobalArgs {
             remote_prefix: self.remote_prefix.clone(),
             cache_dir: self.cache_dir.as_ref().map(absolute),
             state_dir: self.state_dir.as_ref().map(absolute),
-            ..Layer::default()
+            ..self.client.layer()
         }
     }
 

@@ -1,9 +1,12 @@
 //! `dsfs config`: each setting, its value, and who said so.
 
+use std::time::Duration;
+
 use clap::Args;
 use serde::Serialize;
 
 use crate::cli::Context;
+use crate::config::ClientSettings;
 use crate::config::Config;
 use crate::config::Credentials;
 use crate::config::Origin;
@@ -78,13 +81,13 @@ fn rows(config: &Config) -> Vec<Row> {
             rows.push(Row::new("region", &s3.region, Clone::clone));
             rows.push(Row::new("remote-prefix", &s3.prefix, |prefix| shown_prefix(prefix.as_str())));
             rows.push(Row::new("credentials", &s3.credentials, credentials));
+            rows.extend(client_rows(&s3.client));
         }
         RemoteSettings::Directory { path, prefix } => {
             rows.push(Row::new("remote", path, |path| format!("file://{}", path.display())));
             rows.push(Row::new("remote-prefix", prefix, |prefix| shown_prefix(prefix.as_str())));
         }
     }
-    let yes_or_no = |value: &bool| if *value { "yes" } else { "no" }.to_owned();
     rows.extend([
         Row::new("cache-dir", &config.cache_dir, |path| path.display().to_string()),
         Row::new("cache-limit", &config.cache_limit_bytes, |bytes| units::show_size(*bytes)),
@@ -104,6 +107,41 @@ fn rows(config: &Config) -> Vec<Row> {
     rows
 }
 
+fn client_rows(client: &ClientSettings) -> Vec<Row> {
+    let duration = |value: &Duration| units::show_duration(*value);
+    let rate = |value: &Option<f64>| value.map_or("no limit".to_owned(), |rate| format!("{rate}/s"));
+    let none = || "none".to_owned();
+    vec![
+        Row::new("addressing", &client.addressing, ToString::to_string),
+        Row::new("host-header", &client.host_header, |host| {
+            host.clone().unwrap_or_else(|| "the endpoint's".into())
+        }),
+        Row::new("requester-pays", &client.requester_pays, yes_or_no),
+        Row::new("conditional-writes", &client.conditional_writes, ToString::to_string),
+        Row::new("ca-bundle", &client.ca_bundle, |path| {
+            path.as_ref().map_or_else(none, |path| path.display().to_string())
+        }),
+        Row::new("proxy", &client.proxy, ToString::to_string),
+        Row::new("connect-timeout", &client.connect_timeout, duration),
+        Row::new("request-timeout", &client.request_timeout, duration),
+        Row::new("request-concurrency", &client.request_concurrency, ToString::to_string),
+        Row::new("retries", &client.retries, ToString::to_string),
+        Row::new("retry-initial-delay", &client.retry_initial_delay, duration),
+        Row::new("retry-max-delay", &client.retry_max_delay, duration),
+        Row::new("retry-timeout", &client.retry_timeout, duration),
+        Row::new("read-rate", &client.read_rate, rate),
+        Row::new("write-rate", &client.write_rate, rate),
+        Row::new("rate-doubling-time", &client.rate_doubling_time, |time| {
+            time.map_or("never".to_owned(), units::show_duration)
+        }),
+    ]
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "a row shows a value through a reference")]
+fn yes_or_no(value: &bool) -> String {
+    if *value { "yes" } else { "no" }.to_owned()
+}
+
 fn shown_prefix(prefix: &str) -> String {
     if prefix.is_empty() { "/".to_owned() } else { prefix.to_owned() }
 }
@@ -117,6 +155,19 @@ fn credentials(credentials: &Credentials) -> String {
         }
         Credentials::AwsChain { profile: Some(profile) } => format!("AWS profile {profile}"),
         Credentials::AwsChain { profile: None } => "whatever AWS's own tools would use".to_owned(),
+        Credentials::Profile { name, config_file, credentials_file } => {
+            let mut text = format!("AWS profile {}", name.as_deref().unwrap_or("default"));
+            for file in [config_file, credentials_file].into_iter().flatten() {
+                text.push_str(&format!(" of {}", file.display()));
+            }
+            text
+        }
+        Credentials::Ecs => "the container's endpoint".to_owned(),
+        Credentials::Imds { endpoint: None } => "the instance metadata service".to_owned(),
+        Credentials::Imds { endpoint: Some(endpoint) } => {
+            format!("the instance metadata service at {endpoint}")
+        }
+        Credentials::Anonymous => "none: requests are not signed".to_owned(),
     }
 }
 

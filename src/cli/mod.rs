@@ -5,6 +5,7 @@
 
 mod args;
 mod bulk;
+mod client;
 mod commit;
 mod completions;
 mod config;
@@ -23,6 +24,7 @@ mod r2;
 mod status;
 mod target;
 mod umount;
+mod url;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -85,6 +87,7 @@ enum Command {
     Discard(discard::DiscardArgs),
     Dataset(dataset::DatasetArgs),
     R2(r2::R2Args),
+    Url(url::UrlArgs),
     Gc(gc::GcArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
@@ -176,6 +179,7 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Discard(args) => discard::run(args, cx),
         Command::Dataset(args) => dataset::run(args, cx),
         Command::R2(args) => r2::run(args, cx),
+        Command::Url(args) => url::run(args, cx),
         Command::Gc(args) => gc::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),

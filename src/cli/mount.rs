@@ -151,7 +151,7 @@ pub fn start_daemon(arguments: &[OsString], config: &Config, cx: &mut Context) -
 /// The log of a daemon in the background; makes the directory that it is in.
 fn prepare_log(config: &Config) -> Result<PathBuf, Failure> {
     let remote = config.remote.remote();
-    remote.check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
+    config.remote.check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
     let dir = config.remote_state_dir();
     operations::prepare_state_dir(&dir, &remote.to_string())
         .map_err(|err| failure::of_directory("state directory", &dir, &err))?;

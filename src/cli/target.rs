@@ -68,7 +68,7 @@ pub fn find(args: &TargetArgs, cx: &Context) -> Result<Target, Failure> {
     let mut mounts = live_mounts(&config.directories, None);
     match mounts.len() {
         0 => {
-            config.remote.remote().check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
+            config.remote.check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
             of_remote(config)
         }
         1 => Ok(Target::Daemon(mounts.remove(0).0)),

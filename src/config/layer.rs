@@ -11,6 +11,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde::Deserializer;
 
 use crate::config::ConfigError;
 use crate::config::Environment;
@@ -37,8 +38,54 @@ pub struct Layer {
     pub secret_access_key: Option<Secret>,
     /// For temporary credentials (not a flag).
     pub session_token: Option<Secret>,
+    /// Where credentials come from: `auto`, `anonymous`, `environment`, `profile`, `ecs` or `imds`.
+    pub credentials: Option<String>,
     /// A profile of AWS's own files, for the credentials.
     pub aws_profile: Option<String>,
+    /// AWS's file of profiles, instead of `~/.aws/config`.
+    pub aws_config_file: Option<PathBuf>,
+    /// AWS's file of keys, instead of `~/.aws/credentials`.
+    pub aws_credentials_file: Option<PathBuf>,
+    /// The URL of the instance metadata service.
+    pub imds_endpoint: Option<String>,
+    /// `auto`, `path` or `virtual-host`.
+    pub addressing: Option<String>,
+    /// Sent and signed as `Host`.
+    pub host_header: Option<String>,
+    /// Whether this side pays for the requests.
+    pub requester_pays: Option<bool>,
+    /// `auto`, `on` or `off`.
+    #[serde(default, deserialize_with = "text")]
+    pub conditional_writes: Option<String>,
+    /// Certificates to trust beside the system's.
+    pub ca_bundle: Option<PathBuf>,
+    /// An HTTP proxy's URL, or `none`.
+    pub proxy: Option<String>,
+    /// How long a TCP and TLS handshake may take.
+    pub connect_timeout: Option<String>,
+    /// How long a server may be silent.
+    pub request_timeout: Option<String>,
+    /// Requests under way at once.
+    #[serde(default, deserialize_with = "text")]
+    pub request_concurrency: Option<String>,
+    /// How often a failed request is made again.
+    #[serde(default, deserialize_with = "text")]
+    pub retries: Option<String>,
+    /// Bound of the first pause.
+    pub retry_initial_delay: Option<String>,
+    /// Bound of every pause.
+    pub retry_max_delay: Option<String>,
+    /// How long all attempts together may take.
+    pub retry_timeout: Option<String>,
+    /// Reads begun in a second.
+    #[serde(default, deserialize_with = "text")]
+    pub read_rate: Option<String>,
+    /// Writes begun in a second.
+    #[serde(default, deserialize_with = "text")]
+    pub write_rate: Option<String>,
+    /// The time in which the rates double.
+    #[serde(default, deserialize_with = "text")]
+    pub rate_doubling_time: Option<String>,
     /// Where cached blocks go.
     pub cache_dir: Option<PathBuf>,
     /// How much of them to keep.
@@ -61,6 +108,26 @@ pub struct Layer {
     pub default_profile: Option<String>,
     /// Further tables by name: `[profile.NAME]` (top of the file only).
     pub profile: Option<BTreeMap<String, Layer>>,
+}
+
+/// Takes text, and numbers and switches as the text that they would be: nobody quotes `retries = 5`.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "text or a number")]
+    enum Scalar {
+        Text(String),
+        Whole(i64),
+        Fraction(f64),
+        Switch(bool),
+    }
+    Scalar::deserialize(deserializer).map(|scalar| {
+        Some(match scalar {
+            Scalar::Text(text) => text,
+            Scalar::Whole(number) => number.to_string(),
+            Scalar::Fraction(number) => number.to_string(),
+            Scalar::Switch(switch) => switch.to_string(),
+        })
+    })
 }
 
 /// The flags that choose among files and profiles, before any setting is looked at.
@@ -128,6 +195,27 @@ fn flag_of(key: &'static str) -> &'static str {
         "read-only" => "--read-only",
         "allow-other" => "--allow-other",
         "allow-replace" => "--allow-replace",
+        "credentials" => "--credentials",
+        "aws-profile" => "--aws-profile",
+        "aws-config-file" => "--aws-config-file",
+        "aws-credentials-file" => "--aws-credentials-file",
+        "imds-endpoint" => "--imds-endpoint",
+        "addressing" => "--addressing",
+        "host-header" => "--host-header",
+        "requester-pays" => "--requester-pays",
+        "conditional-writes" => "--conditional-writes",
+        "ca-bundle" => "--ca-bundle",
+        "proxy" => "--proxy",
+        "connect-timeout" => "--connect-timeout",
+        "request-timeout" => "--request-timeout",
+        "request-concurrency" => "--request-concurrency",
+        "retries" => "--retries",
+        "retry-initial-delay" => "--retry-initial-delay",
+        "retry-max-delay" => "--retry-max-delay",
+        "retry-timeout" => "--retry-timeout",
+        "read-rate" => "--read-rate",
+        "write-rate" => "--write-rate",
+        "rate-doubling-time" => "--rate-doubling-time",
         other => other,
     }
 }
@@ -139,7 +227,26 @@ const VARIABLES: &[(&str, &[&str])] = &[
     ("endpoint", &["R2_ENDPOINT", "R2_ENDPOINT_URL", "AWS_ENDPOINT_URL"]),
     ("region", &["R2_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION"]),
     ("remote-prefix", &["DSFS_REMOTE_PREFIX"]),
+    ("credentials", &["DSFS_CREDENTIALS"]),
     ("aws-profile", &["AWS_PROFILE"]),
+    ("aws-config-file", &["AWS_CONFIG_FILE"]),
+    ("aws-credentials-file", &["AWS_SHARED_CREDENTIALS_FILE"]),
+    ("imds-endpoint", &["AWS_EC2_METADATA_SERVICE_ENDPOINT"]),
+    ("addressing", &["DSFS_ADDRESSING"]),
+    ("host-header", &["DSFS_HOST_HEADER"]),
+    ("conditional-writes", &["DSFS_CONDITIONAL_WRITES", "TENSORSTORE_S3_USE_CONDITIONAL_WRITE"]),
+    ("ca-bundle", &["DSFS_CA_BUNDLE", "AWS_CA_BUNDLE"]),
+    ("proxy", &["DSFS_PROXY"]),
+    ("connect-timeout", &["DSFS_CONNECT_TIMEOUT"]),
+    ("request-timeout", &["DSFS_REQUEST_TIMEOUT"]),
+    ("request-concurrency", &["DSFS_REQUEST_CONCURRENCY", "TENSORSTORE_S3_REQUEST_CONCURRENCY"]),
+    ("retries", &["DSFS_RETRIES"]),
+    ("retry-initial-delay", &["DSFS_RETRY_INITIAL_DELAY"]),
+    ("retry-max-delay", &["DSFS_RETRY_MAX_DELAY"]),
+    ("retry-timeout", &["DSFS_RETRY_TIMEOUT"]),
+    ("read-rate", &["DSFS_READ_RATE"]),
+    ("write-rate", &["DSFS_WRITE_RATE"]),
+    ("rate-doubling-time", &["DSFS_RATE_DOUBLING_TIME", "TENSORSTORE_S3_RATE_LIMITER_DOUBLING_TIME"]),
     ("cache-dir", &["DSFS_CACHE_DIR"]),
     ("cache-limit", &["DSFS_CACHE_LIMIT"]),
     ("state-dir", &["DSFS_STATE_DIR"]),
@@ -174,7 +281,26 @@ pub fn of_environment(env: &Environment) -> Source {
         endpoint: take("endpoint"),
         region: take("region"),
         remote_prefix: take("remote-prefix"),
+        credentials: take("credentials"),
         aws_profile: take("aws-profile"),
+        aws_config_file: take("aws-config-file").map(PathBuf::from),
+        aws_credentials_file: take("aws-credentials-file").map(PathBuf::from),
+        imds_endpoint: take("imds-endpoint"),
+        addressing: take("addressing"),
+        host_header: take("host-header"),
+        conditional_writes: take("conditional-writes"),
+        ca_bundle: take("ca-bundle").map(PathBuf::from),
+        proxy: take("proxy"),
+        connect_timeout: take("connect-timeout"),
+        request_timeout: take("request-timeout"),
+        request_concurrency: take("request-concurrency"),
+        retries: take("retries"),
+        retry_initial_delay: take("retry-initial-delay"),
+        retry_max_delay: take("retry-max-delay"),
+        retry_timeout: take("retry-timeout"),
+        read_rate: take("read-rate"),
+        write_rate: take("write-rate"),
+        rate_doubling_time: take("rate-doubling-time"),
         cache_dir: take("cache-dir").map(PathBuf::from),
         cache_limit: take("cache-limit"),
         state_dir: take("state-dir").map(PathBuf::from),
@@ -234,6 +360,22 @@ pub fn of_file(
         return Err(ConfigError::SecretsReadable { path: path.into(), mode: mode & 0o7777 });
     }
     Ok(layers)
+}
+
+/// The key pair that a file, or a profile's table in it, holds by now; for keys that were renewed there.
+///
+/// # Errors
+/// As [`of_file`].
+pub fn keys_of_file(
+    path: &Path,
+    profile: Option<&str>,
+) -> Result<Option<(String, Secret, Option<Secret>)>, ConfigError> {
+    let profile = profile.map(|name| (name.to_owned(), Origin::Default));
+    let layers = of_file(path, true, profile)?;
+    Ok(layers.sources.into_iter().find_map(|source| {
+        let layer = source.layer;
+        Some((layer.access_key_id?, layer.secret_access_key?, layer.session_token))
+    }))
 }
 
 /// The pure half of [`of_file`].

@@ -13,6 +13,7 @@
 //! thing each. Within one layer `remote` and a setting that it already holds contradict each other, and
 //! that is an error. Across layers the higher one wins; a URL hides bucket and prefix of the layers below.
 
+pub mod client;
 pub mod directories;
 pub mod environment;
 pub mod layer;
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::config::client::ClientSettings;
 pub use crate::config::directories::Directories;
 pub use crate::config::environment::Environment;
 pub use crate::config::layer::Layer;
@@ -77,7 +79,7 @@ pub struct Config {
 }
 
 /// The settings of a remote; a directory has no endpoint, region or credentials.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RemoteSettings {
     /// A bucket.
     S3(Box<S3Settings>),
@@ -91,18 +93,20 @@ pub enum RemoteSettings {
 }
 
 /// The settings of a bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct S3Settings {
     /// The bucket.
     pub bucket: Setting<String>,
     /// The server; `None` for AWS itself.
     pub endpoint: Setting<Option<String>>,
-    /// The region to sign for.
+    /// The region to sign for; `auto` at AWS itself is found out from the bucket.
     pub region: Setting<String>,
     /// What all keys begin with.
     pub prefix: Setting<RemotePrefix>,
     /// How requests are signed.
     pub credentials: Setting<Credentials>,
+    /// How requests are made.
+    pub client: ClientSettings,
 }
 
 impl RemoteSettings {
@@ -121,6 +125,26 @@ impl RemoteSettings {
             Self::Directory { path, prefix } => {
                 Remote { place: Place::Directory(path.value.clone()), prefix: prefix.value.clone() }
             }
+        }
+    }
+}
+
+impl RemoteSettings {
+    /// Checks what only a request would tell otherwise: that something can be connected to. A bucket that
+    /// nobody named is not looked for at AWS, where the name belongs to a stranger.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoEndpoint`].
+    pub fn check_reachable_in_principle(&self) -> Result<(), ConfigError> {
+        match self {
+            Self::S3(s3)
+                if s3.endpoint.value.is_none()
+                    && s3.region.value == remote::DEFAULT_REGION
+                    && s3.bucket.origin == Origin::Default =>
+            {
+                Err(ConfigError::NoEndpoint)
+            }
+            Self::S3(_) | Self::Directory { .. } => Ok(()),
         }
     }
 }
@@ -230,7 +254,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// There is nothing to connect to.
-    #[error("no endpoint is set, and the region 'auto' is none of AWS's")]
+    #[error("neither an endpoint nor a bucket is set")]
     NoEndpoint,
 }
 
@@ -248,7 +272,7 @@ impl ConfigError {
             Self::HalfKey { missing, .. } => Some(format!("set {missing} in the same place, or neither")),
             Self::Conflict { .. } => Some("give only one of them".into()),
             Self::NoEndpoint => Some(
-                "--endpoint https://ACCOUNT.r2.cloudflarestorage.com (or your server's URL), --region for AWS, \
+                "--endpoint https://ACCOUNT.r2.cloudflarestorage.com (or your server's URL), --bucket alone for AWS, \
                  or --remote file:///dir/ for a directory; `dsfs demo` needs none of them"
                     .into(),
             ),

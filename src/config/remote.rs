@@ -9,7 +9,6 @@ use percent_encoding::percent_decode_str;
 use sha2::Digest;
 use sha2::Sha256;
 
-use crate::config::ConfigError;
 use crate::config::Secret;
 use crate::name::RemotePrefix;
 
@@ -108,11 +107,29 @@ pub enum Credentials {
         /// For temporary credentials.
         session_token: Option<Secret>,
     },
-    /// Whatever AWS's own tools would use: shared files, SSO, web identity, ECS, instance metadata.
+    /// Whatever AWS's own tools would use: shared files, web identity, ECS, instance metadata.
     AwsChain {
-        /// The profile in those files; `None` for their own default.
+        /// The profile that `AWS_PROFILE` names; `None` for their own default.
         profile: Option<String>,
     },
+    /// A profile of AWS's shared files, and nothing else.
+    Profile {
+        /// The profile; `None` for `default`.
+        name: Option<String>,
+        /// Instead of `~/.aws/config`.
+        config_file: Option<PathBuf>,
+        /// Instead of `~/.aws/credentials`.
+        credentials_file: Option<PathBuf>,
+    },
+    /// The container's endpoint, which `AWS_CONTAINER_CREDENTIALS_FULL_URI` or `…_RELATIVE_URI` names.
+    Ecs,
+    /// The instance metadata service.
+    Imds {
+        /// Instead of the usual address.
+        endpoint: Option<String>,
+    },
+    /// Nobody: requests are not signed.
+    Anonymous,
 }
 
 /// Where a remote is.
@@ -184,19 +201,6 @@ impl Remote {
             Place::Directory(path) => format!("file://{}/{}", path.display(), self.prefix),
         }
     }
-
-    /// Checks what only a request would tell otherwise: that something can be connected to.
-    ///
-    /// # Errors
-    /// [`ConfigError::NoEndpoint`].
-    pub fn check_reachable_in_principle(&self) -> Result<(), ConfigError> {
-        match &self.place {
-            Place::S3 { endpoint: None, region, .. } if region == DEFAULT_REGION => {
-                Err(ConfigError::NoEndpoint)
-            }
-            Place::S3 { .. } | Place::Directory(_) => Ok(()),
-        }
-    }
 }
 
 impl fmt::Display for Remote {
@@ -204,6 +208,7 @@ impl fmt::Display for Remote {
         f.write_str(&self.fs_name())?;
         match &self.place {
             Place::S3 { endpoint: Some(endpoint), .. } => write!(f, " at {endpoint}"),
+            Place::S3 { endpoint: None, region, .. } if region == DEFAULT_REGION => f.write_str(" at AWS"),
             Place::S3 { endpoint: None, region, .. } => write!(f, " at AWS {region}"),
             Place::Directory(_) => Ok(()),
         }

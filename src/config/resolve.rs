@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::ClientSettings;
 use crate::config::Config;
 use crate::config::ConfigError;
 use crate::config::Credentials;
@@ -11,6 +12,7 @@ use crate::config::Layer;
 use crate::config::RemoteSettings;
 use crate::config::S3Settings;
 use crate::config::Setting;
+use crate::config::client;
 use crate::config::layer::Source;
 use crate::config::layer::SourceKind;
 use crate::config::remote;
@@ -94,7 +96,7 @@ pub(super) fn resolve(
 }
 
 /// The highest layer's text for a key, parsed.
-fn parsed<T>(
+pub(super) fn parsed<T>(
     sources: &[Source],
     key: &'static str,
     field: fn(&Layer) -> Option<&String>,
@@ -260,34 +262,107 @@ fn s3_settings(
         region,
         prefix,
         credentials: credentials(sources)?,
+        client: client_settings(sources)?,
     })))
 }
 
-/// The key pair of the highest layer that has one, or AWS's own chain. A profile of AWS's files that is
-/// named in a higher layer than the keys goes before them.
+/// As [`client::resolve`], once it is known that there is an endpoint for what needs one.
+fn client_settings(sources: &[Source]) -> Result<ClientSettings, ConfigError> {
+    let settings = client::resolve(sources)?;
+    let has_endpoint = sources.iter().any(|source| source.layer.endpoint.is_some());
+    if settings.host_header.value.is_some() && !has_endpoint {
+        let reason = "AWS itself takes no other host; set an endpoint, or leave this out".to_owned();
+        return Err(ConfigError::BadValue { origin: settings.host_header.origin, reason });
+    }
+    Ok(settings)
+}
+
+/// Who asks: as `credentials` says, or by what is there.
 fn credentials(sources: &[Source]) -> Result<Setting<Credentials>, ConfigError> {
-    for source in sources {
-        let layer = &source.layer;
-        let half = |present, missing| ConfigError::HalfKey { present: source.origin(present), missing };
-        match (&layer.access_key_id, &layer.secret_access_key) {
-            (Some(id), Some(secret)) => {
-                let keys = Credentials::Keys {
-                    access_key_id: id.clone(),
-                    secret_access_key: secret.clone(),
-                    session_token: layer.session_token.clone(),
-                };
-                return Ok(Setting::new(keys, source.origin("access-key-id")));
+    let kind = sources.iter().find_map(|source| Some((source.layer.credentials.as_deref()?, source)));
+    let Some((kind, source)) = kind else { return found_credentials(sources) };
+    let origin = source.origin("credentials");
+    let bad = |origin, reason: &str| Err(ConfigError::BadValue { origin, reason: reason.to_owned() });
+    match kind {
+        "auto" => found_credentials(sources),
+        "anonymous" => Ok(Setting::new(Credentials::Anonymous, origin)),
+        "environment" => {
+            for source in sources.iter().filter(|s| matches!(s.kind, SourceKind::Environment(_))) {
+                if let Some(keys) = keys_of(source)? {
+                    return Ok(keys);
+                }
             }
-            (Some(_), None) => return Err(half("access-key-id", "its secret access key")),
-            (None, Some(_)) => return Err(half("secret-access-key", "its access key id")),
-            (None, None) => {}
+            bad(origin, "neither R2_ACCESS_KEY_ID nor AWS_ACCESS_KEY_ID is set")
         }
-        if let Some(profile) = &layer.aws_profile {
-            let chain = Credentials::AwsChain { profile: Some(profile.clone()) };
-            return Ok(Setting::new(chain, source.origin("aws-profile")));
+        "profile" => Ok(Setting::new(profile(sources), origin)),
+        "ecs" => Ok(Setting::new(Credentials::Ecs, origin)),
+        "imds" => {
+            let endpoint = sources.iter().find_map(|source| source.layer.imds_endpoint.clone());
+            Ok(Setting::new(Credentials::Imds { endpoint }, origin))
+        }
+        other => Err(ConfigError::BadValue {
+            origin,
+            reason: format!("{other:?} is none of auto, anonymous, environment, profile, ecs, imds"),
+        }),
+    }
+}
+
+/// The highest layer that says anything decides: its key pair, its profile of AWS's files, or such a file.
+/// Else AWS's own chain. The environment's `AWS_PROFILE` and files are left to that chain, which goes on
+/// where the profile holds no keys.
+fn found_credentials(sources: &[Source]) -> Result<Setting<Credentials>, ConfigError> {
+    for source in sources {
+        if let Some(keys) = keys_of(source)? {
+            return Ok(keys);
+        }
+        let layer = &source.layer;
+        let of_environment = matches!(source.kind, SourceKind::Environment(_));
+        if let Some(name) = &layer.aws_profile {
+            let credentials = if of_environment {
+                Credentials::AwsChain { profile: Some(name.clone()) }
+            } else {
+                profile(sources)
+            };
+            return Ok(Setting::new(credentials, source.origin("aws-profile")));
+        }
+        for (key, file) in [
+            ("aws-credentials-file", &layer.aws_credentials_file),
+            ("aws-config-file", &layer.aws_config_file),
+        ] {
+            if file.is_some() && !of_environment {
+                return Ok(Setting::new(profile(sources), source.origin(key)));
+            }
         }
     }
     Ok(Setting::default_of(Credentials::AwsChain { profile: None }))
+}
+
+/// The key pair of one layer.
+fn keys_of(source: &Source) -> Result<Option<Setting<Credentials>>, ConfigError> {
+    let layer = &source.layer;
+    let half = |present, missing| Err(ConfigError::HalfKey { present: source.origin(present), missing });
+    match (&layer.access_key_id, &layer.secret_access_key) {
+        (Some(id), Some(secret)) => {
+            let keys = Credentials::Keys {
+                access_key_id: id.clone(),
+                secret_access_key: secret.clone(),
+                session_token: layer.session_token.clone(),
+            };
+            Ok(Some(Setting::new(keys, source.origin("access-key-id"))))
+        }
+        (Some(_), None) => half("access-key-id", "its secret access key"),
+        (None, Some(_)) => half("secret-access-key", "its access key id"),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A profile of AWS's files, each part from the highest layer that names it.
+fn profile(sources: &[Source]) -> Credentials {
+    Credentials::Profile {
+        name: sources.iter().find_map(|source| source.layer.aws_profile.clone()),
+        config_file: sources.iter().find_map(|source| source.layer.aws_config_file.clone()),
+        credentials_file: sources.iter().find_map(|source| source.layer.aws_credentials_file.clone()),
+    }
 }
 
 #[cfg(test)]
@@ -481,11 +556,42 @@ mod tests {
     }
 
     #[test]
-    fn without_an_endpoint_only_a_region_of_aws_will_do() {
-        let remote = |given: &Given<'_>| resolved(given).unwrap().remote.remote();
+    fn without_an_endpoint_only_a_bucket_that_was_named_is_looked_for_at_aws() {
+        let remote = |given: &Given<'_>| resolved(given).unwrap().remote;
         assert!(matches!(remote(&NOTHING).check_reachable_in_principle(), Err(ConfigError::NoEndpoint)));
-        let aws = remote(&Given { flags: &[("region", "eu-central-1")], ..NOTHING });
-        assert!(aws.check_reachable_in_principle().is_ok());
-        assert!(matches!(aws.place, Place::S3 { endpoint: None, .. }));
+        for flags in [&[("region", "eu-central-1")], &[("bucket", "lab")]] {
+            let aws = remote(&Given { flags, ..NOTHING });
+            assert!(aws.check_reachable_in_principle().is_ok());
+            assert!(matches!(aws.remote().place, Place::S3 { endpoint: None, .. }));
+        }
+    }
+
+    #[test]
+    fn the_kind_of_credentials_can_be_chosen() {
+        let of = |env: &[(&str, &str)], file| match resolved(&Given { env, file, ..NOTHING })?.remote {
+            RemoteSettings::S3(s3) => Ok::<_, ConfigError>(s3.credentials.value),
+            RemoteSettings::Directory { .. } => panic!("is a bucket"),
+        };
+        let keys = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "s")];
+        assert_eq!(of(&keys, "credentials = 'anonymous'").unwrap(), Credentials::Anonymous);
+        assert!(matches!(of(&keys, "credentials = 'environment'").unwrap(), Credentials::Keys { .. }));
+        let of_file = "credentials = 'environment'\naccess-key-id = 'f'\nsecret-access-key = 'g'";
+        assert!(of(&[], of_file).unwrap_err().to_string().contains("AWS_ACCESS_KEY_ID"));
+        assert_eq!(of(&keys, "credentials = 'ecs'").unwrap(), Credentials::Ecs);
+        let imds = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://h")];
+        let endpoint = Some("http://h".to_owned());
+        assert_eq!(of(&imds, "credentials = 'imds'").unwrap(), Credentials::Imds { endpoint });
+        let profile = |name: Option<&str>, file: Option<&str>| Credentials::Profile {
+            name: name.map(str::to_owned),
+            config_file: None,
+            credentials_file: file.map(Into::into),
+        };
+        assert_eq!(of(&[], "aws-profile = 'lab'").unwrap(), profile(Some("lab"), None));
+        assert_eq!(of(&[], "aws-credentials-file = '/k'").unwrap(), profile(None, Some("/k")));
+        let both = [("AWS_PROFILE", "lab"), ("AWS_SHARED_CREDENTIALS_FILE", "/k")];
+        assert_eq!(of(&both, "credentials = 'profile'").unwrap(), profile(Some("lab"), Some("/k")));
+        assert_eq!(of(&both, "").unwrap(), Credentials::AwsChain { profile: Some("lab".into()) });
+        assert!(of(&[], "credentials = 'magic'").unwrap_err().to_string().contains("anonymous"));
+        assert!(of(&[], "host-header = 'h'").unwrap_err().to_string().contains("endpoint"));
     }
 }

@@ -73,7 +73,7 @@ impl Workspace {
             memory_bytes: config.memory_limit_bytes.value / CACHE_MEMORY_SHARE,
         });
         let state_dir = config.state_dir.value.clone();
-        let guarantee = RwLock::new(guarantee::recall(&state_dir, &remote.remote.store_identity()));
+        let guarantee = RwLock::new(guarantee::known(&remote, &state_dir));
         Ok(Self {
             remote,
             staging: Arc::new(staging),

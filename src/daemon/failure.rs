@@ -67,11 +67,24 @@ fn hint_for(err: &StoreError, s3: &S3Settings) -> Option<String> {
             Credentials::Keys { .. } => {
                 format!("the key comes from: {}; may it list this bucket?", s3.credentials.origin)
             }
-            Credentials::AwsChain { profile: Some(profile) } => {
+            Credentials::AwsChain { profile: Some(profile) } | Credentials::Profile { name: Some(profile), .. } => {
                 format!("the keys come from the AWS profile {profile:?} ({})", s3.credentials.origin)
             }
+            Credentials::Profile { name: None, .. } => {
+                format!("the keys come from the AWS profile \"default\" ({})", s3.credentials.origin)
+            }
+            Credentials::Ecs => {
+                format!("the keys come from the container's endpoint ({})", s3.credentials.origin)
+            }
+            Credentials::Imds { .. } => {
+                format!("the keys come from the instance metadata service ({})", s3.credentials.origin)
+            }
+            Credentials::Anonymous => {
+                format!("requests are not signed ({}); only public buckets answer them", s3.credentials.origin)
+            }
             Credentials::AwsChain { profile: None } => {
-                "no key was given to dsfs: set R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY, or their AWS_ counterparts"
+                "no key was given to dsfs: set R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY, or their AWS_ counterparts; \
+                 `--credentials anonymous` for a public bucket"
                     .to_owned()
             }
         }),

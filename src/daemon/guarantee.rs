@@ -35,22 +35,36 @@ pub struct Remembered {
     pub store: String,
     /// The grade.
     pub guarantee: Guarantee,
-    /// When it was probed, as RFC 3339.
-    pub probed: String,
+    /// When it was probed, as RFC 3339; `None` if the user said so.
+    pub probed: Option<String>,
 }
 
 impl Remembered {
     /// For people: `enforced (probed 2026-11-21)`.
     #[must_use]
     pub fn describe(&self) -> String {
-        let date = self.probed.split('T').next().unwrap_or_default();
-        format!("{} (probed {date})", self.guarantee)
+        match &self.probed {
+            Some(probed) => {
+                let date = probed.split('T').next().unwrap_or_default();
+                format!("{} (probed {date})", self.guarantee)
+            }
+            None => format!("{} (as conditional-writes says)", self.guarantee),
+        }
+    }
+}
+
+/// What the user says of a remote, else what is remembered of it.
+#[must_use]
+pub fn known(remote: &OpenRemote, state_dir: &Path) -> Option<Remembered> {
+    let store = remote.remote.store_identity();
+    match remote.assumed_guarantee {
+        Some(guarantee) => Some(Remembered { store, guarantee, probed: None }),
+        None => recall(state_dir, &store),
     }
 }
 
 /// What is remembered of a store.
-#[must_use]
-pub fn recall(state_dir: &Path, identity: &str) -> Option<Remembered> {
+fn recall(state_dir: &Path, identity: &str) -> Option<Remembered> {
     let remembered: Remembered =
         serde_json::from_slice(&fs::read(file_of(state_dir, identity)).ok()?).ok()?;
     (remembered.store == identity).then_some(remembered)
@@ -65,21 +79,24 @@ pub async fn probe(remote: &OpenRemote, state_dir: &Path) -> Result<(Remembered,
     let remembered = Remembered {
         store: remote.remote.store_identity(),
         guarantee: report.guarantee,
-        probed: timestamp(SystemClock.now()),
+        probed: Some(timestamp(SystemClock.now())),
     };
+    if remote.assumed_guarantee.is_some() {
+        return Ok((remembered, report)); // found in a way that another setting may not go
+    }
     if let Err(err) = remember(state_dir, &remembered) {
         tracing::warn!("what the remote enforces cannot be remembered: {err}");
     }
     Ok((remembered, report))
 }
 
-/// What is remembered, else what a probe finds.
+/// What is known, else what a probe finds.
 ///
 /// # Errors
 /// As [`probe`].
 pub async fn known_or_probed(remote: &OpenRemote, state_dir: &Path) -> Result<Remembered, StoreError> {
-    match recall(state_dir, &remote.remote.store_identity()) {
-        Some(remembered) => Ok(remembered),
+    match known(remote, state_dir) {
+        Some(known) => Ok(known),
         None => probe(remote, state_dir).await.map(|(remembered, _)| remembered),
     }
 }
@@ -113,7 +130,7 @@ mod tests {
         let remembered = Remembered {
             store: "s3 http://h b".into(),
             guarantee: Guarantee::SinglePut,
-            probed: timestamp(SystemTime::UNIX_EPOCH),
+            probed: Some(timestamp(SystemTime::UNIX_EPOCH)),
         };
         remember(dir.path(), &remembered).unwrap();
         assert_eq!(recall(dir.path(), "s3 http://h b"), Some(remembered.clone()));

@@ -1,6 +1,7 @@
 //! One mount: checked, composed, kept running, and taken down again.
 
 pub mod background;
+mod bucket;
 pub mod compose;
 pub mod dataset;
 pub mod failure;

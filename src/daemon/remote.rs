@@ -8,20 +8,19 @@ use std::time::SystemTime;
 use tokio::time;
 
 use crate::config::Config;
-use crate::config::Credentials;
 use crate::config::Place;
 use crate::config::Remote;
 use crate::config::RemoteSettings;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
+use crate::daemon::bucket;
 use crate::daemon::failure;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::directory::DirectoryStore;
+use crate::store::guarantee::Guarantee;
 use crate::store::retry::RetryOptions;
 use crate::store::retry::RetryingStore;
-use crate::store::s3::S3Credentials;
-use crate::store::s3::S3Options;
 use crate::store::s3::S3Store;
 
 /// How long the first request may take, all in all: somebody is waiting at a terminal.
@@ -36,6 +35,8 @@ pub struct OpenRemote {
     pub remote: Remote,
     /// Its store, with retries and limits.
     pub store: Arc<dyn ObjectStore>,
+    /// What the user says that it enforces; `None` leaves it to the probe.
+    pub assumed_guarantee: Option<Guarantee>,
     /// The same without retries.
     plain: Arc<dyn ObjectStore>,
     s3: Option<Arc<S3Store>>,
@@ -50,27 +51,31 @@ impl fmt::Debug for OpenRemote {
 /// Prepares the remote of the settings. Nothing is sent yet.
 ///
 /// # Errors
-/// There is nothing to connect to, or the directory does not exist.
+/// There is nothing to connect to, the directory does not exist, or the CA bundle is none.
 pub async fn open(config: &Config) -> Result<OpenRemote, Failure> {
     let remote = config.remote.remote();
-    remote.check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
+    config.remote.check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
     let (plain, s3): (Arc<dyn ObjectStore>, _) = match (&remote.place, &config.remote) {
         (Place::Directory(path), _) => {
             let store = DirectoryStore::open(path).map_err(|err| failure::of_access(&err, config))?;
             (Arc::new(store), None)
         }
-        (Place::S3 { endpoint, region, bucket }, RemoteSettings::S3(settings)) => {
-            let credentials = credentials(&settings.credentials.value);
-            let options = S3Options::new(bucket, endpoint.as_deref(), region, credentials);
-            let store = Arc::new(S3Store::new(&options).await);
+        (Place::S3 { .. }, RemoteSettings::S3(settings)) => {
+            let store = Arc::new(S3Store::new(&bucket::client_options(settings)?));
             (Arc::clone(&store) as Arc<dyn ObjectStore>, Some(store))
         }
         (Place::S3 { .. }, RemoteSettings::Directory { .. }) => {
             unreachable!("the remote was made from the settings")
         }
     };
-    let store = Arc::new(RetryingStore::new(Arc::clone(&plain), RetryOptions::default()));
-    Ok(OpenRemote { remote, store, plain, s3 })
+    let (retry, assumed_guarantee) = match &config.remote {
+        RemoteSettings::S3(settings) => {
+            (bucket::retry_options(settings), bucket::assumed_guarantee(settings))
+        }
+        RemoteSettings::Directory { .. } => (RetryOptions::default(), None),
+    };
+    let store = Arc::new(RetryingStore::new(Arc::clone(&plain), retry));
+    Ok(OpenRemote { remote, store, assumed_guarantee, plain, s3 })
 }
 
 impl OpenRemote {
@@ -95,21 +100,16 @@ impl OpenRemote {
         })
     }
 
+    /// The bucket, for what only a bucket can do.
+    #[must_use]
+    pub fn bucket(&self) -> Option<&Arc<S3Store>> {
+        self.s3.as_ref()
+    }
+
     /// The time at the server, if it has one and has answered.
     #[must_use]
     pub fn server_time(&self) -> Option<SystemTime> {
         self.s3.as_ref()?.server_time()
-    }
-}
-
-fn credentials(credentials: &Credentials) -> S3Credentials {
-    match credentials {
-        Credentials::Keys { access_key_id, secret_access_key, session_token } => S3Credentials::Static {
-            access_key_id: access_key_id.clone(),
-            secret_access_key: secret_access_key.expose().to_owned(),
-            session_token: session_token.as_ref().map(|token| token.expose().to_owned()),
-        },
-        Credentials::AwsChain { profile } => S3Credentials::DefaultChain { profile: profile.clone() },
     }
 }
 

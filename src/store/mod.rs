@@ -19,6 +19,7 @@ pub mod directory;
 pub mod retry;
 pub mod fault;
 pub mod guarantee;
+pub mod rate;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -382,6 +383,8 @@ pub enum StoreError {
         key: String,
         /// What happened, with its causes.
         reason: String,
+        /// Whether the server said that it has too many requests.
+        throttled: bool,
         /// The cause, where there is one.
         #[source]
         source: Option<Arc<dyn std::error::Error + Send + Sync>>,
@@ -391,13 +394,19 @@ pub enum StoreError {
 impl StoreError {
     /// An [`StoreError::Unavailable`] without a further cause.
     pub fn unavailable(key: impl fmt::Display, reason: impl fmt::Display) -> Self {
-        Self::Unavailable { key: key.to_string(), reason: reason.to_string(), source: None }
+        Self::Unavailable { key: key.to_string(), reason: reason.to_string(), throttled: false, source: None }
     }
 
     /// Whether the same request may succeed a little later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Contended { .. })
+    }
+
+    /// Whether the server has more requests than it can take.
+    #[must_use]
+    pub fn asks_to_slow_down(&self) -> bool {
+        matches!(self, Self::Unavailable { throttled: true, .. })
     }
 }
 

@@ -60,13 +60,16 @@ use crate::store::PutAttributes;
 use crate::store::StoreError;
 use crate::store::UploadId;
 use crate::store::complete_allowance;
+use crate::store::rate::Direction;
+use crate::store::rate::RateLimiter;
+use crate::store::rate::RateOptions;
 use crate::store::upload_allowance;
 
 /// Uploads whose attributes are remembered; one that is forgotten is not resolved, only reported.
 const UPLOADS_REMEMBERED_MAX: usize = 4096;
 
 /// How often, how long and how many at once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RetryOptions {
     /// Attempts in all, the first included.
     pub attempts_max: u32,
@@ -81,6 +84,8 @@ pub struct RetryOptions {
     pub deadline: Duration,
     /// Requests under way at once. A `get` counts until its body is read or dropped.
     pub requests_max: usize,
+    /// Requests begun in a second.
+    pub rate: RateOptions,
 }
 
 impl Default for RetryOptions {
@@ -91,7 +96,8 @@ impl Default for RetryOptions {
             backoff_max: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(30),
             deadline: Duration::from_secs(60),
-            requests_max: 64,
+            requests_max: 32,
+            rate: RateOptions::default(),
         }
     }
 }
@@ -109,6 +115,7 @@ pub struct RetryingStore {
     inner: Arc<dyn ObjectStore>,
     options: RetryOptions,
     requests: Arc<Semaphore>,
+    rate: RateLimiter,
     uploads: Mutex<LruCache<UploadId, OpenUpload>>,
     /// Writes that were asked again although they may have been carried out.
     lost_answers: AtomicU64,
@@ -154,7 +161,8 @@ impl RetryingStore {
         let requests = Arc::new(Semaphore::new(options.requests_max.max(1)));
         let remembered = std::num::NonZeroUsize::new(UPLOADS_REMEMBERED_MAX).expect("not zero");
         let uploads = Mutex::new(LruCache::new(remembered));
-        Self { inner, options, requests, uploads, lost_answers: AtomicU64::new(0) }
+        let rate = RateLimiter::new(&options.rate);
+        Self { inner, options, requests, rate, uploads, lost_answers: AtomicU64::new(0) }
     }
 
     async fn permit(&self) -> OwnedSemaphorePermit {
@@ -174,6 +182,7 @@ impl RetryingStore {
     /// The permit goes along with the result, for those who go on using the connection.
     async fn attempts<T, F>(
         &self,
+        direction: Direction,
         subject: &str,
         allowance: Duration,
         again: fn(&StoreError) -> bool,
@@ -182,6 +191,8 @@ impl RetryingStore {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
+        // The wait for a first turn is the user's wish, not the server's delay.
+        self.rate.admit(direction).await;
         let deadline = Instant::now() + self.options.deadline + allowance;
         let mut ambiguous = false;
         let mut failures = 0;
@@ -197,6 +208,9 @@ impl RetryingStore {
                 Err(_) => StoreError::unavailable(subject, "no answer in time"),
             };
             drop(permit); // nobody waits for a request that is itself only waiting
+            if err.asks_to_slow_down() {
+                self.rate.back_off(direction);
+            }
             if !again(&err) {
                 return Outcome { result: Err(err), ambiguous };
             }
@@ -208,12 +222,14 @@ impl RetryingStore {
             }
             tracing::debug!(subject, failures, ?pause, "asking again: {err}");
             sleep(pause).await;
+            self.rate.admit(direction).await;
         }
     }
 
     /// For requests whose repetition cannot be taken for a conflict.
     async fn plain<T, F>(
         &self,
+        direction: Direction,
         subject: &str,
         allowance: Duration,
         attempt: impl FnMut() -> F,
@@ -221,7 +237,7 @@ impl RetryingStore {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let outcome = self.attempts(subject, allowance, StoreError::is_transient, attempt).await;
+        let outcome = self.attempts(direction, subject, allowance, StoreError::is_transient, attempt).await;
         outcome.result.map(|(value, _permit)| value)
     }
 
@@ -240,6 +256,7 @@ impl RetryingStore {
                 return Err(StoreError::Unavailable {
                     key: key.to_string(),
                     reason,
+                    throttled: err.asks_to_slow_down(),
                     source: Some(Arc::new(err)),
                 });
             }
@@ -289,21 +306,24 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn check_access(&self) -> Result<(), StoreError> {
-        self.plain("bucket", Duration::ZERO, || self.inner.check_access()).await
+        self.plain(Direction::Read, "bucket", Duration::ZERO, || self.inner.check_access()).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        self.plain(request.prefix.as_str(), Duration::ZERO, || self.inner.list(request)).await
+        self.plain(Direction::Read, request.prefix.as_str(), Duration::ZERO, || self.inner.list(request))
+            .await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
-        self.plain(key.as_str(), Duration::ZERO, || self.inner.head(key)).await
+        self.plain(Direction::Read, key.as_str(), Duration::ZERO, || self.inner.head(key)).await
     }
 
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
         let attempt = || self.inner.get(key, etag, range.clone());
-        let (body, permit) =
-            self.attempts(key.as_str(), Duration::ZERO, StoreError::is_transient, attempt).await.result?;
+        let (body, permit) = self
+            .attempts(Direction::Read, key.as_str(), Duration::ZERO, StoreError::is_transient, attempt)
+            .await
+            .result?;
         // The request is under way until its body is read or dropped.
         let body = body.map(move |piece| {
             let _held = &permit;
@@ -319,8 +339,10 @@ impl ObjectStore for RetryingStore {
         size_bytes: u64,
     ) -> Result<(ObjectMeta, ByteStream), StoreError> {
         let attempt = || self.inner.get_whole(key, etag, size_bytes);
-        let ((meta, body), permit) =
-            self.attempts(key.as_str(), Duration::ZERO, StoreError::is_transient, attempt).await.result?;
+        let ((meta, body), permit) = self
+            .attempts(Direction::Read, key.as_str(), Duration::ZERO, StoreError::is_transient, attempt)
+            .await
+            .result?;
         let body = body.map(move |piece| {
             let _held = &permit;
             piece
@@ -337,7 +359,13 @@ impl ObjectStore for RetryingStore {
     ) -> Result<ETag, StoreError> {
         let attempt = || self.inner.put(key, body.clone(), expect, attributes);
         let outcome = self
-            .attempts(key.as_str(), upload_allowance(body.len()), StoreError::is_transient, attempt)
+            .attempts(
+                Direction::Write,
+                key.as_str(),
+                upload_allowance(body.len()),
+                StoreError::is_transient,
+                attempt,
+            )
             .await;
         let ours = OurWrite { attributes: Some(attributes), size_bytes: Some(body.len() as u64) };
         self.finish_write(key, outcome, &ours).await
@@ -348,8 +376,11 @@ impl ObjectStore for RetryingStore {
         key: &ObjectKey,
         attributes: &PutAttributes,
     ) -> Result<UploadId, StoreError> {
-        let upload =
-            self.plain(key.as_str(), Duration::ZERO, || self.inner.create_multipart(key, attributes)).await?;
+        let upload = self
+            .plain(Direction::Write, key.as_str(), Duration::ZERO, || {
+                self.inner.create_multipart(key, attributes)
+            })
+            .await?;
         let open = OpenUpload { attributes: attributes.clone(), parts: BTreeMap::new() };
         self.uploads.lock().put(upload.clone(), open);
         Ok(upload)
@@ -363,7 +394,8 @@ impl ObjectStore for RetryingStore {
         body: Bytes,
     ) -> Result<PartReceipt, StoreError> {
         let attempt = || self.inner.put_part(key, upload, number, body.clone());
-        let receipt = self.plain(key.as_str(), upload_allowance(body.len()), attempt).await?;
+        let receipt =
+            self.plain(Direction::Write, key.as_str(), upload_allowance(body.len()), attempt).await?;
         if let Some(open) = self.uploads.lock().get_mut(upload) {
             open.parts.insert(number, body.len() as u64);
         }
@@ -380,7 +412,9 @@ impl ObjectStore for RetryingStore {
         let attempt = || self.inner.complete_multipart(key, upload, parts, expect);
         // Two writers met: S3 has given the upload up, so asking for it again is of no use.
         let again = |err: &StoreError| matches!(err, StoreError::Unavailable { .. });
-        let outcome = self.attempts(key.as_str(), complete_allowance(parts.len()), again, attempt).await;
+        let outcome = self
+            .attempts(Direction::Write, key.as_str(), complete_allowance(parts.len()), again, attempt)
+            .await;
         let open = self.uploads.lock().get(upload).cloned();
         let size_of = |open: &OpenUpload| parts.iter().map(|part| open.parts.get(&part.number)).sum();
         let ours = OurWrite {
@@ -393,13 +427,16 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
-        self.plain(key.as_str(), Duration::ZERO, || self.inner.abort_multipart(key, upload)).await?;
+        self.plain(Direction::Write, key.as_str(), Duration::ZERO, || {
+            self.inner.abort_multipart(key, upload)
+        })
+        .await?;
         self.uploads.lock().pop(upload);
         Ok(())
     }
 
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
-        self.plain(key.as_str(), Duration::ZERO, || self.inner.delete(key, etag)).await
+        self.plain(Direction::Write, key.as_str(), Duration::ZERO, || self.inner.delete(key, etag)).await
     }
 }
 
@@ -427,6 +464,7 @@ mod tests {
             attempt_timeout: Duration::from_millis(200),
             deadline: Duration::from_secs(5),
             requests_max: 4,
+            rate: RateOptions::default(),
         };
         let store = RetryingStore::new(Arc::clone(&faulty) as Arc<dyn ObjectStore>, options);
         Setup { memory, faulty, store }

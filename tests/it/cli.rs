@@ -15,8 +15,8 @@ use crate::common::mount::wait_until;
 #[test]
 fn nothing_configured_is_one_sentence_and_a_hint() {
     let home = Home::new();
-    home.run(&["mount", "mnt"]).failed(2, &["no endpoint", "hint:", "dsfs demo"]);
-    home.run(&["list"]).failed(2, &["no endpoint"]);
+    home.run(&["mount", "mnt"]).failed(2, &["neither an endpoint nor a bucket", "hint:", "dsfs demo"]);
+    home.run(&["list"]).failed(2, &["neither an endpoint nor a bucket"]);
     assert!(!home.path("mnt").exists());
 }
 

@@ -46,7 +46,7 @@ fn on(switch: &AtomicBool) {
 
 async fn impatient(double: &Double) -> S3Store {
     let options = S3Options { request_timeout: Duration::from_millis(300), ..double.options() };
-    S3Store::new(&options).await
+    S3Store::new(&options)
 }
 
 async fn retrying(double: &Double) -> RetryingStore {
@@ -140,13 +140,9 @@ async fn nothing_is_asked_twice_below_the_retries() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_connection_says_so() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let credentials = S3Credentials::Static {
-        access_key_id: "a".into(),
-        secret_access_key: "s".into(),
-        session_token: None,
-    };
+    let credentials = S3Credentials::keys("a", "s");
     let endpoint = format!("http://127.0.0.1:{port}");
-    let store = S3Store::new(&S3Options::new(BUCKET, Some(&endpoint), "auto", credentials)).await;
+    let store = S3Store::new(&S3Options::new(BUCKET, Some(&endpoint), "auto", credentials));
     let err = store.check_access().await.unwrap_err();
     assert!(matches!(err, StoreError::Unavailable { .. }), "{err}");
     assert!(err.to_string().to_lowercase().contains("connection refused"), "{err}");
@@ -181,19 +177,15 @@ async fn refusals_carry_the_servers_words() {
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_and_buckets_are_told_apart() {
     let double = Double::start();
-    let wrong_secret = S3Credentials::Static {
-        access_key_id: crate::common::double::ACCESS_KEY.into(),
-        secret_access_key: "wrong".into(),
-        session_token: None,
-    };
+    let wrong_secret = S3Credentials::keys(crate::common::double::ACCESS_KEY, "wrong");
     let options = S3Options { credentials: wrong_secret, ..double.options() };
-    let denied = S3Store::new(&options).await.check_access().await;
+    let denied = S3Store::new(&options).check_access().await;
     assert!(matches!(&denied, Err(StoreError::Denied { .. })), "{denied:?}");
     let options = S3Options { credentials: S3Credentials::Anonymous, ..double.options() };
-    let denied = S3Store::new(&options).await.check_access().await;
+    let denied = S3Store::new(&options).check_access().await;
     assert!(matches!(&denied, Err(StoreError::Denied { .. })), "{denied:?}");
     let options = S3Options { bucket: "other".into(), ..double.options() };
-    let missing = S3Store::new(&options).await.check_access().await;
+    let missing = S3Store::new(&options).check_access().await;
     assert!(matches!(&missing, Err(StoreError::NoBucket { bucket }) if bucket == "other"), "{missing:?}");
     assert!(!format!("{options:?}").contains("testsecret1"), "secrets are not printed");
 }

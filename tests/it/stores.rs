@@ -117,12 +117,12 @@ async fn guarantees_are_graded_by_what_the_server_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ministack_obeys_the_contract_and_is_enforced() {
     let server = Server::ministack();
-    let store = S3Store::new(&server.options(BUCKET, SECRET_KEY)).await;
+    let store = S3Store::new(&server.options(BUCKET, SECRET_KEY));
     let quirks = Quirks { refuses_small_parts: false, forgets_completed_uploads: false, ..Quirks::S3 };
     contract::check(&store, "datasets/", &quirks).await;
     let report = graded(&store).await;
     assert_eq!((report.guarantee, report.failures().count()), (Guarantee::Enforced, 0), "{report:?}");
-    let missing = S3Store::new(&server.options("nobody", SECRET_KEY)).await.check_access().await;
+    let missing = S3Store::new(&server.options("nobody", SECRET_KEY)).check_access().await;
     assert!(matches!(missing, Err(StoreError::NoBucket { .. })), "{missing:?}");
 }
 
@@ -130,7 +130,7 @@ async fn ministack_obeys_the_contract_and_is_enforced() {
 async fn seaweedfs_obeys_the_contract_and_knows_who_asks() {
     let server = Server::seaweedfs();
     server.make_bucket_with_boto3();
-    let store = S3Store::new(&server.options(BUCKET, SECRET_KEY)).await;
+    let store = S3Store::new(&server.options(BUCKET, SECRET_KEY));
     let quirks = Quirks {
         complete_is_atomic: false,
         byte_order: false,
@@ -142,14 +142,14 @@ async fn seaweedfs_obeys_the_contract_and_knows_who_asks() {
     let report = graded(&store).await;
     assert!(report.guarantee >= Guarantee::SinglePut, "{report:?}");
 
-    let wrong = S3Store::new(&server.options(BUCKET, "not the secret")).await.check_access().await;
+    let wrong = S3Store::new(&server.options(BUCKET, "not the secret")).check_access().await;
     assert!(
         matches!(&wrong, Err(StoreError::Denied { reason, .. }) if reason.contains("SignatureDoesNotMatch")),
         "{wrong:?}"
     );
-    let missing = S3Store::new(&server.options("nobody", SECRET_KEY)).await.check_access().await;
+    let missing = S3Store::new(&server.options("nobody", SECRET_KEY)).check_access().await;
     assert!(matches!(missing, Err(StoreError::NoBucket { .. })), "{missing:?}");
     let nobody = S3Options::new(BUCKET, Some(&server.endpoint()), "us-east-1", S3Credentials::Anonymous);
-    let denied = S3Store::new(&nobody).await.check_access().await;
+    let denied = S3Store::new(&nobody).check_access().await;
     assert!(matches!(denied, Err(StoreError::Denied { .. })), "{denied:?}");
 }

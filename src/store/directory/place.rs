@@ -154,9 +154,12 @@ pub(super) fn store_error(key: &str, err: io::Error) -> StoreError {
             | Errno::INVAL
             | Errno::MLINK,
         ) => StoreError::Rejected { key, reason: err.to_string() },
-        Some(_) | None => {
-            StoreError::Unavailable { key, reason: err.to_string(), source: Some(Arc::new(err)) }
-        }
+        Some(_) | None => StoreError::Unavailable {
+            key,
+            reason: err.to_string(),
+            throttled: false,
+            source: Some(Arc::new(err)),
+        },
     }
 }
 

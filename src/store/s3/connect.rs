@@ -6,9 +6,7 @@ use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
 
-use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::provider_config::ProviderConfig;
-use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::BehaviorVersion;
 use aws_sdk_s3::config::ConfigBag;
@@ -19,43 +17,71 @@ use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::RuntimeComponents;
 use aws_sdk_s3::config::StalledStreamProtectionConfig;
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::error::BoxError;
+use aws_sdk_s3::error::SdkError;
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls;
+use aws_smithy_http_client::tls::TlsContext;
+use aws_smithy_http_client::tls::TrustStore;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tokio::time::timeout;
 
-/// Who asks.
+use crate::store::StoreError;
+use crate::store::s3::credentials;
+use crate::store::s3::credentials::S3Credentials;
+use crate::store::s3::error::Subject;
+use crate::store::s3::error::chain;
+
+/// Where every bucket of AWS can be asked for.
+const REGION_ASKED_FIRST: &str = "us-east-1";
+
+/// Certificates that are trusted beside the system's, checked to be such.
 #[derive(Clone)]
-pub enum S3Credentials {
-    /// A key pair, as R2 and MinIO give them out.
-    Static {
-        /// The public half.
-        access_key_id: String,
-        /// The secret half.
-        secret_access_key: String,
-        /// For temporary credentials.
-        session_token: Option<String>,
-    },
-    /// Nobody: requests are not signed. Public buckets only; conditional writes need a signature.
-    Anonymous,
-    /// What the AWS tools would use: environment, profile files, web identity, container, instance.
-    DefaultChain {
-        /// The profile, instead of the default one.
-        profile: Option<String>,
-    },
+pub struct CaBundle(TlsContext);
+
+impl fmt::Debug for CaBundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CaBundle")
+    }
 }
 
-impl fmt::Debug for S3Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Static { .. } => f.write_str("Static(redacted)"),
-            Self::Anonymous => f.write_str("Anonymous"),
-            Self::DefaultChain { profile } => write!(f, "DefaultChain({profile:?})"),
+impl CaBundle {
+    /// Takes the text of a PEM file in.
+    ///
+    /// # Errors
+    /// A sentence: there is no certificate in it, or one that is damaged.
+    pub fn parse(pem: &[u8]) -> Result<Self, String> {
+        // The SDK panics on what it cannot parse.
+        let certificates = CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|err| format!("is no PEM file of certificates: {err}"))?;
+        if certificates.is_empty() {
+            return Err("holds no certificate".to_owned());
         }
+        let store = TrustStore::empty().with_native_roots(true).with_pem_certificate(pem);
+        let context = TlsContext::builder().with_trust_store(store).build();
+        context.map(Self).map_err(|err| format!("cannot be used: {}", chain(&err)))
     }
+}
+
+/// What stands between this machine and the server.
+#[derive(Clone, Debug)]
+pub enum S3Proxy {
+    /// What `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
+    Environment,
+    /// Nothing.
+    Direct,
+    /// A proxy for all requests, plain and (tunnelled) TLS alike.
+    Url(String),
 }
 
 /// Where a bucket is and how to reach it.
@@ -63,12 +89,28 @@ impl fmt::Debug for S3Credentials {
 pub struct S3Options {
     /// The bucket.
     pub bucket: String,
-    /// `http(s)://host[:port]` of the service, addressed path-style; none for AWS itself.
+    /// `http(s)://host[:port]` of the service; none for AWS itself.
     pub endpoint: Option<String>,
     /// The region that requests are signed for; R2's is `auto`.
     pub region: String,
+    /// Ask the server, before anything else, which region the bucket is in. For AWS, where the
+    /// wrong one is refused.
+    pub find_region: bool,
+    /// Whether the bucket's name goes into the path; `None` for: with an endpoint it does.
+    pub path_style: Option<bool>,
+    /// Sent and signed as `Host`, instead of the endpoint's.
+    pub host_header: Option<String>,
+    /// Say in each request that this side pays for it.
+    pub requester_pays: bool,
+    /// Send `If-None-Match` and `If-Match` with writes. Without, a look before each write stands in,
+    /// which two writers at the same time can slip past.
+    pub conditional_writes: bool,
     /// Who asks.
     pub credentials: S3Credentials,
+    /// Certificates to trust beside the system's.
+    pub ca_bundle: Option<CaBundle>,
+    /// What stands between.
+    pub proxy: S3Proxy,
     /// How long a TCP and TLS handshake may take.
     pub connect_timeout: Duration,
     /// How long a server may be silent: until an answer begins, and between two pieces of a body.
@@ -82,17 +124,76 @@ impl S3Options {
     /// Default of [`Self::request_timeout`].
     pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// Options with the default timeouts.
+    /// Options with the defaults.
     #[must_use]
     pub fn new(bucket: &str, endpoint: Option<&str>, region: &str, credentials: S3Credentials) -> Self {
         Self {
             bucket: bucket.to_owned(),
             endpoint: endpoint.map(str::to_owned),
             region: region.to_owned(),
+            find_region: false,
+            path_style: None,
+            host_header: None,
+            requester_pays: false,
+            conditional_writes: true,
             credentials,
+            ca_bundle: None,
+            proxy: S3Proxy::Environment,
             connect_timeout: Self::CONNECT_TIMEOUT,
             request_timeout: Self::REQUEST_TIMEOUT,
         }
+    }
+}
+
+/// The headers that options add to every request, so that they are signed.
+#[derive(Clone, Debug)]
+struct ExtraHeaders {
+    host: Option<String>,
+    requester_pays: bool,
+}
+
+impl Intercept for ExtraHeaders {
+    fn name(&self) -> &'static str {
+        "ExtraHeaders"
+    }
+
+    fn modify_before_signing(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let headers = context.request_mut().headers_mut();
+        if let Some(host) = &self.host {
+            headers.try_insert("host", host.clone())?;
+        }
+        if self.requester_pays {
+            headers.try_insert("x-amz-request-payer", "requester")?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks for the region that an answer says the bucket is in; errors count too.
+#[derive(Clone, Debug, Default)]
+struct RegionFinder {
+    seen: Arc<Mutex<Option<String>>>,
+}
+
+impl Intercept for RegionFinder {
+    fn name(&self) -> &'static str {
+        "RegionFinder"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let region = context.response().headers().get("x-amz-bucket-region");
+        *self.seen.lock() = region.map(str::to_owned);
+        Ok(())
     }
 }
 
@@ -130,15 +231,77 @@ impl Intercept for ServerClock {
 }
 
 /// The SDK's client, with everything off that is done elsewhere in dsfs.
-pub(super) async fn client(options: &S3Options, clock: &ServerClock) -> Client {
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .build_https();
+pub(super) fn client(options: &S3Options, region: &str, clock: &ServerClock) -> Client {
+    let http = http_client(options);
+    let config = config(options, region, &http).interceptor(clock.clone());
+    let provider_config = ProviderConfig::without_region()
+        .with_http_client(http)
+        .with_region(Some(Region::new(region.to_owned())));
+    let config = match credentials::provider(&options.credentials, &provider_config) {
+        Some(provider) => config.credentials_provider(provider),
+        None => config.allow_no_auth(),
+    };
+    Client::from_conf(config.build())
+}
+
+/// Asks which region a bucket is in: a HEAD that is not signed, whose answer says so whatever it is.
+///
+/// # Errors
+/// There is no answer, or none that names a region.
+pub(super) async fn find_region(options: &S3Options) -> Result<String, StoreError> {
+    let finder = RegionFinder::default();
+    let config = config(options, REGION_ASKED_FIRST, &http_client(options));
+    let client = Client::from_conf(config.interceptor(finder.clone()).allow_no_auth().build());
+    let request = client.head_bucket().bucket(&options.bucket).send();
+    let outcome = timeout(options.request_timeout, request).await;
+    if let Some(region) = finder.seen.lock().take() {
+        return Ok(region);
+    }
+    let bucket = format!("bucket {}", options.bucket);
+    match outcome {
+        Ok(Err(err @ SdkError::ServiceError(_))) => {
+            Err(super::error::from_sdk(&options.bucket, Subject::Bucket, err))
+        }
+        Ok(Err(err)) => Err(StoreError::unavailable(bucket, chain(&err))),
+        Ok(Ok(_)) => Err(StoreError::Rejected {
+            key: bucket,
+            reason: "the server does not say which region it is in; name it".to_owned(),
+        }),
+        Err(_) => {
+            let seconds = options.request_timeout.as_secs_f32();
+            Err(StoreError::unavailable(bucket, format!("no answer within {seconds} s")))
+        }
+    }
+}
+
+fn http_client(options: &S3Options) -> SharedHttpClient {
+    let tls = options.ca_bundle.clone().map(|bundle| bundle.0).unwrap_or_default();
+    let proxy = match &options.proxy {
+        S3Proxy::Environment => ProxyConfig::from_env(),
+        S3Proxy::Direct => ProxyConfig::disabled(),
+        // What is no URL was refused with the other settings.
+        S3Proxy::Url(url) => ProxyConfig::all(url).unwrap_or_else(|_| ProxyConfig::disabled()),
+    };
+    aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder()
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+            .tls_context(tls.clone())
+            .proxy_config(proxy.clone());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        connector.build()
+    })
+}
+
+fn config(options: &S3Options, region: &str, http: &SharedHttpClient) -> aws_sdk_s3::config::Builder {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .http_client(http.clone())
-        .region(Region::new(options.region.clone()))
-        .interceptor(clock.clone())
+        .region(Region::new(region.to_owned()))
+        .interceptor(ExtraHeaders {
+            host: options.host_header.clone(),
+            requester_pays: options.requester_pays,
+        })
         // Retries are `store::retry`, which knows when a lost reply must not be asked twice.
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().connect_timeout(options.connect_timeout).build())
@@ -150,29 +313,9 @@ pub(super) async fn client(options: &S3Options, clock: &ServerClock) -> Client {
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .disable_s3_express_session_auth(true)
-        .force_path_style(options.endpoint.is_some());
-    let config = match &options.endpoint {
+        .force_path_style(options.path_style.unwrap_or(options.endpoint.is_some()));
+    match &options.endpoint {
         Some(endpoint) => config.endpoint_url(endpoint),
         None => config,
-    };
-    let config = match &options.credentials {
-        S3Credentials::Static { access_key_id, secret_access_key, session_token } => config
-            .credentials_provider(Credentials::from_keys(
-                access_key_id,
-                secret_access_key,
-                session_token.clone(),
-            )),
-        S3Credentials::Anonymous => config.allow_no_auth(),
-        S3Credentials::DefaultChain { profile } => {
-            let provider = ProviderConfig::without_region()
-                .with_http_client(http)
-                .with_region(Some(Region::new(options.region.clone())));
-            let mut chain = DefaultCredentialsChain::builder().configure(provider);
-            if let Some(profile) = profile {
-                chain = chain.profile_name(profile);
-            }
-            config.credentials_provider(chain.build().await)
-        }
-    };
-    Client::from_conf(config.build())
+    }
 }

@@ -32,6 +32,9 @@ const TRANSIENT_CODES: &[&str] = &[
     "BadDigest",
     "IncompleteBody",
 ];
+/// Of these, the ones that ask for fewer requests.
+const THROTTLING_CODES: &[&str] =
+    &["SlowDown", "RequestLimitExceeded", "TooManyRequests", "BandwidthLimitExceeded"];
 /// Codes that speak of credentials, which some servers send with status 400.
 const CREDENTIAL_CODES: &[&str] = &[
     "AccessDenied",
@@ -90,6 +93,13 @@ pub(super) struct Answer<'a> {
 }
 
 impl Answer<'_> {
+    /// Whether the server has too many requests. A 503 without a word may be a proxy's, for the same reason.
+    fn throttles(&self) -> bool {
+        matches!(self.status, 429 | 503)
+            || THROTTLING_CODES.contains(&self.code)
+            || self.code.starts_with("Throttling")
+    }
+
     fn reason(&self) -> String {
         let mut reason = match (self.code, self.message) {
             ("", "") => format!("HTTP {}", self.status),
@@ -112,7 +122,12 @@ pub(super) fn classify(bucket: &str, subject: Subject<'_>, answer: &Answer<'_>) 
     let name = || subject.describe(bucket);
     let denied = || StoreError::Denied { key: name(), reason: answer.reason() };
     let rejected = || StoreError::Rejected { key: name(), reason: answer.reason() };
-    let unavailable = || StoreError::unavailable(name(), answer.reason());
+    let unavailable = || StoreError::Unavailable {
+        key: name(),
+        reason: answer.reason(),
+        throttled: answer.throttles(),
+        source: None,
+    };
     match (answer.status, answer.code) {
         (_, "NoSuchBucket") => StoreError::NoBucket { bucket: bucket.to_owned() },
         (404, code) => not_found(bucket, subject, code),
@@ -181,7 +196,7 @@ where
     if matches!(err, SdkError::ConstructionFailure(_)) {
         return StoreError::Rejected { key, reason: chain(&err) };
     }
-    StoreError::Unavailable { key, reason: chain(&err), source: Some(Arc::new(err)) }
+    StoreError::Unavailable { key, reason: chain(&err), throttled: false, source: Some(Arc::new(err)) }
 }
 
 fn find_credentials_error<'e>(err: &'e (dyn Error + 'static)) -> Option<&'e CredentialsError> {

@@ -20,6 +20,7 @@
 //! Datasets, caches, retries, which conditions the server really honours (`guarantee`).
 
 mod connect;
+mod credentials;
 mod error;
 mod listing;
 
@@ -34,6 +35,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream as SdkStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_sdk_s3::types::ChecksumMode;
@@ -44,6 +46,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use futures_util::stream;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use crate::name::ETag;
@@ -62,8 +65,12 @@ use crate::store::UploadId;
 use crate::store::complete_allowance;
 use crate::store::upload_allowance;
 
-pub use self::connect::S3Credentials;
+pub use self::connect::CaBundle;
 pub use self::connect::S3Options;
+pub use self::connect::S3Proxy;
+pub use self::credentials::KeySource;
+pub use self::credentials::S3Credentials;
+pub use self::credentials::S3Keys;
 
 use self::connect::ServerClock;
 use self::error::Subject;
@@ -71,7 +78,9 @@ use self::error::chain;
 
 /// A bucket on an S3-compatible service.
 pub struct S3Store {
-    client: Client,
+    options: S3Options,
+    /// Made when it is needed first: before that, the region may have to be asked for.
+    client: OnceCell<Client>,
     bucket: String,
     endpoint: Option<String>,
     request_timeout: Duration,
@@ -88,18 +97,84 @@ impl fmt::Debug for S3Store {
 
 impl S3Store {
     /// Prepares a client. Nothing is sent yet; [`ObjectStore::check_access`] does.
-    pub async fn new(options: &S3Options) -> Self {
+    #[must_use]
+    pub fn new(options: &S3Options) -> Self {
         let clock = ServerClock::default();
-        let client = connect::client(options, &clock).await;
+        let client = (!options.find_region).then(|| connect::client(options, &options.region, &clock));
         let plain = options.endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
         Self {
-            client,
+            options: options.clone(),
+            client: OnceCell::new_with(client),
             bucket: options.bucket.clone(),
             endpoint: options.endpoint.clone(),
             request_timeout: options.request_timeout,
             unsigned_bodies: !plain && !matches!(options.credentials, S3Credentials::Anonymous),
             clock,
         }
+    }
+
+    /// The client, once the region is known.
+    async fn client(&self) -> Result<&Client, StoreError> {
+        let connect = || async {
+            let region = connect::find_region(&self.options).await?;
+            tracing::debug!(bucket = self.bucket, region, "the bucket's region was found");
+            Ok(connect::client(&self.options, &region, &self.clock))
+        };
+        self.client.get_or_try_init(connect).await
+    }
+
+    /// Stands in for the condition of a write where servers are not to be sent any: the look before
+    /// the leap. Two writers who look at the same time both leap.
+    async fn look_before_write(&self, key: &ObjectKey, expect: &Expect) -> Result<(), StoreError> {
+        if self.options.conditional_writes {
+            return Ok(());
+        }
+        match (self.head(key).await, expect) {
+            (Ok(_), Expect::Absent) => Err(StoreError::AlreadyExists { key: key.clone() }),
+            (Ok(found), Expect::Version(etag)) if found.etag == *etag => Ok(()),
+            (Ok(_) | Err(StoreError::NotFound { .. }), Expect::Version(_)) => {
+                Err(StoreError::Changed { key: key.clone() })
+            }
+            (Err(StoreError::NotFound { .. }), Expect::Absent) => Ok(()),
+            (Err(err), _) => Err(err),
+        }
+    }
+
+    /// The two headers of a condition: `If-None-Match` and `If-Match`.
+    fn condition(&self, expect: &Expect) -> (Option<String>, Option<String>) {
+        match expect {
+            _ if !self.options.conditional_writes => (None, None),
+            Expect::Absent => (Some("*".into()), None),
+            Expect::Version(etag) => (None, Some(quoted(etag))),
+        }
+    }
+
+    /// A URL by which whoever has it can read an object, until it expires; without any request but those
+    /// for the region and the credentials.
+    ///
+    /// # Errors
+    /// [`StoreError::Denied`] without credentials; [`StoreError::Rejected`] for more than a week.
+    pub async fn presign_get(&self, key: &ObjectKey, expires: Duration) -> Result<String, StoreError> {
+        let config = presigning(key, expires)?;
+        let call = self.client().await?.get_object().bucket(&self.bucket).key(key.as_str());
+        let signed = call.presigned(config).await;
+        let signed = signed.map_err(|err| error::from_sdk(&self.bucket, Subject::Read(key), err))?;
+        Ok(signed.uri().to_owned())
+    }
+
+    /// A URL by which whoever has it can create an object where nothing is, until it expires: it is signed
+    /// with `If-None-Match: *`, and the server takes it only with that header.
+    ///
+    /// # Errors
+    /// As [`Self::presign_get`].
+    pub async fn presign_put(&self, key: &ObjectKey, expires: Duration) -> Result<String, StoreError> {
+        let config = presigning(key, expires)?;
+        let call =
+            self.client().await?.put_object().bucket(&self.bucket).key(key.as_str()).if_none_match("*");
+        let signed = call.presigned(config).await;
+        let subject = Subject::Write(key, &Expect::Absent);
+        let signed = signed.map_err(|err| error::from_sdk(&self.bucket, subject, err))?;
+        Ok(signed.uri().to_owned())
     }
 
     /// The time at the server, to the second, if it has answered anything yet; errors count too.
@@ -166,16 +241,13 @@ impl From<Failure> for StoreError {
     }
 }
 
-fn quoted(etag: &ETag) -> String {
-    format!("\"{etag}\"")
+fn presigning(key: &ObjectKey, expires: Duration) -> Result<PresigningConfig, StoreError> {
+    PresigningConfig::expires_in(expires)
+        .map_err(|err| StoreError::Rejected { key: key.to_string(), reason: chain(&err) })
 }
 
-/// The two headers of a condition: `If-None-Match` and `If-Match`.
-fn condition(expect: &Expect) -> (Option<String>, Option<String>) {
-    match expect {
-        Expect::Absent => (Some("*".into()), None),
-        Expect::Version(etag) => (None, Some(quoted(etag))),
-    }
+fn quoted(etag: &ETag) -> String {
+    format!("\"{etag}\"")
 }
 
 fn crc32c_header(body: &[u8]) -> String {
@@ -260,14 +332,15 @@ impl ObjectStore for S3Store {
     }
 
     async fn check_access(&self) -> Result<(), StoreError> {
-        let request = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
+        let request = self.client().await?.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
         self.answer(Subject::Bucket, Duration::ZERO, request).await?;
         Ok(())
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let call = self
-            .client
+            .client()
+            .await?
             .list_objects_v2()
             .bucket(&self.bucket)
             .prefix(request.prefix.as_str())
@@ -295,7 +368,8 @@ impl ObjectStore for S3Store {
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
         let subject = Subject::Read(key);
         let request = self
-            .client
+            .client()
+            .await?
             .head_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -320,7 +394,8 @@ impl ObjectStore for S3Store {
             return Err(StoreError::Rejected { key: key.to_string(), reason: format!("range {range:?}") });
         }
         let request = self
-            .client
+            .client()
+            .await?
             .get_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -352,7 +427,8 @@ impl ObjectStore for S3Store {
     ) -> Result<(ObjectMeta, ByteStream), StoreError> {
         // With the checksum asked for, the SDK checks the body against it: it is the whole object's.
         let request = self
-            .client
+            .client()
+            .await?
             .get_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -384,9 +460,11 @@ impl ObjectStore for S3Store {
         attributes: &PutAttributes,
     ) -> Result<ETag, StoreError> {
         let allowance = upload_allowance(body.len());
-        let (if_none_match, if_match) = condition(expect);
+        self.look_before_write(key, expect).await?;
+        let (if_none_match, if_match) = self.condition(expect);
         let mut call = self
-            .client
+            .client()
+            .await?
             .put_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -411,7 +489,8 @@ impl ObjectStore for S3Store {
         attributes: &PutAttributes,
     ) -> Result<UploadId, StoreError> {
         let mut call = self
-            .client
+            .client()
+            .await?
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -439,7 +518,8 @@ impl ObjectStore for S3Store {
         let allowance = upload_allowance(body.len());
         let checksum = crc32c_header(&body);
         let mut call = self
-            .client
+            .client()
+            .await?
             .upload_part()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -474,9 +554,11 @@ impl ObjectStore for S3Store {
                 .build()
         });
         let completed = CompletedMultipartUpload::builder().set_parts(Some(completed.collect())).build();
-        let (if_none_match, if_match) = condition(expect);
+        self.look_before_write(key, expect).await?;
+        let (if_none_match, if_match) = self.condition(expect);
         let call = self
-            .client
+            .client()
+            .await?
             .complete_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -492,7 +574,8 @@ impl ObjectStore for S3Store {
 
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
         let call = self
-            .client
+            .client()
+            .await?
             .abort_multipart_upload()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -514,8 +597,10 @@ impl ObjectStore for S3Store {
         }
         let expect = Expect::Version(etag.clone());
         let subject = Subject::Write(key, &expect);
-        let call = || self.client.delete_object().bucket(&self.bucket).key(key.as_str());
-        let outcome = self.answer(subject, Duration::ZERO, call().if_match(quoted(etag)).send()).await;
+        let client = self.client().await?;
+        let call = || client.delete_object().bucket(&self.bucket).key(key.as_str());
+        let (_, if_match) = self.condition(&expect);
+        let outcome = self.answer(subject, Duration::ZERO, call().set_if_match(if_match).send()).await;
         match outcome {
             Ok(_) => Ok(()),
             // "Not implemented" speaks of the condition, not of deleting.

@@ -498,17 +498,13 @@ impl Double {
 
     /// Options that reach it.
     pub fn options(&self) -> S3Options {
-        let credentials = S3Credentials::Static {
-            access_key_id: ACCESS_KEY.into(),
-            secret_access_key: SECRET_KEY.into(),
-            session_token: None,
-        };
+        let credentials = S3Credentials::keys(ACCESS_KEY, SECRET_KEY);
         S3Options::new(BUCKET, Some(&self.endpoint()), "us-east-1", credentials)
     }
 
     /// A client of it.
     pub async fn store(&self) -> S3Store {
-        S3Store::new(&self.options()).await
+        S3Store::new(&self.options())
     }
 
     pub fn switches(&self) -> &Switches {

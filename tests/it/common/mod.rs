@@ -2,5 +2,6 @@
 
 pub mod double;
 pub mod home;
+pub mod http;
 pub mod mount;
 pub mod servers;

@@ -135,11 +135,7 @@ impl Server {
     }
 
     pub fn options(&self, bucket: &str, secret: &str) -> S3Options {
-        let credentials = S3Credentials::Static {
-            access_key_id: ACCESS_KEY.into(),
-            secret_access_key: secret.into(),
-            session_token: None,
-        };
+        let credentials = S3Credentials::keys(ACCESS_KEY, secret);
         S3Options::new(bucket, Some(&self.endpoint()), "us-east-1", credentials)
     }
 
