@@ -94,7 +94,24 @@ impl Catalog {
                 whole.files.entry(entry.path.clone()).or_insert_with(|| as_recorded(key, entry));
             }
         }
+        whole.hide_files_that_are_directories();
         Ok(whole)
+    }
+}
+
+impl WholeDataset {
+    /// A directory wins over an object of the same name, as in a mount.
+    fn hide_files_that_are_directories(&mut self) {
+        let above = |path: &RelPath| path.ancestors().filter_map(|dir| dir.as_path()).collect::<Vec<_>>();
+        let mut directories: BTreeSet<RelPath> = self.files.keys().flat_map(above).collect();
+        directories.extend(self.directories.iter().cloned());
+        directories.extend(self.directories.iter().flat_map(above));
+        for path in &directories {
+            if let Some(file) = self.files.remove(path) {
+                let reason = "it is a file and a directory".to_owned();
+                self.hidden.push(HiddenKey { key: file.file.key.to_string(), reason });
+            }
+        }
     }
 }
 

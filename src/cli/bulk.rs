@@ -97,13 +97,31 @@ impl Session {
         }
     }
 
+    /// Waits for what changes nothing, or for Ctrl-C.
+    ///
+    /// # Errors
+    /// Its own, or that it was cancelled.
+    pub async fn unless_cancelled<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let cancelled = || Failure::new(FailureKind::Cancelled, "cancelled; nothing was changed");
+        tokio::select! {
+            outcome = work => outcome,
+            () = self.cancel.cancelled() => Err(cancelled()),
+        }
+    }
+
     /// What the remote enforces; if that is not everything, the user is told.
     ///
     /// # Errors
     /// It is not known, and cannot be probed.
     pub async fn guarantee(&self, cx: &mut Context) -> Result<Guarantee, Failure> {
-        let known = guarantee::known_or_probed(&self.remote, &self.config.state_dir.value).await;
-        let guarantee = known.map_err(|err| self.failed(&err.into()))?.guarantee;
+        let known = async {
+            let known = guarantee::known_or_probed(&self.remote, &self.config.state_dir.value).await;
+            known.map_err(|err| self.failed(&err.into()))
+        };
+        let guarantee = self.unless_cancelled(known).await?.guarantee;
         if guarantee == Guarantee::BestEffort {
             cx.out.warn("this server does not refuse to overwrite: what other tools write at the same moment may be lost");
         }
@@ -113,14 +131,13 @@ impl Session {
     /// What the user is told of a failure; of a remote that cannot be used at all, which setting to look at.
     #[must_use]
     pub fn failed(&self, err: &ClientError) -> Failure {
-        match err {
-            ClientError::Store(
-                err @ (StoreError::NoBucket { .. }
-                | StoreError::Denied { .. }
-                | StoreError::Unavailable { .. }),
-            ) => failure::of_access(err, &self.config),
-            err => failure::of_transfer(err),
+        if let ClientError::Store(
+            err @ (StoreError::NoBucket { .. } | StoreError::Denied { .. } | StoreError::Unavailable { .. }),
+        ) = err
+        {
+            return failure::of_access(err, &self.config);
         }
+        failure::of_transfer(err)
     }
 }
 

@@ -93,6 +93,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Names(completions::NamesArgs),
     Man(completions::ManArgs),
 }
 
@@ -185,6 +187,10 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Config(args) => config::run(args, cx),
         Command::Completions(args) => {
             completions::run(args, cx);
+            Ok(())
+        }
+        Command::Names(args) => {
+            completions::run_names(args, cx);
             Ok(())
         }
         Command::Man(args) => completions::run_man(args, cx),

@@ -77,7 +77,7 @@ pub fn run(args: &UrlArgs, cx: &mut Context) -> Result<(), Failure> {
     let path = path.map(RelPath::parse).transpose().map_err(usage)?;
     let rows = remote::runtime()?.block_on(async {
         let session = Session::open(cx, cx.global.layer()).await?;
-        sign(args, &name, path.as_ref(), &session).await
+        session.unless_cancelled(sign(args, &name, path.as_ref(), &session)).await
     })?;
     if args.json {
         cx.out.json(&rows);

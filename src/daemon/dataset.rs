@@ -121,7 +121,10 @@ impl DatasetJob<'_> {
 
     async fn listed(&self) -> Result<Vec<ListedObject>, Failure> {
         let request = ListRequest::recursive(self.remote.remote.prefix.dataset(self.name));
-        let listed = list_all(&*self.remote.store, request).await;
+        let listed = tokio::select! {
+            listed = list_all(&*self.remote.store, request) => listed,
+            () = self.cancel.cancelled() => return Err(self.cancelled()),
+        };
         Ok(listed.map_err(|err| self.unusable(&err))?.objects)
     }
 
@@ -234,6 +237,10 @@ impl DatasetJob<'_> {
         }
     }
 
+    fn cancelled(&self) -> Failure {
+        Failure::new(FailureKind::Cancelled, format!("{}: cancelled; nothing was changed", self.name))
+    }
+
     /// After Ctrl-C: takes back what was sent, unless it is published by now.
     async fn undo(&self, ctx: &CommitContext) -> Result<CommitReport, Failure> {
         let cancelled =
@@ -247,6 +254,7 @@ impl DatasetJob<'_> {
         }
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the others are told as any commit's")]
     fn failed(&self, err: &CommitError) -> Failure {
         let name = self.name;
         let goes_on = "the same command goes on with it";
@@ -272,7 +280,10 @@ impl DatasetJob<'_> {
     pub async fn download(&self, target: &Path, mut transfer: Transfer) -> Result<DownloadReport, Failure> {
         let catalog =
             Catalog::new(Arc::clone(&self.remote.store), self.remote.remote.prefix.clone(), Duration::ZERO);
-        let whole = catalog.whole(self.name).await.map_err(|err| self.unusable(&err))?;
+        let whole = tokio::select! {
+            whole = catalog.whole(self.name) => whole.map_err(|err| self.unusable(&err))?,
+            () = self.cancel.cancelled() => return Err(self.cancelled()),
+        };
         if !whole.hidden.is_empty() {
             let what = whole.hidden.into_iter().map(|hidden| format!("{} ({})", hidden.key, hidden.reason));
             return Err(failure::of_transfer(&TransferError::Unfit { what: what.collect() }));
@@ -296,9 +307,8 @@ impl DatasetJob<'_> {
         let prefix = self.remote.remote.prefix.dataset(self.name);
         let report =
             transfer::download(&transfer, prefix.as_str(), &target, files.collect(), &directories).await;
-        report.map_err(|err| match &err {
-            TransferError::Store(err) => self.unusable(err),
-            err => failure::of_transfer(err),
+        report.map_err(|err| {
+            if let TransferError::Store(err) = &err { self.unusable(err) } else { failure::of_transfer(&err) }
         })
     }
 }

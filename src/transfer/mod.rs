@@ -28,6 +28,7 @@
 mod delete;
 mod download;
 mod fetch;
+mod landing;
 mod notes;
 mod partial;
 mod run;
@@ -54,7 +55,7 @@ pub use delete::delete;
 pub use download::DownloadFile;
 pub use download::DownloadReport;
 pub use download::download;
-pub use download::landing;
+pub use landing::landing;
 pub use notes::Notes;
 pub use upload::UploadFile;
 pub use upload::UploadReport;
@@ -245,9 +246,10 @@ impl TransferError {
     /// Whether the same transfer may succeed later, and then goes on where this one has stopped.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Store(err) => err.is_transient(),
-            other => matches!(other, Self::Interrupted { .. }),
+        if let Self::Store(err) = self {
+            err.is_transient()
+        } else {
+            matches!(self, Self::Interrupted { .. })
         }
     }
 

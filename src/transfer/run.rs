@@ -95,11 +95,10 @@ pub(super) fn worst(failures: Vec<TransferError>) -> Option<TransferError> {
     let mut overtaken = Vec::new();
     let mut other = None;
     for failure in failures {
-        match failure {
-            TransferError::Overtaken { keys } => overtaken.extend(keys),
-            failure => {
-                other.get_or_insert(failure);
-            }
+        if let TransferError::Overtaken { keys } = failure {
+            overtaken.extend(keys);
+        } else {
+            other.get_or_insert(failure);
         }
     }
     if overtaken.is_empty() {

@@ -104,7 +104,12 @@ pub async fn upload(
         (log, begun) = (Some(opened), found);
     }
     let interrupted = begun.txid != new_txid;
-    let planned = match preflight(transfer, prefix, files, interrupted.then_some(&begun)).await {
+    let count = files.len() as u64;
+    let planned = tokio::select! {
+        planned = preflight(transfer, prefix, files, interrupted.then_some(&begun)) => planned,
+        () = transfer.options.cancel.cancelled() => Err(TransferError::Cancelled { done: 0, files: count }),
+    };
+    let planned = match planned {
         Ok(planned) => planned,
         Err(err) => {
             if let Some(log) = log.filter(|_| !interrupted) {

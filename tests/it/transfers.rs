@@ -224,6 +224,38 @@ fn resets_and_truncated_bodies_cost_only_time() {
 }
 
 #[test]
+fn a_server_that_resets_every_20th_connection_is_ridden_out() {
+    let lab = Lab::new();
+    for number in 0..100 {
+        lab.write(&format!("up/{number:02}"), &body(1000 + number));
+    }
+    lab.write("up/large", &body(LARGE));
+    lab.ok(&["r2", "upload", "up/00", "probed"]); // the server is known from here on
+    lab.server.switches().reset_every.store(20, Ordering::SeqCst);
+    lab.ok(&["r2", "upload", "up", "x"]);
+    lab.ok(&["r2", "download", "x"]);
+    assert_eq!(lab.files("temp/x"), lab.files("up"));
+}
+
+#[test]
+fn a_full_disk_is_told_before_anything_is_fetched() {
+    let lab = Lab::new();
+    lab.server.put_out_of_band("x/large", &body(LARGE));
+    lab.server.put_out_of_band("x/small", b"small");
+    let disk = tempfile::tempdir().unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "none"]).arg(disk.path()).status();
+    assert!(mounted.unwrap().success(), "a small file system can be mounted");
+    let out = disk.path().join("out");
+    lab.run(&["r2", "download", "x", "-o", out.to_str().unwrap()])
+        .failed(1, &["room for 4 MiB", "need 20 MiB", "nothing was transferred"]);
+    assert!(!out.exists());
+    assert_eq!(lab.server.count(Operation::Get), 0);
+    lab.ok(&["r2", "download", "x/small", "-o", out.to_str().unwrap()]);
+    assert!(Command::new("umount").arg(disk.path()).status().unwrap().success());
+}
+
+#[test]
 fn a_storm_of_503_is_ridden_out() {
     let lab = Lab::new();
     for number in 0..40 {

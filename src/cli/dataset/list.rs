@@ -70,8 +70,11 @@ pub fn run(args: &ListArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(),
     if wants_remote {
         let listed = remote::runtime()?.block_on(async {
             let session = Session::open(cx, cx.global.layer()).await?;
-            session.remote.check_access(&session.config).await?;
-            operations::list(&*session.remote.store, &session.remote.remote.prefix, &[]).await
+            let listing = async {
+                session.remote.check_access(&session.config).await?;
+                operations::list(&*session.remote.store, &session.remote.remote.prefix, &[]).await
+            };
+            session.unless_cancelled(listing).await
         })?;
         for row in listed {
             rows.entry(row.name.clone()).or_insert_with(|| empty(&row.name)).remote = true;

@@ -89,7 +89,7 @@ async fn download(
 ) -> Result<Outcome, Failure> {
     let client = session.client(args.workers.workers, meter);
     let failed = |err: ClientError| session.failed(&err);
-    let found = client.find(source).await.map_err(failed)?;
+    let found = session.unless_cancelled(async { client.find(source).await.map_err(failed) }).await?;
     let overwrite = args.overwrite.into();
     let (target, report) = match &found {
         Found::Object(key, meta) => {

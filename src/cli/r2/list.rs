@@ -61,7 +61,8 @@ pub fn run(args: &ListArgs, cx: &mut Context) -> Result<(), Failure> {
     let listing = remote::runtime()?.block_on(async {
         let session = Session::open(cx, layer).await?;
         let client = Client::new(session.remote.store.clone());
-        client.list(&prefix, !args.flat).await.map_err(|err| session.failed(&err))
+        let listing = async { client.list(&prefix, !args.flat).await.map_err(|err| session.failed(&err)) };
+        session.unless_cancelled(listing).await
     })?;
     if args.json {
         let objects = listing.objects.into_iter().map(|object| Row {

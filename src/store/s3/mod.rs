@@ -23,6 +23,7 @@ mod connect;
 mod credentials;
 mod error;
 mod listing;
+mod presign;
 
 use std::fmt;
 use std::future::Future;
@@ -35,7 +36,6 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
-use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream as SdkStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_sdk_s3::types::ChecksumMode;
@@ -149,34 +149,6 @@ impl S3Store {
         }
     }
 
-    /// A URL by which whoever has it can read an object, until it expires; without any request but those
-    /// for the region and the credentials.
-    ///
-    /// # Errors
-    /// [`StoreError::Denied`] without credentials; [`StoreError::Rejected`] for more than a week.
-    pub async fn presign_get(&self, key: &ObjectKey, expires: Duration) -> Result<String, StoreError> {
-        let config = presigning(key, expires)?;
-        let call = self.client().await?.get_object().bucket(&self.bucket).key(key.as_str());
-        let signed = call.presigned(config).await;
-        let signed = signed.map_err(|err| error::from_sdk(&self.bucket, Subject::Read(key), err))?;
-        Ok(signed.uri().to_owned())
-    }
-
-    /// A URL by which whoever has it can create an object where nothing is, until it expires: it is signed
-    /// with `If-None-Match: *`, and the server takes it only with that header.
-    ///
-    /// # Errors
-    /// As [`Self::presign_get`].
-    pub async fn presign_put(&self, key: &ObjectKey, expires: Duration) -> Result<String, StoreError> {
-        let config = presigning(key, expires)?;
-        let call =
-            self.client().await?.put_object().bucket(&self.bucket).key(key.as_str()).if_none_match("*");
-        let signed = call.presigned(config).await;
-        let subject = Subject::Write(key, &Expect::Absent);
-        let signed = signed.map_err(|err| error::from_sdk(&self.bucket, subject, err))?;
-        Ok(signed.uri().to_owned())
-    }
-
     /// The time at the server, to the second, if it has answered anything yet; errors count too.
     #[must_use]
     pub fn server_time(&self) -> Option<SystemTime> {
@@ -239,11 +211,6 @@ impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         failure.error
     }
-}
-
-fn presigning(key: &ObjectKey, expires: Duration) -> Result<PresigningConfig, StoreError> {
-    PresigningConfig::expires_in(expires)
-        .map_err(|err| StoreError::Rejected { key: key.to_string(), reason: chain(&err) })
 }
 
 fn quoted(etag: &ETag) -> String {
