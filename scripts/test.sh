@@ -31,6 +31,8 @@ step "lints"
 cargo clippy --all-targets --quiet -- -D warnings
 step "tests"
 "${run[@]}"
+step "examples in the documentation"
+cargo test --doc --quiet
 if [ "$(id -u)" = 0 ]; then
     step "mounted tests again, as an unprivileged user"
     scripts/test-unprivileged.sh

@@ -309,6 +309,22 @@ pub struct ObjectKey(Arc<str>);
 text_newtype!(ObjectKey);
 
 impl ObjectKey {
+    /// A key that a person named: components as a file system has them, so that nothing is written that
+    /// no mount and no download could show.
+    ///
+    /// # Errors
+    /// [`NameError::BadComponent`], [`NameError::ComponentTooLong`], [`NameError::KeyTooLong`].
+    pub fn parse(key: &str) -> Result<Self, NameError> {
+        key.split('/').try_for_each(check_component)?;
+        bounded(key.to_owned())
+    }
+
+    /// Whether it belongs to dsfs's own state beside the datasets: intents, logs, snapshots.
+    #[must_use]
+    pub fn is_state(&self) -> bool {
+        self.0.starts_with(STATE_PREFIX)
+    }
+
     /// A key that a server named in a listing: any text, also what no file system can show.
     #[must_use]
     pub fn from_listing(key: &str) -> Self {
@@ -322,6 +338,28 @@ pub struct KeyPrefix(Arc<str>);
 text_newtype!(KeyPrefix);
 
 impl KeyPrefix {
+    /// A prefix that a person named: a directory of keys. Empty stands for the whole bucket; a missing
+    /// `/` at the end is added, so that `a` never takes `ab` along.
+    ///
+    /// # Errors
+    /// As [`ObjectKey::parse`].
+    pub fn parse(prefix: &str) -> Result<Self, NameError> {
+        let trimmed = prefix.strip_suffix('/').unwrap_or(prefix);
+        if prefix.is_empty() {
+            return Ok(Self("".into()));
+        }
+        trimmed.split('/').try_for_each(check_component)?;
+        Ok(Self(format!("{trimmed}/").into()))
+    }
+
+    /// The key of what is at `path` below this prefix.
+    ///
+    /// # Errors
+    /// [`NameError::KeyTooLong`].
+    pub fn key(&self, path: &RelPath) -> Result<ObjectKey, NameError> {
+        bounded(format!("{}{path}", self.0))
+    }
+
     /// A prefix that a server named in a listing.
     #[must_use]
     pub fn from_listing(prefix: &str) -> Self {

@@ -20,6 +20,7 @@
 mod ask;
 #[cfg(test)]
 mod committed;
+mod contents;
 mod disk;
 mod edits;
 mod history;
@@ -31,6 +32,9 @@ pub mod snapshots;
 mod stored;
 pub mod view;
 pub mod whole;
+
+pub use crate::catalog::contents::Contents;
+pub use crate::catalog::contents::ContentsFile;
 
 use std::collections::HashSet;
 use std::fmt;

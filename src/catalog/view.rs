@@ -149,13 +149,13 @@ pub fn apply(listing: &mut Listing, place: Place<'_>, history: &History, recent:
     doubts
 }
 
-enum Shown<'h> {
+pub(super) enum Shown<'h> {
     AsListed,
     AsRecorded(&'h Entry),
     Hidden(String),
 }
 
-fn shown<'h>(
+pub(super) fn shown<'h>(
     file: &RemoteFile,
     path: &RelPath,
     history: &'h History,

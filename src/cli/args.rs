@@ -57,7 +57,8 @@ impl GlobalArgs {
     pub fn layer(&self) -> Layer {
         let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         Layer {
-            remote: self.remote.clone(),
+            // `dsfs dataset list --remote` has the flag without a URL.
+            remote: self.remote.clone().filter(|url| !url.is_empty()),
             bucket: self.bucket.clone(),
             endpoint: self.endpoint.clone(),
             region: self.region.clone(),

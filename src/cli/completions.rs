@@ -1,4 +1,9 @@
 //! `dsfs completions` and `dsfs man`: made from the definition of the command line itself.
+//!
+//! Names of datasets are completed by asking dsfs for them ([`NamesArgs`]): what the shells' own scripts
+//! leave to file names is replaced in bash, zsh and fish.
+
+use std::time::Duration;
 
 use clap::Args;
 use clap::CommandFactory;
@@ -7,6 +12,8 @@ use clap_mangen::Man;
 
 use crate::cli::Cli;
 use crate::cli::Context;
+use crate::cli::list;
+use crate::cli::target::TargetArgs;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 
@@ -26,7 +33,75 @@ pub struct CompletionsArgs {
 pub fn run(args: &CompletionsArgs, cx: &mut Context) {
     let mut bytes = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "dsfs", &mut bytes);
-    cx.out.bytes(&bytes);
+    let script = String::from_utf8_lossy(&bytes);
+    cx.out.bytes(with_names(args.shell, &script).as_bytes());
+}
+
+/// Commands whose arguments are names of datasets, and what these are called there.
+const NAMED: [&str; 5] = ["commit", "discard", "gc", "status", "url"];
+const NAMED_BELOW_DATASET: [&str; 3] = ["upload", "download", "delete"];
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the other shells keep what clap makes for them")]
+fn with_names(shell: Shell, script: &str) -> String {
+    match shell {
+        Shell::Bash => {
+            let named = NAMED.map(|name| format!("*\\ {name}\\ *"));
+            let below = NAMED_BELOW_DATASET.map(|name| format!("*\\ dataset\\ {name}"));
+            let patterns = named.into_iter().chain(below).collect::<Vec<_>>().join("|");
+            format!(
+                "{script}
+_dsfs_with_names() {{
+    local cur=\"${{COMP_WORDS[COMP_CWORD]}}\"
+    case \"$cur ${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}\" in
+        -*) _dsfs \"$@\" ;;
+        {patterns})
+            COMPREPLY=($(compgen -W \"$(dsfs names 2>/dev/null)\" -- \"$cur\")) ;;
+        *) _dsfs \"$@\" ;;
+    esac
+}}
+complete -F _dsfs_with_names dsfs
+"
+            )
+        }
+        Shell::Zsh => {
+            let asks = script.replace(" -- The dataset:_default'", " -- The dataset:_dsfs_names'");
+            format!(
+                "{asks}
+_dsfs_names() {{ compadd -- ${{(f)\"$(dsfs names 2>/dev/null)\"}} }}
+"
+            )
+        }
+        Shell::Fish => {
+            let (named, below) = (NAMED.join(" "), NAMED_BELOW_DATASET.join(" "));
+            format!(
+                "{script}complete -c dsfs -n '__fish_seen_subcommand_from {named}' -f -a '(dsfs names 2>/dev/null)'
+complete -c dsfs -n '__fish_seen_subcommand_from dataset; and __fish_seen_subcommand_from {below}' -f -a '(dsfs names 2>/dev/null)'
+"
+            )
+        }
+        _ => script.to_owned(),
+    }
+}
+
+/// Print the names of datasets, for completions: nothing if they cannot be had
+#[derive(Clone, Debug, Args)]
+pub struct NamesArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+/// How long somebody waits who has pressed the tab key.
+const NAMES_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Runs `dsfs names`.
+pub fn run_names(args: &NamesArgs, cx: &mut Context) {
+    std::thread::spawn(|| {
+        std::thread::sleep(NAMES_TIMEOUT);
+        std::process::exit(0);
+    });
+    for row in list::rows(&args.target, cx).unwrap_or_default() {
+        cx.out.line(row.name.as_str());
+    }
 }
 
 /// Print the manual page
@@ -34,10 +109,11 @@ pub fn run(args: &CompletionsArgs, cx: &mut Context) {
 #[command(after_help = "\
 Examples:
   dsfs man | man -l -
-  dsfs man commit > ~/.local/share/man/man1/dsfs-commit.1")]
+  dsfs man commit > ~/.local/share/man/man1/dsfs-commit.1
+  dsfs man r2 download | man -l -")]
 pub struct ManArgs {
     /// The page of this command, instead of the main one
-    command: Option<String>,
+    command: Vec<String>,
 }
 
 /// Runs `dsfs man`.
@@ -47,13 +123,13 @@ pub struct ManArgs {
 pub fn run_man(args: &ManArgs, cx: &mut Context) -> Result<(), Failure> {
     let mut whole = Cli::command();
     whole.build();
-    let command = match &args.command {
-        None => whole,
-        Some(name) => whole
+    let mut command = whole;
+    for name in &args.command {
+        command = command
             .find_subcommand(name)
             .cloned()
-            .ok_or_else(|| Failure::new(FailureKind::NotFound, format!("there is no command {name:?}")))?,
-    };
+            .ok_or_else(|| Failure::new(FailureKind::NotFound, format!("there is no command {name:?}")))?;
+    }
     let mut page = Vec::new();
     Man::new(command)
         .render(&mut page)

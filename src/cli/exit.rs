@@ -9,6 +9,9 @@ pub const DONE: u8 = 0;
 /// Usage: also clap's own code.
 pub const USAGE: u8 = 2;
 
+/// Ended by SIGINT, as shells say it.
+pub const CANCELLED: u8 = 130;
+
 /// The exit code of a failure, as `dsfs --help` lists them.
 #[must_use]
 pub fn code_of(kind: FailureKind) -> u8 {
@@ -19,6 +22,7 @@ pub fn code_of(kind: FailureKind) -> u8 {
         FailureKind::NotFound => 4,
         FailureKind::Remote => 5,
         FailureKind::Partial => 6,
+        FailureKind::Cancelled => CANCELLED,
     }
 }
 
@@ -37,7 +41,8 @@ Exit codes:
   3  conflict: something is there already; nothing was changed
   4  not found
   5  the remote cannot be reached, or refuses
-  6  work was left that the next run goes on with";
+  6  work was left that the next run goes on with
+  130  ended by Ctrl-C; nothing half is left";
 
 #[cfg(test)]
 mod tests {
@@ -52,6 +57,7 @@ mod tests {
             (FailureKind::NotFound, 4),
             (FailureKind::Remote, 5),
             (FailureKind::Partial, 6),
+            (FailureKind::Cancelled, 130),
         ];
         for (kind, code) in kinds {
             assert_eq!(code_of(kind), code);

@@ -37,14 +37,7 @@ pub struct ListArgs {
 /// # Errors
 /// The remote cannot be listed.
 pub fn run(args: &ListArgs, cx: &mut Context) -> Result<(), Failure> {
-    let rows = match target::find(&args.target, cx)? {
-        Target::Daemon(socket) => {
-            let reply = target::ask(&socket, &Request::List)?;
-            let Reply::Datasets(rows) = reply else { return Err(target::unexpected(&reply)) };
-            rows
-        }
-        Target::Direct(config) => remote::runtime()?.block_on(of_remote(&config))?,
-    };
+    let rows = rows(&args.target, cx)?;
     if args.json {
         cx.out.json(&rows);
         return Ok(());
@@ -59,6 +52,21 @@ pub fn run(args: &ListArgs, cx: &mut Context) -> Result<(), Failure> {
     };
     cx.out.table(&rows.iter().map(cells).collect::<Vec<_>>());
     Ok(())
+}
+
+/// The datasets of the remote that a command with these flags means.
+///
+/// # Errors
+/// The remote cannot be listed.
+pub fn rows(target: &TargetArgs, cx: &Context) -> Result<Vec<DatasetRow>, Failure> {
+    match target::find(target, cx)? {
+        Target::Daemon(socket) => {
+            let reply = target::ask(&socket, &Request::List)?;
+            let Reply::Datasets(rows) = reply else { return Err(target::unexpected(&reply)) };
+            Ok(rows)
+        }
+        Target::Direct(config) => remote::runtime()?.block_on(of_remote(&config)),
+    }
 }
 
 async fn of_remote(config: &Config) -> Result<Vec<DatasetRow>, Failure> {

@@ -4,11 +4,13 @@
 //! ([`exit`]). Data goes to stdout, everything else to stderr ([`output`]).
 
 mod args;
+mod bulk;
 mod cache;
 mod client;
 mod commit;
 mod completions;
 mod config;
+mod dataset;
 mod demo;
 mod diff;
 mod discard;
@@ -20,9 +22,11 @@ mod keep;
 mod list;
 mod local;
 mod log;
+mod meter;
 mod mount;
 pub mod output;
 mod progress;
+mod r2;
 mod refresh;
 mod show;
 mod stat;
@@ -30,6 +34,7 @@ mod status;
 mod target;
 mod top;
 mod umount;
+mod url;
 mod verify;
 
 use std::ffi::OsString;
@@ -81,7 +86,8 @@ Exit codes:
   3  conflict: something is there already; nothing was changed
   4  not found
   5  the remote cannot be reached, or refuses
-  6  work was left that the next run goes on with";
+  6  work was left that the next run goes on with
+  130  ended by Ctrl-C; nothing half is left";
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
@@ -103,11 +109,16 @@ enum Command {
     Prefetch(keep::PrefetchArgs),
     Evict(keep::EvictArgs),
     Cache(cache::CacheArgs),
+    Dataset(dataset::DatasetArgs),
+    R2(r2::R2Args),
+    Url(url::UrlArgs),
     Gc(gc::GcArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Names(completions::NamesArgs),
     Man(completions::ManArgs),
 }
 
@@ -205,11 +216,18 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
         Command::Prefetch(args) => keep::prefetch(args, cx),
         Command::Evict(args) => keep::evict(args, cx),
         Command::Cache(args) => cache::run(args, cx),
+        Command::Dataset(args) => dataset::run(args, cx),
+        Command::R2(args) => r2::run(args, cx),
+        Command::Url(args) => url::run(args, cx),
         Command::Gc(args) => gc::run(args, cx),
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Config(args) => config::run(args, cx),
         Command::Completions(args) => {
             completions::run(args, cx);
+            Ok(())
+        }
+        Command::Names(args) => {
+            completions::run_names(args, cx);
             Ok(())
         }
         Command::Man(args) => completions::run_man(args, cx),

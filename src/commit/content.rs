@@ -8,6 +8,7 @@ use std::io;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use ring::digest;
@@ -28,12 +29,14 @@ fn failed(path: &RelPath, source: io::Error) -> StagingError {
     StagingError::Io { path: path.as_str().into(), source }
 }
 
-/// A file of a frozen tree, from which `size_bytes` are expected.
+/// A file that is not expected to change, of which `size_bytes` are expected.
 #[derive(Clone, Debug)]
 pub(crate) struct Content {
     file: Arc<File>,
     path: RelPath,
     size_bytes: u64,
+    /// When it was last changed, if a change since then is an error.
+    modified: Option<SystemTime>,
 }
 
 async fn run<T: Send + 'static>(
@@ -44,21 +47,26 @@ async fn run<T: Send + 'static>(
 }
 
 impl Content {
-    /// Opens a file.
+    /// Opens a file of a frozen tree.
     pub fn open(sealed: &Sealed, path: &RelPath, size_bytes: u64) -> Result<Self, StagingError> {
-        let file = Arc::new(sealed.open_file(path)?);
-        let found = file.metadata().map_err(|source| failed(path, source))?.len();
-        if found != size_bytes {
-            let reason = format!("it has {found} bytes, and had {size_bytes} when it was frozen");
+        Self::of_file(sealed.open_file(path)?, path, size_bytes)
+    }
+
+    /// An open file; `path` names it in errors.
+    pub fn of_file(file: File, path: &RelPath, size_bytes: u64) -> Result<Self, StagingError> {
+        let found = file.metadata().map_err(|source| failed(path, source))?;
+        if found.len() != size_bytes {
+            let reason = format!("it has {} bytes, and had {size_bytes} before", found.len());
             return Err(StagingError::Damaged { path: path.as_str().into(), reason });
         }
-        Ok(Self { file, path: path.clone(), size_bytes })
+        let modified = Some(found.modified().map_err(|source| failed(path, source))?);
+        Ok(Self { file: Arc::new(file), path: path.clone(), size_bytes, modified })
     }
 
     /// A file that is staged and not frozen: what is found in it may change.
     pub fn of_staged(file: &StagedFile, path: &RelPath, size_bytes: u64) -> Result<Self, StagingError> {
         let file = Arc::new(file.try_clone().map_err(|source| failed(path, source))?);
-        Ok(Self { file, path: path.clone(), size_bytes })
+        Ok(Self { file, path: path.clone(), size_bytes, modified: None })
     }
 
     /// The content id; `progress` is told of bytes as they are read.
@@ -66,7 +74,9 @@ impl Content {
         let file = Arc::clone(&self.file);
         let size_bytes = self.size_bytes;
         let id = run(size_bytes, move || hash(&file, size_bytes, progress)).await;
-        id.map_err(|source| failed(&self.path, source))
+        let id = id.map_err(|source| failed(&self.path, source))?;
+        self.check_unchanged()?;
+        Ok(id)
     }
 
     /// The bytes from `offset` on, `len` of them.
@@ -78,7 +88,20 @@ impl Content {
             file.read_exact_at(&mut buffer, offset)?;
             Ok(Bytes::from(buffer))
         };
-        run(len, read).await.map_err(|source| failed(&self.path, source))
+        let bytes = run(len, read).await.map_err(|source| failed(&self.path, source))?;
+        self.check_unchanged()?;
+        Ok(bytes)
+    }
+
+    /// Nobody changes a frozen file, but anybody can change one that is uploaded from where it is.
+    fn check_unchanged(&self) -> Result<(), StagingError> {
+        let Some(before) = self.modified else { return Ok(()) };
+        let now = self.file.metadata().and_then(|meta| meta.modified());
+        if now.map_err(|source| failed(&self.path, source))? == before {
+            return Ok(());
+        }
+        let reason = "it was changed while it was read".to_owned();
+        Err(StagingError::Damaged { path: self.path.as_str().into(), reason })
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
+use futures_util::future::try_join_all;
+
 use crate::commit::CommitError;
+use crate::commit::Progress;
 use crate::commit::announce::Intents;
 use crate::log::Log;
 use crate::name::RelPath;
@@ -14,7 +17,11 @@ use crate::store::StoreError;
 pub(super) struct Deletion<'a> {
     pub log: &'a Log,
     pub intents: &'a Intents,
+    pub progress: &'a dyn Progress,
 }
+
+/// Deletions under way at once.
+const AT_ONCE: usize = 16;
 
 impl Deletion<'_> {
     /// Deletes the versions that record `seq` names, but for paths that later records have published
@@ -36,15 +43,23 @@ impl Deletion<'_> {
         };
         let lost_before = store.lost_answers();
         let anew = self.published_after(seq).await?;
-        for gone in deleted.iter().filter(|gone| !anew.contains(&gone.path)) {
+        let gone: Vec<&OldVersion> = deleted.iter().filter(|gone| !anew.contains(&gone.path)).collect();
+        for batch in gone.chunks(AT_ONCE) {
             self.intents.still_deleting(&mut deleting).await?;
-            let key = self.intents.prefix.key(&self.intents.dataset, &gone.path)?;
-            match store.delete(&key, &gone.etag).await {
-                Ok(()) | Err(StoreError::Changed { .. }) => {}
-                Err(err) => return Err(err.into()),
-            }
+            try_join_all(batch.iter().map(|gone| self.delete(gone))).await?;
         }
         Ok(!deleting.unsettled && store.lost_answers() == lost_before)
+    }
+
+    async fn delete(&self, gone: &OldVersion) -> Result<(), CommitError> {
+        let key = self.intents.prefix.key(&self.intents.dataset, &gone.path)?;
+        match self.intents.store.delete(&key, &gone.etag).await {
+            Ok(()) | Err(StoreError::Changed { .. }) => {
+                self.progress.file_done();
+                Ok(())
+            }
+            Err(err) => Err(err.into()),
+        }
     }
 
     async fn published_after(&self, seq: u64) -> Result<HashSet<RelPath>, CommitError> {

@@ -236,7 +236,7 @@ impl Sweep<'_> {
         if deleted.is_empty() || self.options.dry_run {
             return Ok(true);
         }
-        let deletion = Deletion { log: &self.log, intents: &self.intents };
+        let deletion = Deletion { log: &self.log, intents: &self.intents, progress: &NoProgress };
         deletion.carry_out(intent.clone(), record.seq, deleted).await
     }
 

@@ -30,7 +30,7 @@
 //! Inodes, mounts, the command line. It works with nothing mounted.
 
 mod announce;
-mod content;
+pub(crate) mod content;
 mod deletion;
 mod gc;
 mod journal;
@@ -39,7 +39,7 @@ mod prepare;
 mod publish;
 mod rollback;
 mod run;
-mod send;
+pub(crate) mod send;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -81,6 +81,7 @@ pub use plan::PlannedDelete;
 pub use plan::PlannedFile;
 pub use plan::part_bytes_for;
 pub use run::abort;
+pub(crate) use run::blocking;
 pub use run::commit;
 pub use run::plan;
 pub use run::resume;
@@ -104,6 +105,8 @@ pub struct CommitOptions {
     pub workers: usize,
     /// Go on where the server cannot be relied on to refuse overwriting.
     pub allow_unenforced: bool,
+    /// Take anything that is at a file's key for a conflict, without asking whether it is the same.
+    pub refuse_existing: bool,
     /// Size of the parts of large objects, in bytes; larger ones go up in parts.
     pub part_bytes: u64,
     /// Memory for bodies in bytes. A single part may be larger, for objects beyond 80 GB.
@@ -119,6 +122,7 @@ impl Default for CommitOptions {
             message: None,
             workers: WORKERS_DEFAULT,
             allow_unenforced: false,
+            refuse_existing: false,
             part_bytes: PART_BYTES_DEFAULT,
             memory_bytes: MEMORY_BYTES_DEFAULT,
             entropy: None,

@@ -73,6 +73,8 @@ pub enum ConflictReason {
         /// Whose it is, if the newest records say: `user@host (commit 7)`.
         by: Option<String>,
     },
+    /// Something is published there, and nobody has asked what.
+    Present,
     /// It is a file here and a directory there.
     DirectoryThere,
     /// A directory above it is a file there.
@@ -118,6 +120,7 @@ impl fmt::Display for ConflictReason {
             Self::Exists { by: Some(by), .. } => {
                 write!(f, "is published already, with another content, by {by}")
             }
+            Self::Present => f.write_str("is published already"),
             Self::DirectoryThere => f.write_str("is a directory in the bucket"),
             Self::FileThere => f.write_str("is a file in the bucket, where a directory is needed"),
             Self::Changed { found: Some(_), .. } => f.write_str("was replaced since it was staged"),
@@ -501,6 +504,7 @@ mod tests {
                 ConflictReason::Leftover { .. } => "leftover",
                 ConflictReason::Intent { .. } => "intent",
                 ConflictReason::BeingDeleted { .. } => "deleted",
+                ConflictReason::Present => "present",
             };
             format!("!{}:{reason}", conflict.path)
         }));

@@ -18,6 +18,7 @@ use crate::commit::journal::Note;
 use crate::commit::plan::AlreadyThere;
 use crate::commit::plan::CommitPlan;
 use crate::commit::plan::Doubtful;
+use crate::commit::plan::Draft;
 use crate::commit::plan::PlannedFile;
 use crate::commit::plan::Survey;
 use crate::commit::run::Run;
@@ -40,6 +41,7 @@ use crate::store::META_SHA256;
 use crate::store::META_TXID;
 use crate::store::PartReceipt;
 use crate::store::StoreError;
+use crate::store::UPLOAD_TXID_PREFIX;
 use crate::store::UploadId;
 
 /// What the preflight found out.
@@ -84,6 +86,10 @@ impl Run<'_> {
             }
         }
         let mut draft = survey.draft(self.state.lock().publishing);
+        let resuming = self.state.lock().publishing;
+        if ctx.options.refuse_existing && !resuming {
+            refuse_existing(&mut draft);
+        }
         let mut surveyed = Surveyed { plan: draft.plan, ..Surveyed::default() };
         if draft.doubtful.is_empty() {
             return Ok(surveyed);
@@ -135,7 +141,8 @@ impl Run<'_> {
         }
         let published = meta.metadata.get(META_SHA256).and_then(|hex| ContentId::from_sha256_hex(hex));
         let recorded = snapshot.entries.get(&file.path).filter(|entry| entry.etag == meta.etag);
-        if let (None, Some(txid)) = (recorded, meta.metadata.get(META_TXID)) {
+        let txid = meta.metadata.get(META_TXID).filter(|txid| !txid.starts_with(UPLOAD_TXID_PREFIX));
+        if let (None, Some(txid)) = (recorded, txid) {
             // Of a commit that is under way, or given up: it may be taken back at any time.
             let reason = ConflictReason::Leftover { txid: txid.clone() };
             return Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason }));
@@ -234,7 +241,7 @@ impl Run<'_> {
         let cid = self.cid_of(file, Some(sealed)).await?;
         self.ctx.progress.file_done();
         let PlannedFile { path, key, size_bytes, modified, expect } = file.clone();
-        Ok((path, Job { key, size_bytes, cid, modified, expect }))
+        Ok((path, Job { key, size_bytes, cid: Some(cid), modified, expect }))
     }
 
     async fn upload(
@@ -258,6 +265,19 @@ impl Run<'_> {
             Err(SendError::Taken { found }) => Err(self.taken(path, job, found)),
         }
     }
+}
+
+/// Whatever is there is in the way, be it the same.
+fn refuse_existing(draft: &mut Draft) {
+    let doubtful = draft.doubtful.drain(..).map(|doubt| doubt.file.path.to_string());
+    let there = doubtful.map(|path| Conflict { path, reason: ConflictReason::Present });
+    draft.plan.conflicts.extend(there);
+    for conflict in &mut draft.plan.conflicts {
+        if matches!(conflict.reason, ConflictReason::Exists { .. }) {
+            conflict.reason = ConflictReason::Present;
+        }
+    }
+    draft.plan.conflicts.sort_by(|a, b| a.path.cmp(&b.path));
 }
 
 impl Surveyed {

@@ -138,7 +138,7 @@ impl Run<'_> {
             let job = Job {
                 key: key.clone(),
                 size_bytes: 0,
-                cid: ContentId::OF_NOTHING,
+                cid: Some(ContentId::OF_NOTHING),
                 modified: self.ctx.clock.now(),
                 expect: Expect::Absent,
             };
@@ -162,14 +162,13 @@ impl Run<'_> {
         let plan = &surveyed.plan;
         let mut entries = Vec::with_capacity(written.len() + plan.already_there.len());
         for file in plan.create.iter().chain(&plan.replace) {
-            let (Some(job), Some(etag)) = (prepared.jobs.get(&file.path), written.get(&file.path)) else {
-                continue;
-            };
+            let cid = prepared.jobs.get(&file.path).and_then(|job| job.cid);
+            let (Some(cid), Some(etag)) = (cid, written.get(&file.path)) else { continue };
             let replaced = match &file.expect {
                 Expect::Version(old) => Some(old.clone()),
                 Expect::Absent => None,
             };
-            entries.push(entry(file, job.cid, etag, replaced));
+            entries.push(entry(file, cid, etag, replaced));
         }
         for there in &plan.already_there {
             let recorded = surveyed.snapshot.as_ref().and_then(|all| all.entries.get(&there.file.path));
@@ -225,7 +224,8 @@ impl Run<'_> {
             deletes: deleted.to_vec(),
             deleting: None,
         };
-        let deletion = Deletion { log: &self.log, intents: &self.intents };
+        let progress = &*self.ctx.progress;
+        let deletion = Deletion { log: &self.log, intents: &self.intents, progress };
         deletion.carry_out(intent, seq, deleted).await
     }
 

@@ -181,7 +181,7 @@ fn entropy(ctx: &CommitContext) -> StdRng {
 }
 
 /// Runs what waits for the local disk without holding up others on this runtime.
-pub(super) fn blocking<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
     let multi = Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
     if multi { tokio::task::block_in_place(work) } else { work() }
 }

@@ -28,6 +28,7 @@ use crate::record::ContentId;
 use crate::record::format_mtime;
 use crate::store::Expect;
 use crate::store::META_MTIME;
+use crate::store::META_PART_BYTES;
 use crate::store::META_SHA256;
 use crate::store::META_TXID;
 use crate::store::ObjectMeta;
@@ -39,7 +40,7 @@ use crate::store::UploadId;
 use crate::store::guarantee::Guarantee;
 
 /// Metadata key of an object that keeps a key for a large one: see [`Sender::complete`].
-const META_CLAIM: &str = "dsfs-claim";
+pub(crate) const META_CLAIM: &str = "dsfs-claim";
 /// How often one write is tried: its own conditions make a repetition harmless.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -48,24 +49,25 @@ const BUDGET_UNIT_BYTES: u64 = 64 * 1024;
 
 /// What is to be written where.
 #[derive(Clone, Debug)]
-pub(super) struct Job {
+pub(crate) struct Job {
     pub key: ObjectKey,
     pub size_bytes: u64,
-    pub cid: ContentId,
+    /// Its content; `None`: not known beforehand, and not recorded with it.
+    pub cid: Option<ContentId>,
     pub modified: std::time::SystemTime,
     pub expect: Expect,
 }
 
 /// A multipart upload whose parts are all there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Uploaded {
+pub(crate) struct Uploaded {
     pub id: UploadId,
     pub parts: Vec<PartReceipt>,
 }
 
 /// Why one object could not be written.
 #[derive(Debug)]
-pub(super) enum SendError {
+pub(crate) enum SendError {
     /// Something that is not ours is there.
     Taken { found: Option<ETag> },
     /// Anything else.
@@ -86,7 +88,7 @@ impl From<crate::staging::StagingError> for SendError {
 
 /// What is at a key, from the commit's point of view.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(crate) enum Found {
     Nothing,
     Ours(ETag),
     OurClaim(ETag),
@@ -94,7 +96,7 @@ pub(super) enum Found {
 }
 
 /// Writes the objects of one commit.
-pub(super) struct Sender {
+pub(crate) struct Sender {
     store: Arc<dyn ObjectStore>,
     txid: String,
     guarantee: Guarantee,
@@ -118,7 +120,7 @@ fn memory_units(bytes: u64) -> u32 {
 }
 
 /// What a journal is told of a multipart upload, so that it can go on after a crash.
-pub(super) trait UploadNotes: Sync {
+pub(crate) trait UploadNotes: Sync {
     fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError>;
     fn part(&self, part: &PartReceipt) -> Result<(), CommitError>;
 }
@@ -149,18 +151,17 @@ impl Sender {
         }
     }
 
-    async fn reserve(&self, bytes: u64) -> SemaphorePermit<'_> {
+    /// Waits for memory for a body.
+    pub async fn reserve(&self, bytes: u64) -> SemaphorePermit<'_> {
         let units = memory_units(bytes).min(self.memory_units);
         self.memory.acquire_many(units).await.expect("the semaphore is never closed")
     }
 
     fn attributes(&self, job: &Job) -> PutAttributes {
-        let pairs = [
-            (META_TXID, self.txid.clone()),
-            (META_SHA256, job.cid.sha256_hex()),
-            (META_MTIME, format_mtime(job.modified)),
-        ];
-        PutAttributes { metadata: pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() }
+        let pairs = [(META_TXID, self.txid.clone()), (META_MTIME, format_mtime(job.modified))];
+        let content = job.cid.map(|cid| (META_SHA256, cid.sha256_hex()));
+        let pairs = pairs.into_iter().chain(content);
+        PutAttributes { metadata: pairs.map(|(key, value)| (key.to_owned(), value)).collect() }
     }
 
     /// Looks at what is at a key now.
@@ -192,7 +193,7 @@ impl Sender {
         if self.guarantee != Guarantee::BestEffort {
             return Ok(None);
         }
-        match (self.look(&job.key, Some(&job.cid)).await?, &job.expect) {
+        match (self.look(&job.key, job.cid.as_ref()).await?, &job.expect) {
             (Found::Ours(etag), _) => Ok(Some(etag)),
             (Found::Nothing, Expect::Absent) | (Found::OurClaim(_), _) => Ok(None),
             (Found::Other(etag), Expect::Version(expected)) if etag == *expected => Ok(None),
@@ -205,7 +206,7 @@ impl Sender {
         if self.guarantee != Guarantee::BestEffort {
             return Ok(etag);
         }
-        match self.look(&job.key, Some(&job.cid)).await? {
+        match self.look(&job.key, job.cid.as_ref()).await? {
             Found::Ours(etag) => Ok(etag),
             Found::OurClaim(found) | Found::Other(found) => Err(SendError::Taken { found: Some(found) }),
             Found::Nothing => Err(SendError::Taken { found: None }),
@@ -214,7 +215,7 @@ impl Sender {
 
     /// After a conflict or a lost answer: `Some` if it was us, `None` if the write can be tried again.
     async fn resolve(&self, job: &Job) -> Result<Option<ETag>, SendError> {
-        match (self.look(&job.key, Some(&job.cid)).await?, &job.expect) {
+        match (self.look(&job.key, job.cid.as_ref()).await?, &job.expect) {
             (Found::Ours(etag), _) => Ok(Some(etag)),
             (Found::Nothing, Expect::Absent) => Ok(None),
             (Found::Other(etag) | Found::OurClaim(etag), Expect::Version(expected)) if etag == *expected => {
@@ -286,10 +287,12 @@ impl Sender {
             }
         }
         let part_bytes = part_bytes_for(job.size_bytes, self.part_bytes);
+        let mut attributes = self.attributes(job);
+        attributes.metadata.insert(META_PART_BYTES.into(), part_bytes.to_string());
         let mut tried = 0;
         let id = loop {
             tried += 1;
-            match self.store.create_multipart(&job.key, &self.attributes(job)).await {
+            match self.store.create_multipart(&job.key, &attributes).await {
                 Err(err) if err.is_transient() && tried < TRIES => tokio::time::sleep(PAUSE * tried).await,
                 answer => break answer?,
             }
@@ -436,7 +439,7 @@ impl Sender {
         if self.guarantee != Guarantee::SinglePut || job.expect != Expect::Absent {
             return Ok(Claim::NotNeeded);
         }
-        match self.look(&job.key, Some(&job.cid)).await? {
+        match self.look(&job.key, job.cid.as_ref()).await? {
             Found::Ours(etag) => return Ok(Claim::Done(etag)),
             Found::OurClaim(etag) => return Ok(Claim::Held(etag)),
             Found::Other(found) => return Err(SendError::Taken { found: Some(found) }),
@@ -448,7 +451,7 @@ impl Sender {
         match self.put_with(job, body, attributes).await {
             Ok(etag) => Ok(Claim::Held(etag)),
             // The answer to our own claim was lost, and it is there.
-            Err(SendError::Taken { found }) => match self.look(&job.key, Some(&job.cid)).await? {
+            Err(SendError::Taken { found }) => match self.look(&job.key, job.cid.as_ref()).await? {
                 Found::OurClaim(etag) => Ok(Claim::Held(etag)),
                 Found::Ours(etag) => Ok(Claim::Done(etag)),
                 Found::Nothing | Found::Other(_) => Err(SendError::Taken { found }),

@@ -317,6 +317,8 @@ pub enum FailureKind {
     Remote,
     /// Work was left that the next run goes on with.
     Partial,
+    /// The user has ended it with a signal.
+    Cancelled,
 }
 
 /// Why something failed, as it is shown to the user.

@@ -10,6 +10,7 @@ use crate::config::Credentials;
 use crate::config::Origin;
 use crate::config::RemoteSettings;
 use crate::config::S3Settings;
+use crate::config::units;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::daemon::publish;
@@ -18,6 +19,7 @@ use crate::record::RecordError;
 use crate::staging::Holder;
 use crate::staging::StagingError;
 use crate::store::StoreError;
+use crate::transfer::TransferError;
 
 /// A wrong setting.
 #[must_use]
@@ -164,6 +166,56 @@ pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
         | CommitError::Name(_)
         | CommitError::Record { .. }
         | CommitError::Journal(_) => failure,
+    }
+}
+
+/// A transfer did not succeed.
+#[must_use]
+pub fn of_transfer(err: &TransferError) -> Failure {
+    let plain = |kind| Failure::new(kind, err.to_string());
+    let goes_on = "the same command goes on where this one has stopped";
+    match err {
+        TransferError::InTheWay { what } => {
+            let count = what.len();
+            let message = format!("{count} of the targets are there already; nothing was transferred");
+            Failure::new(FailureKind::Conflict, message)
+                .details(what)
+                .hint("--overwrite, where that is meant; or another target")
+        }
+        TransferError::Overtaken { keys } => Failure::new(
+            FailureKind::Conflict,
+            "somebody else has written these meanwhile; theirs were left alone",
+        )
+        .details(keys),
+        TransferError::NotFound { .. } => plain(FailureKind::NotFound),
+        TransferError::Unfit { what } => {
+            Failure::new(FailureKind::Failed, "keys that cannot be files; nothing was transferred")
+                .details(what)
+                .hint("name a single object, or a prefix without them")
+        }
+        TransferError::Damaged { .. } => plain(FailureKind::Failed)
+            .hint("the file was not kept; if it happens again, the object itself is damaged"),
+        TransferError::NoRoom { path, free_bytes, needed_bytes } => Failure::new(
+            FailureKind::Failed,
+            format!(
+                "{} has room for {}, and the files need {}; nothing was transferred",
+                path.display(),
+                units::show_size(*free_bytes),
+                units::show_size(*needed_bytes)
+            ),
+        ),
+        TransferError::Cancelled { done, files } => {
+            let failure = Failure::new(
+                FailureKind::Cancelled,
+                format!("cancelled: {done} of {files} files are complete, of the others nothing is left"),
+            );
+            if *done > 0 { failure.hint(goes_on) } else { failure }
+        }
+        TransferError::Interrupted { .. } => plain(FailureKind::Partial).hint(goes_on),
+        TransferError::Store(err) => of_store(err),
+        TransferError::Changed { .. } => plain(FailureKind::Failed).hint("upload when nobody writes to it"),
+        TransferError::Io { .. } | TransferError::Other(_) => plain(FailureKind::Failed),
+        TransferError::Name(_) => plain(FailureKind::Usage),
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod background;
 mod bucket;
 pub mod compose;
+pub mod dataset;
 pub mod failure;
 pub mod guarantee;
 pub mod history;

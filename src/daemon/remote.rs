@@ -178,6 +178,12 @@ impl OpenRemote {
         }
     }
 
+    /// The bucket, for what only a bucket can do.
+    #[must_use]
+    pub fn bucket(&self) -> Option<&Arc<S3Store>> {
+        self.s3.as_ref()
+    }
+
     /// The time at the server, if it has one and has answered.
     #[must_use]
     pub fn server_time(&self) -> Option<SystemTime> {

@@ -40,6 +40,7 @@ use crate::staging::base::Bases;
 use crate::staging::file::Identity;
 use crate::staging::file::OpenFiles;
 use crate::staging::file::StagedFile;
+use crate::staging::outside::Outside;
 use crate::staging::seal::Contents;
 use crate::staging::seal::Sealed;
 use crate::staging::tree;
@@ -52,6 +53,8 @@ pub struct StagedDataset {
     pub(super) dir: PathBuf,
     pub(super) trees: RwLock<Trees>,
     pub(super) files: Mutex<OpenFiles>,
+    /// A directory elsewhere, that a commit takes instead of what is staged here.
+    outside: Option<Arc<Outside>>,
 }
 
 #[derive(Debug, Default)]
@@ -96,7 +99,21 @@ impl StagedDataset {
     /// Opens what is at `dir`, which may be nothing, after finishing or undoing what a crash interrupted.
     pub(super) fn load(name: DatasetName, dir: PathBuf) -> Result<Arc<Self>, StagingError> {
         let trees = crate::staging::seal::recover(&dir)?;
-        Ok(Arc::new(Self { name, dir, trees: RwLock::new(trees), files: Mutex::default() }))
+        Ok(Arc::new(Self { name, dir, trees: RwLock::new(trees), files: Mutex::default(), outside: None }))
+    }
+
+    /// As [`Self::load`], for committing a directory that is elsewhere.
+    pub(super) fn load_outside(
+        name: DatasetName,
+        dir: PathBuf,
+        outside: Outside,
+    ) -> Result<Arc<Self>, StagingError> {
+        let trees = RwLock::new(crate::staging::seal::recover(&dir)?);
+        Ok(Arc::new(Self { name, dir, trees, files: Mutex::default(), outside: Some(Arc::new(outside)) }))
+    }
+
+    pub(super) fn outside(&self) -> Option<&Arc<Outside>> {
+        self.outside.as_ref()
     }
 
     /// Its name.

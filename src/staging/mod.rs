@@ -36,6 +36,7 @@ mod file;
 mod import;
 mod lease;
 mod lock;
+mod outside;
 mod seal;
 mod tree;
 #[cfg(test)]
@@ -61,6 +62,7 @@ pub use dataset::StagedDataset;
 pub use file::StagedFile;
 pub use import::StagedImport;
 pub use lock::Holder;
+pub use outside::Upload;
 pub use seal::Contents;
 pub use seal::Sealed;
 pub use seal::StagedEntry;

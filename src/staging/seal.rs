@@ -25,6 +25,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustix::fs::AtFlags;
@@ -43,6 +44,7 @@ use crate::staging::dataset::SealedTree;
 use crate::staging::dataset::StagedDataset;
 use crate::staging::dataset::Trees;
 use crate::staging::lease;
+use crate::staging::outside::Outside;
 use crate::staging::tree;
 use crate::staging::tree::Tree;
 use crate::staging::tree::Walk;
@@ -94,9 +96,19 @@ impl Contents {
 pub struct Sealed {
     txid: String,
     dir: PathBuf,
+    /// Where the files are, if they are not in it.
+    outside: Option<Arc<Outside>>,
 }
 
 impl Sealed {
+    pub(super) fn new(txid: &str, dir: PathBuf, outside: Option<Arc<Outside>>) -> Self {
+        Self { txid: txid.to_owned(), dir, outside }
+    }
+
+    pub(super) fn outside(&self) -> Option<&Outside> {
+        self.outside.as_deref()
+    }
+
     /// The commit that it is frozen for.
     #[must_use]
     pub fn txid(&self) -> &str {
@@ -112,6 +124,9 @@ impl Sealed {
     /// Where a file of it is on the local disk: for taking it over once it is published.
     #[must_use]
     pub fn file_path(&self, path: &RelPath) -> PathBuf {
+        if let Some(outside) = &self.outside {
+            return outside.path(path);
+        }
         self.dir.join("tree").join(path.as_str())
     }
 
@@ -120,6 +135,9 @@ impl Sealed {
     /// # Errors
     /// The local disk's.
     pub fn contents(&self) -> Result<Contents, StagingError> {
+        if let Some(outside) = &self.outside {
+            return Ok(outside.contents.clone());
+        }
         let failed = |source| StagingError::io(&self.dir, source);
         let tree = Tree::open(&self.dir.join("tree")).map_err(failed)?;
         let walk = tree.as_ref().map(Tree::walk).transpose().map_err(failed)?;
@@ -132,6 +150,9 @@ impl Sealed {
     /// # Errors
     /// ENOENT, and the local disk's others.
     pub fn open_file(&self, path: &RelPath) -> Result<File, StagingError> {
+        if let Some(outside) = &self.outside {
+            return outside.open_file(path);
+        }
         let failed = |source| StagingError::io(self.file_path(path), source);
         let tree = Tree::open(&self.dir.join("tree")).map_err(failed)?;
         let tree = tree.ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENOENT)))?;
@@ -150,6 +171,9 @@ impl StagedDataset {
     pub fn freeze(&self, txid: &str) -> Result<Sealed, StagingError> {
         let failed = |source| StagingError::io(&self.dir, source);
         check_component(txid).map_err(|err| failed(io::Error::new(io::ErrorKind::InvalidInput, err)))?;
+        if let Some(outside) = self.outside() {
+            return self.freeze_outside(txid, outside);
+        }
         // The bulk of the bytes goes to disk while others still work; the rest follows below.
         if let Some(top) = Tree::open(&self.open_dir().join("tree")).map_err(failed)? {
             top.sync_everything().map_err(failed)?;
@@ -183,7 +207,7 @@ impl StagedDataset {
         let dir = self.dir.join("sealed").join(txid);
         durable::create_private_dirs(&self.dir.join("sealed")).map_err(failed)?;
         durable::rename(&self.open_dir(), &dir).map_err(failed)?;
-        let sealed = Sealed { txid: txid.to_owned(), dir };
+        let sealed = Sealed::new(txid, dir, None);
         if let Some(tree) = trees.open.take() {
             let bases = std::mem::take(&mut trees.bases);
             trees.sealed = Some(SealedTree { sealed: sealed.clone(), tree, bases });
@@ -209,6 +233,10 @@ impl StagedDataset {
         let Some(own) = trees.sealed.as_mut().filter(|own| own.sealed.txid == sealed.txid) else {
             return Ok(()); // done before
         };
+        if own.sealed.outside.is_some() {
+            drop(trees);
+            return self.finish(sealed); // its files are where they always were
+        }
         let thawing = self.dir.join("thawing").join(&sealed.txid);
         if own.sealed.dir != thawing {
             move_aside(&own.sealed.dir, &thawing)?;
@@ -297,7 +325,7 @@ impl StagedDataset {
         }
         let open = self.open_dir();
         let places = ["tree", "base"].map(|place| open.join(place));
-        let beside = ["sealed", "thawing", "done"].map(|place| self.dir.join(place));
+        let beside = ["sealed", "thawing", "done", "making"].map(|place| self.dir.join(place));
         for place in places.iter().chain([&open]).chain(&beside).chain([&self.dir]) {
             fs::remove_dir(place).ok(); // one that is not empty, or not there, stays as it is
         }
@@ -366,7 +394,8 @@ pub(super) fn sealed_in(dir: &Path) -> Result<Option<Sealed>, StagingError> {
         (None, _) => Ok(None),
         (Some(dir), None) => {
             let txid = dir.file_name().map(|name| name.to_string_lossy().into_owned());
-            Ok(Some(Sealed { txid: txid.unwrap_or_default(), dir }))
+            let outside = Outside::load(&dir)?;
+            Ok(Some(Sealed { txid: txid.unwrap_or_default(), dir, outside }))
         }
         (Some(_), Some(second)) => Err(StagingError::Damaged {
             path: second,

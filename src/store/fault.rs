@@ -245,6 +245,15 @@ impl ObjectStore for FaultyStore {
         Ok(Box::pin(cut))
     }
 
+    async fn get_whole(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size_bytes: u64,
+    ) -> Result<(ObjectMeta, ByteStream), StoreError> {
+        crate::store::head_and_get(self, key, etag, size_bytes).await
+    }
+
     async fn put(
         &self,
         key: &ObjectKey,

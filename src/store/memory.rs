@@ -88,6 +88,7 @@ impl State {
             etag: etag.clone(),
             modified,
             metadata: attributes.metadata.clone(),
+            checksum: None,
         };
         self.objects.insert(key.clone(), Object { body, meta });
         etag

@@ -45,10 +45,15 @@ use crate::name::ObjectKey;
 
 /// Metadata key of the transaction that wrote an object: how a lost reply is told from a conflict.
 pub const META_TXID: &str = "dsfs-txid";
+/// What the ids of plain uploads begin with: those are not commits, and no log names them.
+pub const UPLOAD_TXID_PREFIX: &str = "upload-";
 /// Metadata key of an object's SHA-256, 64 lower-case hexadecimal digits.
 pub const META_SHA256: &str = "dsfs-sha256";
 /// Metadata key of a file's modification time: seconds with a fraction, rclone's convention.
 pub const META_MTIME: &str = "mtime";
+
+/// Metadata key of the size in bytes of an object's parts but the last: what a checksum of parts needs.
+pub const META_PART_BYTES: &str = "dsfs-part-bytes";
 
 /// Smallest part of a multipart upload but the last, in bytes: S3's rule.
 pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
@@ -108,6 +113,20 @@ pub trait ObjectStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Changed`] if the object is another version now, [`StoreError::NotFound`].
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError>;
+
+    /// The whole object in the version named by `etag`, of `size_bytes`, and what a HEAD would say of
+    /// it: one request where the store can.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    async fn get_whole(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size_bytes: u64,
+    ) -> Result<(ObjectMeta, ByteStream), StoreError> {
+        head_and_get(self, key, etag, size_bytes).await
+    }
 
     /// Writes a whole object, if what is there is what `expect` says.
     ///
@@ -261,6 +280,36 @@ pub struct ObjectMeta {
     pub modified: SystemTime,
     /// `x-amz-meta-*`, keys in lower case.
     pub metadata: BTreeMap<String, String>,
+    /// The checksum that the server keeps of it, if it keeps one that dsfs knows and tells it.
+    pub checksum: Option<StoredChecksum>,
+}
+
+/// The CRC32C that a server keeps of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredChecksum {
+    /// Of its bytes.
+    Whole(u32),
+    /// Of the CRC32Cs of its parts, four bytes each, most significant first.
+    OfParts {
+        /// The checksum of the checksums.
+        crc: u32,
+        /// How many parts it has.
+        parts: u32,
+    },
+}
+
+impl StoredChecksum {
+    /// Reads `x-amz-checksum-crc32c`: base64, with `-N` behind it for an object of N parts.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (base64, parts) = match text.split_once('-') {
+            Some((base64, parts)) => (base64, Some(parts.parse().ok()?)),
+            None => (text, None),
+        };
+        let bytes = data_encoding::BASE64.decode(base64.as_bytes()).ok()?;
+        let crc = u32::from_be_bytes(bytes.try_into().ok()?);
+        Some(parts.map_or(Self::Whole(crc), |parts| Self::OfParts { crc, parts }))
+    }
 }
 
 /// The name of a multipart upload.
@@ -403,6 +452,24 @@ fn clock_time(time: SystemTime) -> String {
         Ok(time) => time.strftime("%F %T UTC").to_string(),
         Err(_) => "an unknown time".to_owned(),
     }
+}
+
+/// [`ObjectStore::get_whole`] for stores that have no one request for it.
+pub(crate) async fn head_and_get<S: ObjectStore + ?Sized>(
+    store: &S,
+    key: &ObjectKey,
+    etag: &ETag,
+    size_bytes: u64,
+) -> Result<(ObjectMeta, ByteStream), StoreError> {
+    let meta = store.head(key).await?;
+    if meta.etag != *etag || meta.size_bytes != size_bytes {
+        return Err(StoreError::Changed { key: key.clone() });
+    }
+    let body: ByteStream = match size_bytes {
+        0 => Box::pin(futures_util::stream::empty()),
+        _ => store.get(key, etag, 0..size_bytes).await?,
+    };
+    Ok((meta, body))
 }
 
 /// Collects a body of known length.

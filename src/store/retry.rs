@@ -332,6 +332,24 @@ impl ObjectStore for RetryingStore {
         Ok(Box::pin(body))
     }
 
+    async fn get_whole(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size_bytes: u64,
+    ) -> Result<(ObjectMeta, ByteStream), StoreError> {
+        let attempt = || self.inner.get_whole(key, etag, size_bytes);
+        let ((meta, body), permit) = self
+            .attempts(Direction::Read, key.as_str(), Duration::ZERO, StoreError::is_transient, attempt)
+            .await
+            .result?;
+        let body = body.map(move |piece| {
+            let _held = &permit;
+            piece
+        });
+        Ok((meta, Box::pin(body)))
+    }
+
     async fn put(
         &self,
         key: &ObjectKey,

@@ -305,3 +305,46 @@ fn the_doctor_looks_at_everything_and_says_how_to_mend() {
     assert_eq!(said.code, 1);
     assert!(said.out.contains("FAIL  endpoint"), "{}", said.out);
 }
+
+#[test]
+fn names_of_datasets_are_completed() {
+    let home = Home::new();
+    for name in ["run_one", "run_two", "other"] {
+        fs::create_dir_all(home.path("remote").join(name)).unwrap();
+        fs::write(home.path("remote").join(name).join("data.jsonl"), "").unwrap();
+    }
+    let script = home.run(&["completions", "bash"]).out;
+    fs::write(home.path("completions.bash"), script).unwrap();
+    let complete = |words: &str| {
+        let bin = Path::new(env!("CARGO_BIN_EXE_dsfs")).parent().unwrap().to_owned();
+        let words_count = words.split(' ').count();
+        let ask = format!(
+            "source completions.bash; COMP_WORDS=({words}); COMP_CWORD={}; _dsfs_with_names dsfs \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; echo ${{COMPREPLY[@]}}",
+            words_count - 1
+        );
+        let mut command = Command::new("bash");
+        command.args(["-c", &ask]).current_dir(home.path("")).env_clear();
+        command.env("HOME", home.path("")).env("DSFS_REMOTE", home.remote());
+        command.env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
+        Said::of(command.output().unwrap()).out
+    };
+    assert_eq!(complete("dsfs commit run"), "run_one run_two\n");
+    assert_eq!(complete("dsfs dataset download o"), "other\n");
+    assert!(complete("dsfs comm").contains("commit"));
+    assert!(complete("dsfs commit --over").contains("--overwrite"));
+    assert_eq!(home.run(&["names"]).code, 0, "whoever completes is not told of errors");
+    for shell in ["zsh", "fish"] {
+        assert!(home.run(&["completions", shell]).out.contains("dsfs names"), "{shell}");
+    }
+}
+
+#[test]
+fn every_new_command_has_its_page() {
+    let home = Home::new();
+    for command in ["r2", "dataset", "url", "r2 download", "dataset upload"] {
+        let words: Vec<&str> = std::iter::once("man").chain(command.split(' ')).collect();
+        let page = home.run(&words);
+        assert_eq!(page.code, 0, "{}", page.err);
+        assert!(page.out.contains(".TH"), "{command}");
+    }
+}

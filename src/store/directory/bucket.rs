@@ -165,6 +165,7 @@ impl Bucket {
                 etag,
                 modified: place::modified(&stat),
                 metadata: self.metadata(found.fd(), &stat)?,
+                checksum: None,
             })
         };
         meta().map_err(|err| store_error(key.as_str(), err))

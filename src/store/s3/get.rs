@@ -4,8 +4,10 @@ use std::future::Future;
 use std::ops::Range;
 use std::time::Duration;
 
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream as SdkStream;
 use aws_sdk_s3::primitives::SdkBody;
+use aws_sdk_s3::types::ChecksumMode;
 use aws_smithy_runtime_api::client::http::HttpConnectorFuture;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::ConnectorError;
@@ -22,8 +24,10 @@ use super::error::chain;
 use super::quoted;
 use crate::name::ETag;
 use crate::name::ObjectKey;
+use crate::store::ObjectMeta;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
+use crate::store::StoredChecksum;
 
 /// What is read of the body of an error answer, at least.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
@@ -76,13 +80,39 @@ impl S3Store {
             }
             reply => reply?,
         };
-        let head = ReplyHead {
-            etag: reply.e_tag(),
-            content_range: reply.content_range(),
-            content_length: reply.content_length().and_then(|len| u64::try_from(len).ok()),
-        };
-        check_reply(key, etag, range, &head)?;
+        check_reply(key, etag, range, &ReplyHead::of(&reply))?;
         Ok(reply.body)
+    }
+
+    /// A whole object with its metadata. The SDK checks the body against the checksum that is asked for.
+    pub(super) async fn whole(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size_bytes: u64,
+    ) -> Result<(ObjectMeta, Body), StoreError> {
+        let request = self
+            .client()
+            .await?
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .if_match(quoted(etag))
+            .checksum_mode(ChecksumMode::Enabled)
+            .send();
+        let mut reply = self.answer(Subject::Read(key), Duration::ZERO, request).await?;
+        check_reply(key, etag, &(0..size_bytes), &ReplyHead::of(&reply))?;
+        let metadata = reply.metadata.take().unwrap_or_default();
+        let metadata = metadata.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
+        let meta = ObjectMeta {
+            size_bytes,
+            etag: etag.clone(),
+            modified: super::listing::system_time(reply.last_modified.as_ref()),
+            metadata,
+            checksum: reply.checksum_crc32_c.as_deref().and_then(StoredChecksum::parse),
+        };
+        let silence = self.request_timeout;
+        Ok((meta, Body { stream: reply.body, key: key.clone(), left: size_bytes, silence }))
     }
 
     async fn get_directly(
@@ -153,6 +183,16 @@ struct ReplyHead<'a> {
     etag: Option<&'a str>,
     content_range: Option<&'a str>,
     content_length: Option<u64>,
+}
+
+impl<'a> ReplyHead<'a> {
+    fn of(reply: &'a GetObjectOutput) -> Self {
+        Self {
+            etag: reply.e_tag(),
+            content_range: reply.content_range(),
+            content_length: reply.content_length().and_then(|len| u64::try_from(len).ok()),
+        }
+    }
 }
 
 /// Checks that an answer's head promises exactly `range` of the version `etag`.

@@ -25,6 +25,7 @@ mod direct;
 mod error;
 mod get;
 mod listing;
+mod presign;
 
 use std::fmt;
 use std::future::Future;
@@ -39,6 +40,7 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::primitives::ByteStream as SdkStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
+use aws_sdk_s3::types::ChecksumMode;
 use aws_sdk_s3::types::CompletedMultipartUpload;
 use aws_sdk_s3::types::CompletedPart;
 use aws_sdk_s3::types::EncodingType;
@@ -61,6 +63,7 @@ use crate::store::ObjectStore;
 use crate::store::PartReceipt;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
+use crate::store::StoredChecksum;
 use crate::store::UploadId;
 use crate::store::complete_allowance;
 use crate::store::upload_allowance;
@@ -273,7 +276,14 @@ impl ObjectStore for S3Store {
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
         let subject = Subject::Read(key);
-        let request = self.client().await?.head_object().bucket(&self.bucket).key(key.as_str()).send();
+        let request = self
+            .client()
+            .await?
+            .head_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .checksum_mode(ChecksumMode::Enabled)
+            .send();
         let output = self.answer(subject, Duration::ZERO, request).await?;
         let etag = output.e_tag().map(ETag::from_server);
         let size_bytes = output.content_length().and_then(|len| u64::try_from(len).ok());
@@ -284,7 +294,8 @@ impl ObjectStore for S3Store {
         let metadata = output.metadata.unwrap_or_default();
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
         let modified = listing::system_time(output.last_modified.as_ref());
-        Ok(ObjectMeta { size_bytes, etag, modified, metadata })
+        let checksum = output.checksum_crc32_c.as_deref().and_then(StoredChecksum::parse);
+        Ok(ObjectMeta { size_bytes, etag, modified, metadata, checksum })
     }
 
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
@@ -294,6 +305,17 @@ impl ObjectStore for S3Store {
         let body = self.body(key, etag, &range).await?;
         let pieces = stream::unfold(Some(body), |body| async move { body?.next().await });
         Ok(Box::pin(pieces))
+    }
+
+    async fn get_whole(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size_bytes: u64,
+    ) -> Result<(ObjectMeta, ByteStream), StoreError> {
+        let (meta, body) = self.whole(key, etag, size_bytes).await?;
+        let pieces = stream::unfold(Some(body), |body| async move { body?.next().await });
+        Ok((meta, Box::pin(pieces)))
     }
 
     async fn put(

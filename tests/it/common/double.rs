@@ -100,6 +100,8 @@ pub struct Switches {
     pub ignore_range: AtomicBool,
     /// Every n-th request is answered with 503 SlowDown; 0 is never.
     pub slow_down_every: AtomicU32,
+    /// Every n-th request ends in a connection that is closed without an answer; 0 is never.
+    pub reset_every: AtomicU32,
 }
 
 /// One request as it came in.
@@ -636,6 +638,10 @@ async fn answer(
     let every = switches.slow_down_every.load(Ordering::SeqCst);
     if fault.is_none() && every > 0 && nth.is_multiple_of(every) {
         return Ok(error_answer(503, S3ErrorCode::SlowDown.as_str()));
+    }
+    let every = switches.reset_every.load(Ordering::SeqCst);
+    if fault.is_none() && every > 0 && nth.is_multiple_of(every) {
+        return Err(hang_up());
     }
     match &fault {
         Some(HttpFault::Status(status, code)) => return Ok(error_answer(*status, code)),

@@ -1,0 +1,83 @@
+//! `dsfs r2 delete`: an object, or everything below a prefix.
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::Context;
+use crate::cli::bulk;
+use crate::cli::bulk::Session;
+use crate::cli::bulk::WorkersArgs;
+use crate::cli::meter::Meter;
+use crate::cli::output::counted;
+use crate::client::ClientError;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::daemon::remote;
+
+/// Delete an object, or everything below a prefix
+///
+/// With '/' at its end, or with -r, KEY is a prefix: `a/b` takes `a/b` and `a/b/…` along, never `a/bc`.
+/// What is not there counts as deleted. Each object goes in the version that was listed: one that somebody
+/// replaces meanwhile is left alone, and named. Datasets have a command of their own, `dsfs dataset delete`.
+#[derive(Clone, Debug, Args)]
+#[command(
+    visible_alias = "rm",
+    after_help = "\
+Examples:
+  dsfs r2 delete datasets/run_07/notes.txt
+  dsfs r2 delete results/old/
+  dsfs r2 delete -r s3://assets/results/old"
+)]
+pub struct DeleteArgs {
+    /// The key, or the prefix
+    key: String,
+    /// Everything below it, too
+    #[arg(short, long)]
+    recursive: bool,
+    #[command(flatten)]
+    workers: WorkersArgs,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Outcome {
+    deleted: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// An empty key or prefix; something was replaced meanwhile; the remote's.
+pub fn run(args: &DeleteArgs, cx: &mut Context) -> Result<(), Failure> {
+    let (layer, key) = bulk::located(&args.key, cx)?;
+    if key.trim_matches('/').is_empty() {
+        return Err(Failure::new(FailureKind::Usage, "this would delete the whole bucket")
+            .hint("name a key, or a prefix"));
+    }
+    let meter = Meter::new("Deleting", false, &cx.out);
+    let deleted = remote::runtime()?.block_on(async {
+        let session = Session::open(cx, layer).await?;
+        delete(args, &key, &session, &meter).await.map_err(|err| session.failed(&err))
+    })?;
+    if args.json {
+        cx.out.json(&Outcome { deleted });
+    } else {
+        cx.out.note(format!("{} deleted", counted(deleted, "object")));
+    }
+    Ok(())
+}
+
+async fn delete(args: &DeleteArgs, key: &str, session: &Session, meter: &Meter) -> Result<u64, ClientError> {
+    let client = session.client(args.workers.workers, meter);
+    let is_prefix = key.ends_with('/');
+    let mut deleted = 0;
+    if args.recursive || is_prefix {
+        deleted += client.delete_prefix(key).await?.deleted;
+    }
+    if !is_prefix {
+        deleted += u64::from(client.delete_object(key, true).await?);
+    }
+    Ok(deleted)
+}
