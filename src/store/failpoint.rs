@@ -86,6 +86,15 @@ impl ObjectStore for FailpointStore {
         self.read("get", key.as_str(), self.inner.get(key, etag, range)).await
     }
 
+    async fn get_whole(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size_bytes: u64,
+    ) -> Result<(ObjectMeta, ByteStream), StoreError> {
+        self.read("get", key.as_str(), self.inner.get_whole(key, etag, size_bytes)).await
+    }
+
     async fn put(
         &self,
         key: &ObjectKey,

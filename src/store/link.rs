@@ -226,6 +226,11 @@ impl WatchedStore {
         Self { inner, link }
     }
 
+    fn watched(&self, body: ByteStream) -> ByteStream {
+        let link = Arc::clone(&self.link);
+        Box::pin(body.inspect(move |piece| link.met(piece)))
+    }
+
     /// A request that is answered at once by a healthy remote.
     async fn question<T>(
         &self,
@@ -270,8 +275,17 @@ impl ObjectStore for WatchedStore {
 
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
         let body = self.question(self.inner.get(key, etag, range)).await?;
-        let link = Arc::clone(&self.link);
-        Ok(Box::pin(body.inspect(move |piece| link.met(piece))))
+        Ok(self.watched(body))
+    }
+
+    async fn get_whole(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size_bytes: u64,
+    ) -> Result<(ObjectMeta, ByteStream), StoreError> {
+        let (meta, body) = self.question(self.inner.get_whole(key, etag, size_bytes)).await?;
+        Ok((meta, self.watched(body)))
     }
 
     async fn put(
@@ -334,6 +348,20 @@ impl GatedStore {
     pub fn new(inner: Arc<dyn ObjectStore>, link: Arc<Link>) -> Self {
         Self { inner, link }
     }
+
+    /// What came before the line went down is good; after that nobody waits for the rest.
+    fn gated(&self, body: ByteStream) -> ByteStream {
+        let link = Arc::clone(&self.link);
+        Box::pin(futures_util::stream::unfold(Some((body, link)), |state| async {
+            let (mut body, link) = state?;
+            let piece = link.while_up(async { body.next().await.transpose() }).await;
+            match piece {
+                Ok(Some(piece)) => Some((Ok(piece), Some((body, link)))),
+                Ok(None) => None,
+                Err(err) => Some((Err(err), None)),
+            }
+        }))
+    }
 }
 
 #[deny(clippy::missing_trait_methods)]
@@ -361,18 +389,17 @@ impl ObjectStore for GatedStore {
 
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
         let body = self.link.while_up(self.inner.get(key, etag, range)).await?;
-        let link = Arc::clone(&self.link);
-        // What came before the line went down is good; after that nobody waits for the rest.
-        let gated = futures_util::stream::unfold(Some((body, link)), |state| async {
-            let (mut body, link) = state?;
-            let piece = link.while_up(async { body.next().await.transpose() }).await;
-            match piece {
-                Ok(Some(piece)) => Some((Ok(piece), Some((body, link)))),
-                Ok(None) => None,
-                Err(err) => Some((Err(err), None)),
-            }
-        });
-        Ok(Box::pin(gated))
+        Ok(self.gated(body))
+    }
+
+    async fn get_whole(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        size_bytes: u64,
+    ) -> Result<(ObjectMeta, ByteStream), StoreError> {
+        let (meta, body) = self.link.while_up(self.inner.get_whole(key, etag, size_bytes)).await?;
+        Ok((meta, self.gated(body)))
     }
 
     async fn put(
