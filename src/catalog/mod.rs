@@ -145,7 +145,7 @@ impl Known {
 
 /// Told of what others have changed, when it is noticed.
 pub trait NewsListener: fmt::Debug + Send + Sync {
-    /// These paths of a dataset are not what they were.
+    /// These paths of a dataset are not what they were; without any, whether there is such a dataset.
     fn changed(&self, name: &DatasetName, paths: &[RelPath]);
 }
 
@@ -450,10 +450,13 @@ impl Catalog {
     fn tell_differences(&self, level: &Level, before: &Listing, after: &Listing) {
         let Some(listener) = self.listener.get() else { return };
         let names = edits::changed_names(before, after);
-        if let Some((dataset, paths)) = edits::paths_in(level, &names)
-            && !paths.is_empty()
-        {
-            listener.changed(&dataset, &paths);
+        match edits::paths_in(level, &names) {
+            Some((dataset, paths)) if !paths.is_empty() => listener.changed(&dataset, &paths),
+            Some(_) => {}
+            None => {
+                let datasets = names.iter().filter_map(|name| DatasetName::parse(name).ok());
+                datasets.for_each(|dataset| listener.changed(&dataset, &[]));
+            }
         }
     }
 

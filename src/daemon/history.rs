@@ -50,6 +50,8 @@ use crate::store::StoreError;
 
 /// Records read at a time. Each may be large, and only its numbers are kept.
 const RECORDS_AT_ONCE: usize = 8;
+/// Fewer records are there before anybody could read how far they are.
+const RECORDS_WORTH_PROGRESS: u64 = 500;
 
 /// What there is to look into.
 #[derive(Debug)]
@@ -155,7 +157,13 @@ impl Source {
         }
         let oldest = limit.map_or(1, |limit| head.saturating_sub(limit) + 1);
         let count = head + 1 - oldest;
-        progress.send_replace(Progress { phase: "read".into(), files_total: count, ..Progress::default() });
+        if count >= RECORDS_WORTH_PROGRESS {
+            progress.send_replace(Progress {
+                phase: "read".into(),
+                files_total: count,
+                ..Progress::default()
+            });
+        }
         let header = async |seq| {
             let record = log.record(seq).await.and_then(|record| record.ok_or_else(|| log.lost(seq)));
             progress.send_modify(|progress| progress.files_done += 1);

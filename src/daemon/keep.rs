@@ -325,7 +325,10 @@ impl Keeper {
                 usage.pinned_files += u64::from(pinned);
             };
             self.catalog.walk_known(&name, count).await;
-            datasets.push(usage);
+            // A name that was looked up, and is none.
+            if usage.files > 0 {
+                datasets.push(usage);
+            }
         }
         let usage = self.cache.usage();
         Ok(CacheUsageReport {

@@ -10,6 +10,7 @@ use dsfs::store::fault::Operation;
 use serde_json::Value;
 
 use crate::common::double::HttpFault;
+use crate::common::home::Home;
 use crate::common::home::Said;
 use crate::common::mount::wait_until;
 use crate::transfers::Lab;
@@ -303,4 +304,25 @@ fn urls_work_for_whoever_has_them() {
     lab.run(&["url", "run/x", "--expires", "8d"]).failed(2, &["a week"]);
     let remote = lab.home.remote();
     lab.run(&["url", "run/x", "--remote", &remote]).failed(2, &["is a directory"]);
+}
+
+#[test]
+fn mounts_of_this_user_show_the_change_at_once() {
+    let home = Home::new();
+    let mount = home.mount();
+    fs::create_dir_all(home.path("temp/run")).unwrap();
+    fs::write(home.path("temp/run/data.jsonl"), "{}\n").unwrap();
+    assert!(fs::read_dir(&mount).unwrap().next().is_none());
+    assert!(!mount.join("run").exists());
+    let remote = home.remote();
+    let up = home.run(&["dataset", "upload", "run", "--remote", &remote]);
+    assert_eq!(up.code, 0, "{}", up.err);
+    assert_eq!(fs::read(mount.join("run/data.jsonl")).unwrap(), b"{}\n");
+    let gone = home.run(&["dataset", "delete", "run", "--yes", "--remote", &remote]);
+    assert_eq!(gone.code, 0, "{}", gone.err);
+    assert!(!mount.join("run").exists());
+    assert!(fs::read_dir(&mount).unwrap().next().is_none());
+    let used = home.run(&["cache", "--json"]);
+    let used: Value = serde_json::from_str(&used.out).unwrap();
+    assert_eq!(used["usage"]["datasets"].as_array().map(Vec::len), Some(0), "{used}");
 }

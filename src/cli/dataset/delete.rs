@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::cli::Context;
 use crate::cli::bulk::Session;
 use crate::cli::dataset::SharedArgs;
+use crate::cli::dataset::tell_mounts;
 use crate::cli::meter::Meter;
 use crate::cli::output::counted;
 use crate::control::message::Failure;
@@ -18,7 +19,7 @@ use crate::name::DatasetName;
 
 /// Delete a dataset from the remote
 ///
-/// One commit in the dataset's log: every mount sees it go at once. Objects that somebody replaces
+/// One commit in the dataset's log: every mount sees all of it go, or nothing. Objects that somebody replaces
 /// meanwhile stay. Asks nobody, and does nothing without --yes.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
@@ -77,6 +78,7 @@ pub fn run(args: &DeleteArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(
         Err(failure) if failure.kind == FailureKind::NotFound && had_local => 0,
         answer => answer?,
     };
+    tell_mounts(name, cx);
     if args.json {
         cx.out.json(&Outcome { dataset: name, deleted, local: had_local });
     } else {

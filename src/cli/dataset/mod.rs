@@ -14,7 +14,9 @@ use crate::cli::Context;
 use crate::cli::bulk::Session;
 use crate::cli::bulk::WorkersArgs;
 use crate::cli::meter::Meter;
+use crate::cli::target;
 use crate::control::message::Failure;
+use crate::control::message::Request;
 use crate::daemon::dataset::DatasetJob;
 use crate::name::DatasetName;
 use crate::store::guarantee::Guarantee;
@@ -62,6 +64,18 @@ pub fn run(args: &DatasetArgs, cx: &mut Context) -> Result<(), Failure> {
         DatasetCommand::Upload(own) => upload::run(own, &args.shared, cx),
         DatasetCommand::Download(own) => download::run(own, &args.shared, cx),
         DatasetCommand::Delete(own) => delete::run(own, &args.shared, cx),
+    }
+}
+
+/// Has this user's mounts of the remote ask again about a dataset, so that they show the change now. A
+/// mount that does not answer finds out by itself.
+fn tell_mounts(name: &DatasetName, cx: &Context) {
+    let (Ok(config), Ok(directories)) = (cx.config(cx.global.layer()), cx.directories()) else { return };
+    let remote_id = config.remote.remote().id();
+    for (socket, status) in target::live_mounts(&directories, None) {
+        if status.remote_id == remote_id {
+            let _told = target::ask(&socket, &Request::Refresh { dataset: Some(name.clone()) });
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::cli::Context;
 use crate::cli::bulk::Session;
 use crate::cli::dataset::MARKER;
 use crate::cli::dataset::SharedArgs;
+use crate::cli::dataset::tell_mounts;
 use crate::cli::meter::Meter;
 use crate::cli::output::counted;
 use crate::config::units;
@@ -83,6 +84,7 @@ pub fn run(args: &UploadArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(
     });
     meter.finish(report.is_ok());
     let report = report?;
+    tell_mounts(&args.name, cx);
     if args.json {
         cx.out.json(&Outcome {
             dataset: &report.dataset,
