@@ -120,7 +120,13 @@ impl MountedFs {
     /// # Errors
     /// What ended the session, if it was not an unmount.
     pub fn wait(self) -> io::Result<()> {
-        self.session.join().unwrap_or_else(|_| Err(io::Error::other("a FUSE thread panicked")))
+        match self.session.join() {
+            // A thread that had taken a request just when the connection ended reads this, the others
+            // ENODEV (fuse_dev_do_read in the kernel's fs/fuse/dev.c).
+            Ok(Err(err)) if err.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
+            Ok(result) => result,
+            Err(_) => Err(io::Error::other("a FUSE thread panicked")),
+        }
     }
 }
 
