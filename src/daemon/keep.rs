@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::collections::HashSet;
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,8 +16,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
-use serde::Deserialize;
-use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::sync::watch;
 use tokio::time;
@@ -49,7 +46,9 @@ use crate::control::message::FailureKind;
 use crate::control::message::Progress;
 use crate::daemon::failure;
 use crate::daemon::guarantee;
-use crate::durable;
+use crate::daemon::pins::PINS_FILE;
+use crate::daemon::pins::Pin;
+use crate::daemon::pins::Pins;
 use crate::name::DirPath;
 use crate::name::ETag;
 use crate::name::RelPath;
@@ -58,10 +57,6 @@ use crate::read::ReadError;
 use crate::read::Reader;
 use crate::store::StoreError;
 
-/// The file of the pins, in the remote's state directory.
-const PINS_FILE: &str = "pins.json";
-/// Of that file; a newer one is not touched.
-const PINS_VERSION: u32 = 1;
 /// Files that are fetched at a time; each is fetched in several parts.
 const FILES_AT_ONCE: usize = 8;
 /// Bytes that are asked of the reader at a time.
@@ -70,21 +65,6 @@ const STEP_BYTES: u32 = 1024 * 1024;
 const FOLLOW_EVERY: Duration = Duration::from_secs(300);
 /// How often a file that did not stay in the cache is fetched again.
 const FETCH_TRIES: u32 = 2;
-
-/// One thing that is pinned.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Pin {
-    #[serde(flatten)]
-    part: Part,
-    since: String,
-}
-
-/// The content of [`PINS_FILE`].
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Pins {
-    version: u32,
-    pins: Vec<Pin>,
-}
 
 /// A file of a part, as it is published now.
 #[derive(Clone, Debug)]
@@ -155,7 +135,7 @@ impl Keeper {
     async fn pin(&self, part: Part, progress: &watch::Sender<Progress>) -> Result<LocalOutcome, Failure> {
         let _turn = self.turn.lock().await;
         let files = self.files_of(&part).await?;
-        let mut pins = self.read_pins()?;
+        let mut pins = Pins::read(&self.pins_file)?;
         let mut all = self.wanted(&pins, true).await.map_err(|err| failure::of_store(&err))?;
         let before: u64 = all.values().map(|file| file.file.size_bytes).sum();
         all.extend(files.iter().map(|file| (self.id(&file.file), file.clone())));
@@ -166,7 +146,7 @@ impl Keeper {
         }
         if !pins.pins.iter().any(|pin| pin.part == part) {
             pins.pins.push(Pin { part: part.clone(), since: guarantee::timestamp(SystemClock.now()) });
-            self.write_pins(&pins)?;
+            pins.write(&self.pins_file)?;
         }
         self.mark(&all)?;
         self.fetch(&part, &files, progress).await
@@ -174,7 +154,7 @@ impl Keeper {
 
     async fn unpin(&self, part: Part) -> Result<Part, Failure> {
         let _turn = self.turn.lock().await;
-        let mut pins = self.read_pins()?;
+        let mut pins = Pins::read(&self.pins_file)?;
         let before = pins.pins.len();
         pins.pins.retain(|pin| pin.part != part);
         if pins.pins.len() == before {
@@ -182,7 +162,7 @@ impl Keeper {
             let pinned = pins.pins.iter().map(|pin| pin.part.to_string());
             return Err(failure.details(pinned).hint("`dsfs cache` lists the pins"));
         }
-        self.write_pins(&pins)?;
+        pins.write(&self.pins_file)?;
         let left = self.wanted(&pins, true).await.map_err(|err| failure::of_store(&err))?;
         self.mark(&left)?;
         Ok(part)
@@ -284,7 +264,7 @@ impl Keeper {
         let catalog = Arc::clone(&self.catalog);
         let (catalog_bytes, names) =
             blocking(move || (catalog.disk_usage().bytes, catalog.known_datasets())).await?;
-        let pins = self.read_pins()?;
+        let pins = Pins::read(&self.pins_file)?;
         let mut statuses: Vec<PinStatus> = pins
             .pins
             .into_iter()
@@ -367,7 +347,7 @@ impl Keeper {
 
     async fn follow_once(&self) -> Result<(), Failure> {
         let _turn = self.turn.lock().await;
-        let pins = self.read_pins()?;
+        let pins = Pins::read(&self.pins_file)?;
         if pins.pins.is_empty() {
             return Ok(());
         }
@@ -545,31 +525,6 @@ impl Keeper {
             size_bytes: file.size_bytes,
         });
         self.reader.version_id(&version)
-    }
-
-    fn read_pins(&self) -> Result<Pins, Failure> {
-        let damaged = |err: &dyn std::fmt::Display| {
-            Failure::new(FailureKind::Failed, format!("cannot read {}: {err}", self.pins_file.display()))
-                .hint("remove that file to begin without pins")
-        };
-        let text = match fs::read(&self.pins_file) {
-            Ok(text) => text,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Pins::default()),
-            Err(err) => return Err(damaged(&err)),
-        };
-        let pins: Pins = serde_json::from_slice(&text).map_err(|err| damaged(&err))?;
-        match pins.version {
-            PINS_VERSION => Ok(pins),
-            other => Err(damaged(&format!("it is of version {other}, from a newer dsfs"))),
-        }
-    }
-
-    fn write_pins(&self, pins: &Pins) -> Result<(), Failure> {
-        let pins = Pins { version: PINS_VERSION, pins: pins.pins.clone() };
-        let written = serde_json::to_vec_pretty(&pins)
-            .map_err(io::Error::from)
-            .and_then(|text| durable::replace(&self.pins_file, &text));
-        written.map_err(|err| failure::of_directory("file of the pins", &self.pins_file, &err))
     }
 }
 

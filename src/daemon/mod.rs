@@ -15,6 +15,7 @@ pub mod mountinfo;
 pub mod mountpoint;
 pub mod notify;
 pub mod operations;
+mod pins;
 pub mod publish;
 pub mod remote;
 pub mod service;
