@@ -187,7 +187,8 @@ async fn rclone_obeys_all_but_conditions_and_is_best_effort() {
 /// Whose an object is, when the answer to a write was lost, is told by nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_loses_metadata_is_refused() {
-    let loses: [(fn(&Switches) -> &AtomicBool, &str); 2] = [
+    type Switch = fn(&Switches) -> &AtomicBool;
+    let loses: [(Switch, &str); 2] = [
         (|switches| &switches.lose_put_metadata, "PutObject"),
         (|switches| &switches.lose_upload_metadata, "CreateMultipartUpload"),
     ];
