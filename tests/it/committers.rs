@@ -1,4 +1,5 @@
-//! Two machines that commit to one dataset at the same moment, over a real server.
+//! The real binary commits over real servers: two machines to one dataset at the same moment, and
+//! one machine over a server that honours no condition.
 //!
 //! `DSFS_COMMIT_ROUNDS=50` makes more rounds than the test command does.
 
@@ -79,9 +80,13 @@ fn bodies(runtime: &Runtime, store: &S3Store, prefix: &str) -> Vec<(String, Vec<
         for object in listed.objects {
             let meta = store.head(&object.key).await.unwrap();
             let len = meta.size_bytes;
-            let body = store.get(&object.key, &meta.etag, 0..len).await.unwrap();
             let name = object.key.as_str().strip_prefix(prefix).unwrap().to_owned();
-            bodies.push((name, collect(body, len as usize).await.unwrap().to_vec()));
+            let mut body = Vec::new();
+            if len > 0 {
+                let stream = store.get(&object.key, &meta.etag, 0..len).await.unwrap();
+                body = collect(stream, len as usize).await.unwrap().to_vec();
+            }
+            bodies.push((name, body));
         }
         bodies.sort();
         bodies
@@ -144,4 +149,44 @@ fn of_two_committers_on_two_machines_both_or_exactly_one_succeed() {
         }
         assert!(bodies(&runtime, &store, ".dsfs/datasets/intents/run/").is_empty(), "round {round}");
     }
+}
+
+#[test]
+fn over_a_server_without_conditions_a_commit_needs_consent() {
+    let server = Server::rclone();
+    let runtime = Runtime::new().unwrap();
+    let store = S3Store::new(&server.options(BUCKET, SECRET_KEY));
+    let machine = Machine::new(&server, "ann");
+    let big: String = (0..2_500_000).map(|n| format!("{n:07}\n")).collect(); // 20 MB: several parts
+    for (path, content) in [("small", "small"), ("frames/nothing", ""), ("frames/big", &big)] {
+        machine.stage(path, content);
+    }
+    let said = Said::of(machine.begin().wait_with_output().unwrap());
+    said.failed(1, &["--allow-unenforced"]);
+    for kind in ["datasets/", ".dsfs/datasets/intents/", ".dsfs/datasets/log/"] {
+        assert!(bodies(&runtime, &store, kind).is_empty(), "nothing was changed");
+    }
+    assert_eq!(machine.staged_files(), 3);
+
+    let said = Said::of(machine.command(&["commit", "run", "--allow-unenforced"]).output().unwrap());
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("best-effort"), "what it did not promise is said: {}", said.err);
+    let there = bodies(&runtime, &store, "datasets/run/");
+    let expected = [("frames/big", big.as_str()), ("frames/nothing", ""), ("small", "small")];
+    assert!(there == expected.map(|(name, body)| (name.to_owned(), body.into())), "byte for byte");
+    assert_eq!(machine.staged_files(), 0);
+    // Through the mount of somebody who has nothing of it on the disk.
+    let other = Machine::new(&server, "bob");
+    for (path, content) in expected {
+        let read = fs::read(other.home.path("mnt/run").join(path)).unwrap();
+        assert!(read == content.as_bytes(), "{path}");
+    }
+    // What is there is in the way all the same, as far as looking first can tell.
+    other.stage("small-too", "other");
+    machine.stage("small-too", "other content");
+    let said = Said::of(other.command(&["commit", "run", "--allow-unenforced"]).output().unwrap());
+    assert_eq!(said.code, 0, "{}", said.err);
+    let said = Said::of(machine.command(&["commit", "run", "--allow-unenforced"]).output().unwrap());
+    said.failed(3, &["small-too", "nothing was changed"]);
+    assert_eq!(bodies(&runtime, &store, "datasets/run/small-too")[0].1, b"other");
 }

@@ -1,6 +1,7 @@
 //! The contract and the guarantee, for every store there is.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use dsfs::name::RemotePrefix;
 use dsfs::store::ObjectStore;
@@ -20,6 +21,7 @@ use dsfs::store::s3::S3Store;
 use crate::common::double::BUCKET;
 use crate::common::double::Double;
 use crate::common::double::SECRET_KEY;
+use crate::common::double::Switches;
 use crate::common::servers::Server;
 use crate::contract;
 use crate::contract::Quirks;
@@ -152,4 +154,53 @@ async fn seaweedfs_obeys_the_contract_and_knows_who_asks() {
     let nobody = S3Options::new(BUCKET, Some(&server.endpoint()), "us-east-1", S3Credentials::Anonymous);
     let denied = S3Store::new(&nobody).check_access().await;
     assert!(matches!(denied, Err(StoreError::Denied { .. })), "{denied:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rclone_obeys_all_but_conditions_and_is_best_effort() {
+    let server = Server::rclone();
+    let store = S3Store::new(&server.options(BUCKET, SECRET_KEY));
+    let quirks = Quirks {
+        conditional_writes: false,
+        replaces_parts: false,
+        complete_says_etag: false,
+        directory_markers: false,
+        file_and_directory: false,
+        refuses_small_parts: false,
+        ..Quirks::S3
+    };
+    contract::check(&store, "datasets/", &quirks).await;
+    // Now and then it answers 500 to one of many who write one key at once.
+    let retrying = RetryingStore::new(std::sync::Arc::new(store), RetryOptions::default());
+    let report = graded(&retrying).await;
+    assert_eq!(report.guarantee, Guarantee::BestEffort, "{report:?}");
+    let failed: Vec<Check> = report.failures().map(|outcome| outcome.check).collect();
+    for check in [Check::PutExisting, Check::ReplaceStale, Check::PutRace, Check::CompleteExisting] {
+        assert!(failed.contains(&check), "{check:?}: {report:?}");
+    }
+    let wrong = S3Store::new(&server.options(BUCKET, "not the secret")).check_access().await;
+    assert!(matches!(wrong, Err(StoreError::Denied { .. })), "{wrong:?}");
+    let missing = S3Store::new(&server.options("nobody", SECRET_KEY)).check_access().await;
+    assert!(matches!(missing, Err(StoreError::NoBucket { .. })), "{missing:?}");
+}
+
+/// Whose an object is, when the answer to a write was lost, is told by nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_loses_metadata_is_refused() {
+    type Switch = fn(&Switches) -> &AtomicBool;
+    let loses: [(Switch, &str); 2] = [
+        (|switches| &switches.lose_put_metadata, "PutObject"),
+        (|switches| &switches.lose_upload_metadata, "CreateMultipartUpload"),
+    ];
+    for (switch, request) in loses {
+        let double = Double::start();
+        switch(double.switches()).store(true, std::sync::atomic::Ordering::SeqCst);
+        let refused = probe(&double.store().await, &RemotePrefix::parse("datasets").unwrap()).await;
+        let Err(StoreError::Rejected { reason, .. }) = refused else { panic!("{refused:?}") };
+        for words in [request, "dsfs-txid", "cannot commit"] {
+            assert!(reason.contains(words), "{words:?} is not in {reason:?}");
+        }
+        assert!(double.keys().is_empty(), "scratch objects are removed");
+        assert_eq!(double.open_uploads(), 0);
+    }
 }

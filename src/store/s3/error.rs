@@ -103,6 +103,7 @@ impl Answer<'_> {
     fn reason(&self) -> String {
         let mut reason = match (self.code, self.message) {
             ("", "") => format!("HTTP {}", self.status),
+            ("", message) => format!("{message} (HTTP {})", self.status),
             (code, "") => format!("{code} (HTTP {})", self.status),
             (code, message) => format!("{code}: {message} (HTTP {})", self.status),
         };
@@ -176,10 +177,13 @@ where
     E: Error + ProvideErrorMetadata + Send + Sync + 'static,
 {
     if let SdkError::ServiceError(service) = &err {
+        let status = service.raw().status();
+        // An answer that says yes and cannot be read: only the SDK knows what is wrong with it.
+        let unread = if status.is_success() { chain(service.err()) } else { String::new() };
         let answer = Answer {
-            status: service.raw().status().as_u16(),
+            status: status.as_u16(),
             code: service.err().code().unwrap_or_default(),
-            message: service.err().message().unwrap_or_default(),
+            message: service.err().message().unwrap_or(&unread),
             region: service.raw().headers().get("x-amz-bucket-region"),
         };
         return classify(bucket, subject, &answer);

@@ -222,6 +222,17 @@ impl From<Failure> for StoreError {
     }
 }
 
+/// The upload that an answer to `CreateMultipartUpload` names although the SDK cannot read it: rclone's
+/// begins with another tag than S3's.
+fn upload_named_in<E>(err: &SdkError<E, HttpResponse>) -> Option<String> {
+    let answer = err.raw_response().filter(|answer| answer.status().is_success())?;
+    let body = std::str::from_utf8(answer.body().bytes()?).ok()?;
+    let (_, named) = body.split_once("<InitiateMultipartUpload")?.1.split_once("<UploadId>")?;
+    let (id, _) = named.split_once("</UploadId>")?;
+    let is_plain = !id.is_empty() && !id.contains(['<', '&']);
+    is_plain.then(|| id.to_owned())
+}
+
 fn quoted(etag: &ETag) -> String {
     format!("\"{etag}\"")
 }
@@ -361,8 +372,13 @@ impl ObjectStore for S3Store {
         for (name, value) in &attributes.metadata {
             call = call.metadata(name, value);
         }
-        let output = self.answer(Subject::Write(key, &Expect::Absent), Duration::ZERO, call.send()).await?;
-        match output.upload_id {
+        let call = async {
+            match call.send().await {
+                Ok(output) => Ok(output.upload_id),
+                Err(err) => upload_named_in(&err).map(Some).ok_or(err),
+            }
+        };
+        match self.answer(Subject::Write(key, &Expect::Absent), Duration::ZERO, call).await? {
             Some(id) => Ok(UploadId(id)),
             None => {
                 let reason = "the answer names no upload".into();

@@ -94,6 +94,9 @@ pub struct Switches {
     pub ignore_get_conditions: AtomicBool,
     /// `If-Match` on `DeleteObject` is ignored.
     pub ignore_delete_conditions: AtomicBool,
+    /// The metadata of objects that are put, or uploaded, is lost.
+    pub lose_put_metadata: AtomicBool,
+    pub lose_upload_metadata: AtomicBool,
     /// Listings say "url" and encode nothing (s3s-fs).
     pub claim_encoding: AtomicBool,
     /// `Range` is ignored: the whole object, status 200.
@@ -324,7 +327,10 @@ impl S3 for Bucket {
             let there = state.objects.get(&input.key);
             check_condition(there, input.if_none_match.as_ref(), input.if_match.as_ref())?;
         }
-        let metadata = input.metadata.unwrap_or_default().into_iter().collect();
+        let mut metadata: BTreeMap<_, _> = input.metadata.unwrap_or_default().into_iter().collect();
+        if self.switches.lose_put_metadata.load(Ordering::SeqCst) {
+            metadata.clear();
+        }
         Self::insert(&mut state, &input.key, body, etag.clone(), metadata);
         Ok(S3Response::new(dto::PutObjectOutput {
             e_tag: Some(dto::ETag::Strong(etag)),
@@ -342,7 +348,10 @@ impl S3 for Bucket {
         let mut state = self.state.lock();
         state.uploads_made += 1;
         let id = format!("upload-{}", state.uploads_made);
-        let metadata = input.metadata.unwrap_or_default().into_iter().collect();
+        let mut metadata: BTreeMap<_, _> = input.metadata.unwrap_or_default().into_iter().collect();
+        if self.switches.lose_upload_metadata.load(Ordering::SeqCst) {
+            metadata.clear();
+        }
         state.uploads.insert(id.clone(), Upload { key: input.key.clone(), metadata, parts: BTreeMap::new() });
         Ok(S3Response::new(dto::CreateMultipartUploadOutput {
             bucket: Some(input.bucket),

@@ -130,6 +130,17 @@ impl Server {
         Self::start(command, s3, root, |port| status(port, "GET", "/") == Some(403))
     }
 
+    /// `rclone serve s3`: real authentication, and no conditional write at all.
+    pub fn rclone() -> Self {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir_all(root.path().join("data").join(BUCKET)).expect("a temporary directory");
+        let [port] = free_ports();
+        let mut command = Command::new(tool("rclone"));
+        command.args(["serve", "s3", "--config", "/dev/null", "--addr", &format!("127.0.0.1:{port}")]);
+        command.args(["--auth-key", &format!("{ACCESS_KEY},{SECRET_KEY}"), "data"]);
+        Self::start(command, port, root, |port| status(port, "GET", "/").is_some())
+    }
+
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
