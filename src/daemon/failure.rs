@@ -4,6 +4,8 @@ use std::io;
 use std::path::Path;
 
 use crate::commit::CommitError;
+use crate::commit::Conflict;
+use crate::commit::ConflictReason;
 use crate::config::Config;
 use crate::config::ConfigError;
 use crate::config::Credentials;
@@ -136,9 +138,15 @@ pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
                 .hint("close them first")
         }
         CommitError::Conflict { conflicts } => {
+            let only_wait = |conflict: &Conflict| matches!(conflict.reason, ConflictReason::BeingDeleted { .. });
+            let hint = if conflicts.iter().all(only_wait) {
+                "wait until then, or finish what was interrupted: the same command, on the machine that began it"
+            } else {
+                "rename or discard what is staged there; published files are never overwritten"
+            };
             Failure::new(failure.kind, format!("{name}: in the way of the commit; nothing was changed"))
                 .details(conflicts)
-                .hint("rename or discard what is staged there; published files are never overwritten")
+                .hint(hint)
         }
         CommitError::Unenforced => failure.hint(
             "--allow-unenforced, if no other tool writes to this dataset meanwhile; `dsfs doctor` says what the server lacks",
