@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 
 use crate::commit::CommitError;
 use crate::commit::Progress;
@@ -46,7 +46,9 @@ impl Deletion<'_> {
         let gone: Vec<&OldVersion> = deleted.iter().filter(|gone| !anew.contains(&gone.path)).collect();
         for batch in gone.chunks(AT_ONCE) {
             self.intents.still_deleting(&mut deleting).await?;
-            try_join_all(batch.iter().map(|gone| self.delete(gone))).await?;
+            // All are waited for, also when one fails: a request that nobody waits for may come late.
+            let answers = join_all(batch.iter().map(|gone| self.delete(gone))).await;
+            answers.into_iter().collect::<Result<(), _>>()?;
         }
         Ok(!deleting.unsettled && store.lost_answers() == lost_before)
     }
