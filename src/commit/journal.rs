@@ -104,7 +104,8 @@ impl Note {
         }
     }
 
-    fn is_decisive(&self) -> bool {
+    /// Whether it is synced to the disk.
+    pub fn is_decisive(&self) -> bool {
         match self {
             Self::Hashed { .. } | Self::Part { .. } => false,
             Self::Begun { .. }

@@ -14,15 +14,18 @@
 //! record), and its intent stays as a tombstone that hides whatever may still appear.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::thread::available_parallelism;
 
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::runtime::Handle;
 use tokio::runtime::RuntimeFlavor;
+use tokio::sync::Semaphore;
 use ulid::Ulid;
 
 use crate::commit::CommitContext;
@@ -70,6 +73,8 @@ pub(super) struct Run<'c> {
     pub overwrite: bool,
     message: Option<String>,
     journal: Option<Mutex<Journal>>,
+    /// Turns for hashing, which takes a core.
+    pub hashing: Semaphore,
     /// What the journal says.
     pub state: Mutex<Progress>,
     /// What the store had lost of answers when this began: `ObjectStore::lost_answers`.
@@ -207,6 +212,7 @@ impl<'c> Run<'c> {
             overwrite: ctx.options.overwrite,
             message: ctx.options.message.clone(),
             journal: None,
+            hashing: Semaphore::new(available_parallelism().map_or(1, NonZero::get)),
             state: Mutex::default(),
             lost_before: ctx.store.lost_answers(),
             sent: AtomicBool::new(false),
@@ -229,7 +235,8 @@ impl<'c> Run<'c> {
     /// Writes down what is about to happen, or what has happened.
     pub(super) fn note(&self, note: Note) -> Result<(), CommitError> {
         if let Some(journal) = &self.journal {
-            blocking(|| journal.lock().append(&note))?;
+            let append = || journal.lock().append(&note);
+            if note.is_decisive() { blocking(append) } else { append() }?;
         }
         Ok(self.state.lock().take(note)?)
     }
@@ -265,13 +272,13 @@ impl<'c> Run<'c> {
         }
         let head = self.announced_at().await?;
         self.sent.store(true, Ordering::Relaxed);
-        let prepared = self.prepare(sealed, &surveyed).await?;
+        let uploads = self.prepare(sealed, &surveyed).await?;
         self.note(Note::Intent { head })?;
         self.intents.announce(&intent, &self.log).await?;
         self.still_as_seen(&surveyed.plan).await?;
         self.note(Note::Publishing)?;
-        let written = self.publish(sealed, &surveyed, &prepared).await?;
-        let changes = self.changes(sealed, &surveyed, &prepared, &written).await?;
+        let written = self.publish(sealed, &surveyed, &uploads).await?;
+        let changes = self.changes(sealed, &surveyed, &written).await?;
         let already_there = surveyed.plan.already_there.len() as u64;
         if changes.is_empty() {
             // All of it was published and recorded before.

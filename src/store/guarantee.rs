@@ -369,7 +369,10 @@ impl Probe<'_> {
     fn attributes(&self) -> PutAttributes {
         let values =
             [(META_TXID, self.id.clone()), (META_SHA256, "0".repeat(64)), (META_MTIME, "1.5".into())];
-        PutAttributes { metadata: values.map(|(name, value)| (name.to_owned(), value)).into() }
+        PutAttributes {
+            metadata: values.map(|(name, value)| (name.to_owned(), value)).into(),
+            ..PutAttributes::default()
+        }
     }
 
     /// Whose an object is, when the answer to a write was lost, is told by its metadata alone: where that

@@ -86,6 +86,7 @@ async fn retries_hide_a_server_that_is_busy() {
         let key = dsfs::name::ObjectKey::from_listing(&format!("busy/{number}"));
         let attributes = dsfs::store::PutAttributes {
             metadata: [(dsfs::store::META_TXID.to_owned(), number.to_string())].into(),
+            ..Default::default()
         };
         store.put(&key, double_body.clone(), &dsfs::store::Expect::Absent, &attributes).await.unwrap();
         assert_eq!(store.head(&key).await.unwrap().size_bytes, 1);
