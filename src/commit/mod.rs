@@ -36,6 +36,7 @@ mod deletion;
 mod gc;
 mod journal;
 mod memory;
+pub(crate) mod places;
 mod plan;
 mod prepare;
 mod publish;
@@ -103,7 +104,7 @@ pub struct CommitOptions {
     pub overwrite: bool,
     /// Why, in the user's words.
     pub message: Option<String>,
-    /// Requests and hashes under way at once.
+    /// Requests for large bodies under way at once; small ones share a place, up to eight to one.
     pub workers: usize,
     /// Go on where the server cannot be relied on to refuse overwriting.
     pub allow_unenforced: bool,

@@ -1,12 +1,14 @@
 //! Making a commit visible, recording it, and tidying up behind it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
+use tokio::task::JoinSet;
 
 use crate::commit::CommitError;
 use crate::commit::CommitReport;
@@ -17,6 +19,7 @@ use crate::commit::PublishedFile;
 use crate::commit::content::Content;
 use crate::commit::deletion::Deletion;
 use crate::commit::journal::Note;
+use crate::commit::places::SHARES;
 use crate::commit::plan::PlannedFile;
 use crate::commit::plan::is_marker;
 use crate::commit::prepare::Notes;
@@ -39,6 +42,12 @@ use crate::record::Intent;
 use crate::record::OldVersion;
 use crate::staging::Sealed;
 use crate::store::Expect;
+
+/// What has become of files that are published at the same time.
+struct Outcome<'a> {
+    written: &'a Mutex<HashMap<RelPath, ETag>>,
+    failures: Mutex<Vec<CommitError>>,
+}
 
 impl Run<'_> {
     /// Makes everything visible: new files and empty directories, then replacements, then the
@@ -79,25 +88,39 @@ impl Run<'_> {
         uploads: &Uploads,
         written: &Mutex<HashMap<RelPath, ETag>>,
     ) -> Result<(), CommitError> {
-        let failures: Mutex<Vec<CommitError>> = Mutex::default();
+        let outcome = Outcome { written, failures: Mutex::default() };
+        let (large, small): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|file| uploads.contains_key(&file.path));
+        let workers = self.sender.workers;
+        tokio::join!(
+            self.publish_some(sealed, large, workers, uploads, &outcome),
+            self.publish_some(sealed, small, workers * SHARES as usize, uploads, &outcome),
+        );
+        merge_failures(outcome.failures.into_inner())
+    }
+
+    async fn publish_some(
+        &self,
+        sealed: &Sealed,
+        files: Vec<PlannedFile>,
+        limit: usize,
+        uploads: &Uploads,
+        outcome: &Outcome<'_>,
+    ) {
         stream::iter(files)
-            .for_each_concurrent(self.sender.workers, |file| {
-                let failures = &failures;
-                async move {
-                    if !failures.lock().is_empty() {
-                        return;
+            .for_each_concurrent(limit, |file| async move {
+                if !outcome.failures.lock().is_empty() {
+                    return;
+                }
+                match self.publish_file(sealed, &file, uploads).await {
+                    Ok(etag) => {
+                        self.ctx.progress.file_done();
+                        outcome.written.lock().insert(file.path, etag);
                     }
-                    match self.publish_file(sealed, &file, uploads).await {
-                        Ok(etag) => {
-                            self.ctx.progress.file_done();
-                            written.lock().insert(file.path, etag);
-                        }
-                        Err(err) => failures.lock().push(err),
-                    }
+                    Err(err) => outcome.failures.lock().push(err),
                 }
             })
             .await;
-        merge_failures(failures.into_inner())
     }
 
     async fn publish_file(
@@ -113,7 +136,7 @@ impl Run<'_> {
                 let notes = Notes { run: self, path: &file.path };
                 self.sender.complete(&job, &content, upload.clone(), &notes).await
             }
-            None => match self.sender.put_file(&job, &content).await {
+            None => match self.put_file(&job, content).await {
                 Ok((etag, cid)) => {
                     let path = file.path.clone();
                     self.note(Note::Hashed { path, size_bytes: file.size_bytes, cid })?;
@@ -123,6 +146,17 @@ impl Run<'_> {
             },
         };
         sent.map_err(|err| self.not_sent(&file.path, &job, err))
+    }
+
+    /// As a task of its own, so that all cores read, hash and send.
+    async fn put_file(&self, job: &Job, content: Content) -> Result<(ETag, ContentId), SendError> {
+        let (sender, job) = (Arc::clone(&self.sender), job.clone());
+        let mut task = JoinSet::new(); // which takes the task with it when it is dropped
+        task.spawn(async move { sender.put_file(&job, &content).await });
+        match task.join_next().await.expect("one was spawned") {
+            Ok(sent) => sent,
+            Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+        }
     }
 
     fn not_sent(&self, path: &RelPath, job: &Job, err: SendError) -> CommitError {

@@ -66,7 +66,7 @@ const RECORDS_ASKED_MAX: u64 = 16;
 pub(super) struct Run<'c> {
     pub ctx: &'c CommitContext,
     pub txid: String,
-    pub sender: Sender,
+    pub sender: Arc<Sender>,
     pub log: Log,
     pub intents: Intents,
     /// What the user asked for when the commit was begun, which a resume keeps.
@@ -202,7 +202,7 @@ impl<'c> Run<'c> {
             clock: Arc::clone(&ctx.clock),
             jitter: Mutex::new(entropy(ctx)),
         };
-        let sender = Sender::new(&ctx.store, &txid, ctx.guarantee, &ctx.options, &ctx.progress);
+        let sender = Arc::new(Sender::new(&ctx.store, &txid, ctx.guarantee, &ctx.options, &ctx.progress));
         Self {
             ctx,
             txid,

@@ -14,13 +14,13 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
 use crate::commit::CommitError;
 use crate::commit::CommitOptions;
 use crate::commit::Progress;
 use crate::commit::content::Content;
 use crate::commit::memory::Memory;
+use crate::commit::places::Places;
 use crate::commit::plan::part_bytes_for;
 use crate::name::ETag;
 use crate::name::ObjectKey;
@@ -102,8 +102,8 @@ pub(crate) struct Sender {
     part_bytes: u64,
     /// How much is done at once.
     pub workers: usize,
-    /// Parts under way, over all files.
-    part_slots: Semaphore,
+    /// Bodies under way, over all files.
+    places: Places,
     /// For bodies.
     memory: Memory,
     progress: Arc<dyn Progress>,
@@ -136,7 +136,7 @@ impl Sender {
             guarantee,
             part_bytes: options.part_bytes,
             workers,
-            part_slots: Semaphore::new(workers),
+            places: Places::new(workers),
             memory: Memory::new(options.memory_bytes, options.part_bytes),
             progress: Arc::clone(progress),
             ambiguous: AtomicBool::new(false),
@@ -253,6 +253,7 @@ impl Sender {
 
     /// Writes a file that fits into one part. Its content becomes known by that.
     pub async fn put_file(&self, job: &Job, content: &Content) -> Result<(ETag, ContentId), SendError> {
+        let _place = self.places.take(job.size_bytes).await;
         let _memory = self.memory.reserve(job.size_bytes).await;
         let (body, cid) = content.whole(&self.memory).await?;
         let job = Job { cid: Some(cid), ..job.clone() };
@@ -351,7 +352,7 @@ impl Sender {
     ) -> Result<PartReceipt, SendError> {
         let offset = u64::from(number - 1) * part_bytes;
         let len = part_bytes.min(job.size_bytes - offset);
-        let _slot = self.part_slots.acquire().await.expect("the semaphore is never closed");
+        let _place = self.places.take(len).await;
         let _memory = self.memory.reserve(len).await;
         let body = content.bytes(offset, len, &self.memory).await?;
         let mut tried = 0;

@@ -20,6 +20,8 @@ use crate::commit::CommitOptions;
 use crate::commit::blocking;
 use crate::commit::content::Content;
 use crate::commit::content::sha256;
+use crate::commit::places::Places;
+use crate::commit::places::SHARES;
 use crate::commit::send::Found;
 use crate::commit::send::Job;
 use crate::commit::send::SendError;
@@ -50,8 +52,6 @@ use crate::transfer::notes::UploadLine;
 use crate::transfer::notes::UploadLog;
 use crate::transfer::run;
 use crate::transfer::run::OnFailure;
-use crate::transfer::run::Places;
-use crate::transfer::run::SHARES;
 
 /// One local file and the object that it becomes.
 #[derive(Clone, Debug)]
@@ -132,10 +132,12 @@ pub async fn upload(
         done: AtomicU64::new(report.done_before),
         files: report.files,
     });
-    let outcome = job.run(planned.missing).await;
-    let done = job.done.load(Ordering::Relaxed);
+    let outcome = match job.run(planned.missing).await {
+        Ok(()) => Ok(()),
+        Err(err) => Err(err.interrupted(transfer, job.done.load(Ordering::Relaxed), report.files).await),
+    };
     job.tidy(outcome.as_ref().err()).await;
-    outcome.map(|()| report.clone()).map_err(|err| err.interrupted(done, report.files))
+    outcome.map(|()| report)
 }
 
 /// Creates one object; with `overwrite` it takes the place of the version that is there.

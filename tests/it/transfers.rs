@@ -367,6 +367,55 @@ fn a_target_that_cannot_be_written_is_told_and_nothing_is_left() {
 }
 
 #[test]
+fn a_read_only_target_is_told_before_anything_is_fetched() {
+    let lab = Lab::new();
+    lab.server.put_out_of_band("x/large", &body(LARGE));
+    let disk = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "ro", "none"]).arg(disk.path()).status();
+    assert!(mounted.unwrap().success(), "a small file system can be mounted");
+    let out = disk.path().join("out");
+    lab.run(&["r2", "download", "x", "-o", out.to_str().unwrap()])
+        .failed(1, &[out.to_str().unwrap(), "Read-only file system"]);
+    assert_eq!(lab.server.count(Operation::Get), 0);
+    assert!(Command::new("umount").arg(disk.path()).status().unwrap().success());
+}
+
+#[test]
+fn keys_that_expire_on_the_way_only_interrupt() {
+    let lab = Lab::new();
+    lab.write("up/large", &body(LARGE));
+    lab.ok(&["r2", "upload", "up/large", "probed"]);
+    let expired = || HttpFault::Status(400, "ExpiredToken");
+    // One part arrives; then nothing is allowed any more, whatever is asked for.
+    lab.server.script(Operation::PutPart, HttpFault::DropHeader("x-nothing"));
+    lab.server.script(Operation::PutPart, expired());
+    lab.server.script(Operation::PutPart, expired());
+    lab.server.script(Operation::List, expired());
+    let said = lab.run(&["r2", "upload", "up", "x", "-w", "1"]);
+    said.failed(6, &["interrupted after 0 of 1", "ExpiredToken"]);
+    assert_eq!((lab.body("x/large"), lab.server.open_uploads()), (None, 1));
+    lab.server.forget_requests();
+    lab.ok(&["r2", "upload", "up", "x", "-w", "1"]);
+    assert_eq!(lab.server.count(Operation::PutPart), 2, "what has arrived is not sent again");
+    assert_eq!((lab.body("x/large"), lab.server.open_uploads()), (Some(body(LARGE)), 0));
+
+    lab.server.script(Operation::Get, HttpFault::DropHeader("x-nothing"));
+    lab.server.script(Operation::Get, expired());
+    lab.server.script(Operation::List, HttpFault::DropHeader("x-nothing")); // what there is
+    lab.server.script(Operation::List, expired());
+    lab.run(&["r2", "download", "x", "-w", "1"]).failed(6, &["interrupted after 0 of 1", "ExpiredToken"]);
+    assert!(!lab.home.path("temp/x/large").exists());
+    lab.server.forget_requests();
+    lab.ok(&["r2", "download", "x", "-w", "1"]);
+    assert_eq!(lab.server.count(Operation::Get), 2, "what has arrived is not fetched again");
+    assert_eq!(lab.files("temp/x")["large"], body(LARGE));
+    // What is refused for itself is refused.
+    lab.server.script(Operation::Get, HttpFault::Status(403, "AccessDenied"));
+    lab.run(&["r2", "download", "x", "-o", "other"]).failed(5, &["AccessDenied"]);
+    assert!(!lab.home.path("other").exists());
+}
+
+#[test]
 fn a_directory_as_a_remote_is_as_good() {
     let home = Home::new();
     fs::create_dir_all(home.path("up/a")).unwrap();
