@@ -163,8 +163,8 @@ impl Machine {
 }
 
 #[derive(Debug)]
-struct SimClock {
-    start: Instant,
+pub(super) struct SimClock {
+    pub(super) start: Instant,
 }
 
 impl Clock for SimClock {

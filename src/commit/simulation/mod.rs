@@ -49,6 +49,7 @@ use self::check::check_end;
 use self::check::read_once;
 use self::line::Line;
 use self::machine::Machine;
+use self::machine::SimClock;
 use super::*;
 use crate::clock::Clock;
 use crate::name::DirPath;
@@ -166,13 +167,14 @@ async fn run(seed: u64) {
         1 | 2 => Guarantee::SinglePut,
         _ => Guarantee::Enforced,
     };
+    let start = Instant::now();
     let world = Rc::new(World {
-        bucket: Arc::new(bucket),
+        bucket: Arc::new(bucket.with_clock(Arc::new(SimClock { start }))),
         dice: Arc::new(Mutex::new(dice)),
         surrendered: Mutex::default(),
         grade,
         active: Mutex::new(Instant::now()),
-        start: Instant::now(),
+        start,
         foreign: Mutex::default(),
         acknowledged: Mutex::default(),
         aloud: setting("DSFS_SEED").is_some(),

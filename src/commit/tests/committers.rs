@@ -96,7 +96,7 @@ async fn a_dead_commit_is_ended_by_others_and_cannot_come_back() {
     let clock = Arc::new(SetClock(Mutex::new(start)));
     let day = Duration::from_secs(24 * 60 * 60);
     let total = requests_of(FILES, Guarantee::Enforced).await;
-    let bucket = bucket_with_foreign();
+    let bucket = with_foreign(MemoryStore::default().with_clock(clock.clone()));
     let mut machine = Machine::new("ann");
     machine.stage(FILES);
     // It is taken for dead while it publishes: the answer to its last marker never comes.
@@ -135,7 +135,7 @@ async fn a_dead_commit_is_ended_by_others_and_cannot_come_back() {
 async fn gc_sweeps_what_a_dead_commit_left() {
     let clock = Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))));
     let total = requests_of(FILES, Guarantee::Enforced).await;
-    let bucket = bucket_with_foreign();
+    let bucket = with_foreign(MemoryStore::default().with_clock(clock.clone()));
     let machine = Machine::new("ann");
     machine.stage(FILES);
     let store = TripStore::new(bucket.clone(), Some((total - 7, Trip::CrashAfter)));

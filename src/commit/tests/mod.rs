@@ -208,7 +208,11 @@ async fn requests_of(files: &[(&str, &[u8])], guarantee: Guarantee) -> usize {
 }
 
 fn bucket_with_foreign() -> Arc<MemoryStore> {
-    let bucket = Arc::new(MemoryStore::default());
+    with_foreign(MemoryStore::default())
+}
+
+fn with_foreign(bucket: MemoryStore) -> Arc<MemoryStore> {
+    let bucket = Arc::new(bucket);
     bucket.overwrite_out_of_band(&key("other"), Bytes::from_static(b"foreign"));
     bucket
 }

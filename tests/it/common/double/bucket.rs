@@ -154,6 +154,10 @@ impl Bucket {
         self.state.lock().objects.keys().cloned().collect()
     }
 
+    pub fn forget_uploads(&self) {
+        self.state.lock().uploads.clear();
+    }
+
     pub fn open_uploads(&self) -> usize {
         self.state.lock().uploads.len()
     }

@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
@@ -57,6 +58,8 @@ pub enum HttpFault {
     Status(u16, &'static str),
     /// The request is carried out, then the connection is closed without an answer.
     LostReply,
+    /// The request is carried out, and there is no answer, ever.
+    LostInSilence,
     /// The connection is closed; nothing else happens.
     Reset,
     /// There is no answer, ever; nothing else happens.
@@ -90,6 +93,8 @@ impl Recorded {
 #[derive(Debug, Default)]
 struct Wire {
     script: Mutex<VecDeque<(Operation, HttpFault)>>,
+    /// Which requests, in the order in which they come, have which fault.
+    spell: Mutex<Option<(Range<usize>, HttpFault)>>,
     requests: Mutex<Vec<Recorded>>,
     connections: AtomicU32,
 }
@@ -162,6 +167,17 @@ impl Double {
         self.wire.script.lock().push_back((operation, fault));
     }
 
+    /// Lets these requests go wrong, whatever they are, counted from 0 since the start or
+    /// [`Self::forget_requests`].
+    pub fn spell(&self, which: Range<usize>, fault: HttpFault) {
+        *self.wire.spell.lock() = Some((which, fault));
+    }
+
+    /// All requests are answered as they should be again.
+    pub fn end_spell(&self) {
+        *self.wire.spell.lock() = None;
+    }
+
     /// All requests so far.
     pub fn requests(&self) -> Vec<Recorded> {
         self.wire.requests.lock().clone()
@@ -193,6 +209,11 @@ impl Double {
 
     pub fn keys(&self) -> Vec<String> {
         self.bucket.keys()
+    }
+
+    /// Gives all uploads up, as servers do with old ones.
+    pub fn forget_uploads(&self) {
+        self.bucket.forget_uploads();
     }
 
     /// Uploads that are neither completed nor aborted.
@@ -268,13 +289,16 @@ async fn answer(
     let nth = {
         let mut requests = wire.requests.lock();
         requests.push(Recorded { operation, key, query });
-        requests.len() as u32
+        requests.len()
     };
-    let fault = {
+    let scripted = {
         let mut script = wire.script.lock();
         let at = script.iter().position(|(wanted, _)| Some(*wanted) == operation);
         at.and_then(|at| script.remove(at)).map(|(_, fault)| fault)
     };
+    let spell = wire.spell.lock().clone().filter(|(which, _)| which.contains(&(nth - 1)));
+    let fault = scripted.or(spell.map(|(_, fault)| fault));
+    let nth = nth as u32;
     let every = switches.slow_down_every.load(Ordering::SeqCst);
     if fault.is_none() && every > 0 && nth.is_multiple_of(every) {
         return Ok(error_answer(503, S3ErrorCode::SlowDown.as_str()));
@@ -294,6 +318,7 @@ async fn answer(
     let mut answered = answered.map_err(|_| hang_up())?;
     match fault {
         Some(HttpFault::LostReply) => Err(hang_up()),
+        Some(HttpFault::LostInSilence) => std::future::pending().await,
         Some(HttpFault::Truncate(bytes)) => Ok(answered.map(|body| cut(body, bytes, true))),
         Some(HttpFault::StallBody(bytes)) => Ok(answered.map(|body| cut(body, bytes, false))),
         Some(HttpFault::DropHeader(name)) => {
