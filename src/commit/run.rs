@@ -230,7 +230,10 @@ impl<'c> Run<'c> {
     /// Writes down what is about to happen, or what has happened.
     pub(super) fn note(&self, note: Note) -> Result<(), CommitError> {
         if let Some(journal) = &self.journal {
-            blocking(|| journal.lock().append(&note))?;
+            blocking(|| {
+                let pending = journal.lock().append(&note)?;
+                pending.sync()
+            })?;
         }
         Ok(self.state.lock().take(note)?)
     }
