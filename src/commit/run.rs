@@ -6,7 +6,7 @@
 //! | failure | before anything was sent | after |
 //! | --- | --- | --- |
 //! | conflict, refusal | thaw | take back, thaw |
-//! | remote unreachable | thaw | keep sealed: resume or abort later |
+//! | remote unreachable, or it lets us do nothing any more | thaw | keep sealed: resume or abort later |
 //! | process gone | sealed: resume or abort later | the same |
 //!
 //! Requests whose answers were lost may still be carried out, long after they were given up. A
@@ -57,6 +57,7 @@ use crate::staging::Contents;
 use crate::staging::Sealed;
 use crate::staging::StagingError;
 use crate::store::Expect;
+use crate::store::StoreError;
 use crate::store::guarantee::Guarantee;
 
 /// Records that are looked through for the author of what is in the way.
@@ -235,8 +236,8 @@ impl<'c> Run<'c> {
     /// Writes down what is about to happen, or what has happened.
     pub(super) fn note(&self, note: Note) -> Result<(), CommitError> {
         if let Some(journal) = &self.journal {
-            let append = || journal.lock().append(&note);
-            if note.is_decisive() { blocking(append) } else { append() }?;
+            let pending = journal.lock().append(&note)?;
+            if note.is_decisive() { blocking(|| pending.sync()) } else { pending.sync() }?;
         }
         Ok(self.state.lock().take(note)?)
     }
@@ -375,7 +376,7 @@ impl<'c> Run<'c> {
         };
         let committed = self.state.lock().committed.is_some();
         let sent = self.sent.load(Ordering::Relaxed);
-        if committed || (sent && error.is_transient()) {
+        if committed || (sent && (error.is_transient() || self.is_locked_out(&error).await)) {
             return interrupted(error);
         }
         if !sent {
@@ -393,6 +394,13 @@ impl<'c> Run<'c> {
             Err(err @ CommitError::Interrupted { .. }) => err,
             Err(err) => interrupted(err),
         }
+    }
+
+    /// Whether it is who asks that is refused, not what is asked for: credentials that have expired, or
+    /// a wrong clock. Nothing can be taken back then, and nothing is wrong with the commit.
+    async fn is_locked_out(&self, error: &CommitError) -> bool {
+        matches!(error, CommitError::Store(StoreError::Denied { .. }))
+            && self.ctx.store.check_access().await.is_err()
     }
 
     /// Ends the commit in the log if it may still have effects, takes back what it created, and
