@@ -14,6 +14,7 @@ use crate::common::double::ACCESS_KEY;
 use crate::common::double::BUCKET;
 use crate::common::double::Double;
 use crate::common::double::HttpFault;
+use crate::common::double::Recorded;
 use crate::common::double::SECRET_KEY;
 use crate::common::home::Home;
 use crate::common::home::Said;
@@ -387,23 +388,25 @@ fn keys_that_expire_on_the_way_only_interrupt() {
     lab.ok(&["r2", "upload", "up/large", "probed"]);
     let expired = || HttpFault::Status(400, "ExpiredToken");
     // One part arrives; then nothing is allowed any more, whatever is asked for.
-    lab.server.script(Operation::PutPart, HttpFault::DropHeader("x-nothing"));
-    lab.server.script(Operation::PutPart, expired());
-    lab.server.script(Operation::PutPart, expired());
-    lab.server.script(Operation::List, expired());
+    lab.server.forget_requests();
+    lab.server.spell(3..usize::MAX, expired()); // after HEAD, CreateMultipartUpload and a part
     let said = lab.run(&["r2", "upload", "up", "x", "-w", "1"]);
     said.failed(6, &["interrupted after 0 of 1", "ExpiredToken"]);
+    lab.server.end_spell();
     assert_eq!((lab.body("x/large"), lab.server.open_uploads()), (None, 1));
     lab.server.forget_requests();
     lab.ok(&["r2", "upload", "up", "x", "-w", "1"]);
     assert_eq!(lab.server.count(Operation::PutPart), 2, "what has arrived is not sent again");
     assert_eq!((lab.body("x/large"), lab.server.open_uploads()), (Some(body(LARGE)), 0));
 
-    lab.server.script(Operation::Get, HttpFault::DropHeader("x-nothing"));
-    lab.server.script(Operation::Get, expired());
-    lab.server.script(Operation::List, HttpFault::DropHeader("x-nothing")); // what there is
-    lab.server.script(Operation::List, expired());
+    lab.server.forget_requests();
+    lab.ok(&["r2", "download", "x", "-w", "1", "-o", "once"]);
+    let is_get = |request: &Recorded| request.operation == Some(Operation::Get);
+    let first_get = lab.server.requests().iter().position(is_get).unwrap();
+    lab.server.forget_requests();
+    lab.server.spell(first_get + 1..usize::MAX, expired());
     lab.run(&["r2", "download", "x", "-w", "1"]).failed(6, &["interrupted after 0 of 1", "ExpiredToken"]);
+    lab.server.end_spell();
     assert!(!lab.home.path("temp/x/large").exists());
     lab.server.forget_requests();
     lab.ok(&["r2", "download", "x", "-w", "1"]);

@@ -271,6 +271,12 @@ fn error_answer(status: u16, code: &str) -> Response<s3s::Body> {
     answer.body(s3s::Body::from(body)).expect("a valid answer")
 }
 
+/// Reads all of a request: who is answered in the middle of a body may see a closed connection instead.
+async fn heard_out(request: Request<Incoming>) {
+    let mut body = s3s::Body::from(request.into_body());
+    while body.next().await.is_some() {}
+}
+
 /// The connection is closed when the service fails.
 fn hang_up() -> io::Error {
     io::ErrorKind::ConnectionReset.into()
@@ -308,8 +314,14 @@ async fn answer(
         return Err(hang_up());
     }
     match &fault {
-        Some(HttpFault::Status(status, code)) => return Ok(error_answer(*status, code)),
-        Some(HttpFault::OkWithError(code)) => return Ok(error_answer(200, code)),
+        Some(HttpFault::Status(status, code)) => {
+            heard_out(request).await;
+            return Ok(error_answer(*status, code));
+        }
+        Some(HttpFault::OkWithError(code)) => {
+            heard_out(request).await;
+            return Ok(error_answer(200, code));
+        }
         Some(HttpFault::Reset) => return Err(hang_up()),
         Some(HttpFault::Stall) => return std::future::pending().await,
         _ => {}
