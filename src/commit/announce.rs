@@ -236,7 +236,7 @@ impl Intents {
         let key = self.key(&intent.txid);
         // With its name on it, a lost answer can be told from somebody else's object.
         let metadata = BTreeMap::from([(META_TXID.to_owned(), intent.txid.clone())]);
-        let attributes = PutAttributes { metadata };
+        let attributes = PutAttributes { metadata, ..PutAttributes::default() };
         let object = intent.encode().map_err(|source| CommitError::Record { key: key.clone(), source })?;
         let mut expect = Expect::Absent;
         for _ in 0..TRIES {

@@ -14,15 +14,19 @@
 //! record), and its intent stays as a tombstone that hides whatever may still appear.
 
 use std::collections::HashMap;
+use std::io;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::thread::available_parallelism;
 
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::runtime::Handle;
 use tokio::runtime::RuntimeFlavor;
+use tokio::sync::Semaphore;
 use ulid::Ulid;
 
 use crate::commit::CommitContext;
@@ -71,6 +75,8 @@ pub(super) struct Run<'c> {
     pub overwrite: bool,
     message: Option<String>,
     journal: Option<Mutex<Journal>>,
+    /// Turns for hashing, which takes a core.
+    pub hashing: Semaphore,
     /// What the journal says.
     pub state: Mutex<Progress>,
     /// What the store had lost of answers when this began: `ObjectStore::lost_answers`.
@@ -183,8 +189,11 @@ fn entropy(ctx: &CommitContext) -> StdRng {
 
 /// Runs what waits for the local disk without holding up others on this runtime.
 pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
-    let multi = Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if multi { tokio::task::block_in_place(work) } else { work() }
+    if has_other_threads() { tokio::task::block_in_place(work) } else { work() }
+}
+
+fn has_other_threads() -> bool {
+    Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread)
 }
 
 impl<'c> Run<'c> {
@@ -208,6 +217,7 @@ impl<'c> Run<'c> {
             overwrite: ctx.options.overwrite,
             message: ctx.options.message.clone(),
             journal: None,
+            hashing: Semaphore::new(available_parallelism().map_or(1, NonZero::get)),
             state: Mutex::default(),
             lost_before: ctx.store.lost_answers(),
             sent: AtomicBool::new(false),
@@ -230,10 +240,25 @@ impl<'c> Run<'c> {
     /// Writes down what is about to happen, or what has happened.
     pub(super) fn note(&self, note: Note) -> Result<(), CommitError> {
         if let Some(journal) = &self.journal {
-            blocking(|| {
-                let pending = journal.lock().append(&note)?;
-                pending.sync()
-            })?;
+            let pending = journal.lock().append(&note)?;
+            if pending.is_decisive() { blocking(|| pending.sync()) } else { pending.sync() }?;
+        }
+        Ok(self.state.lock().take(note)?)
+    }
+
+    /// As [`Self::note`], for those who work at several things at once: the others go on meanwhile.
+    pub(super) async fn note_aside(&self, note: Note) -> Result<(), CommitError> {
+        if let Some(journal) = &self.journal {
+            let pending = journal.lock().append(&note)?;
+            if has_other_threads() {
+                let synced = tokio::task::spawn_blocking(|| pending.sync()).await;
+                synced.map_err(|err| StagingError::Io {
+                    path: self.txid.as_str().into(),
+                    source: io::Error::other(err),
+                })??;
+            } else {
+                pending.sync()?;
+            }
         }
         Ok(self.state.lock().take(note)?)
     }
@@ -269,13 +294,13 @@ impl<'c> Run<'c> {
         }
         let head = self.announced_at().await?;
         self.sent.store(true, Ordering::Relaxed);
-        let prepared = self.prepare(sealed, &surveyed).await?;
+        let uploads = self.prepare(sealed, &surveyed).await?;
         self.note(Note::Intent { head })?;
         self.intents.announce(&intent, &self.log).await?;
         self.still_as_seen(&surveyed.plan).await?;
         self.note(Note::Publishing)?;
-        let written = self.publish(sealed, &surveyed, &prepared).await?;
-        let changes = self.changes(sealed, &surveyed, &prepared, &written).await?;
+        let written = self.publish(sealed, &surveyed, &uploads).await?;
+        let changes = self.changes(sealed, &surveyed, &written).await?;
         let already_there = surveyed.plan.already_there.len() as u64;
         if changes.is_empty() {
             // All of it was published and recorded before.

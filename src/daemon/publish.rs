@@ -235,7 +235,6 @@ impl commit::Progress for Meter {
     fn phase(&self, phase: Phase, files: u64, bytes: u64) {
         let phase = match phase {
             Phase::Preflight => "look",
-            Phase::Hash => "hash",
             Phase::Upload => "upload",
             Phase::Publish => "publish",
             Phase::Record => "record",
@@ -247,10 +246,6 @@ impl commit::Progress for Meter {
             bytes_total: bytes,
             ..Progress::default()
         });
-    }
-
-    fn hashed(&self, bytes: u64) {
-        self.progress.send_modify(|progress| progress.bytes_done += bytes);
     }
 
     fn sent(&self, bytes: u64) {

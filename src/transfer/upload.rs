@@ -10,10 +10,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use sha2::Digest;
-use sha2::Sha256;
 use ulid::Ulid;
 
 use crate::commit;
@@ -21,6 +20,7 @@ use crate::commit::CommitError;
 use crate::commit::CommitOptions;
 use crate::commit::blocking;
 use crate::commit::content::Content;
+use crate::commit::content::sha256;
 use crate::commit::send::Found;
 use crate::commit::send::Job;
 use crate::commit::send::SendError;
@@ -151,7 +151,7 @@ pub async fn upload_bytes(transfer: &Transfer, key: &ObjectKey, body: Bytes) -> 
         (Err(err), _) => return Err(err.into()),
     };
     let txid = format!("{UPLOAD_TXID_PREFIX}{}", Ulid::from_parts(millis(), rand::random()));
-    let cid = Some(ContentId::from_sha256(Sha256::digest(&body).into()));
+    let cid = Some(ContentId::from_sha256(sha256(&body)));
     let size_bytes = body.len() as u64;
     let modified = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(millis());
     let job = Job { key: key.clone(), size_bytes, cid, modified, expect };
@@ -318,8 +318,9 @@ impl FileNotes<'_> {
     }
 }
 
+#[async_trait]
 impl UploadNotes for FileNotes<'_> {
-    fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
+    async fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
         self.run.open.lock().insert(self.file.key.clone(), id.clone());
         self.add(&UploadLine::Begun(BegunUpload {
             path: self.file.path.clone(),
@@ -365,18 +366,11 @@ impl Run {
         let content = Content::of_file(opened, &file.path, file.size_bytes)?;
         let is_new = expect == Expect::Absent;
         let UploadFile { key, size_bytes, modified, .. } = file.clone();
-        let mut job = Job { key, size_bytes, cid: None, modified, expect };
+        let job = Job { key, size_bytes, cid: None, modified, expect };
         let sent = if file.size_bytes > self.transfer.options.part_bytes {
             self.large(file, &job, &content).await
         } else {
-            let _memory = self.sender.reserve(file.size_bytes).await;
-            let body = content.bytes(0, file.size_bytes).await?;
-            job.cid = Some(ContentId::from_sha256(Sha256::digest(&body).into()));
-            let sent = self.sender.put(&job, body).await;
-            if sent.is_ok() {
-                self.transfer.watch.moved(file.size_bytes);
-            }
-            sent
+            self.sender.put_file(&job, &content).await.map(|(etag, _)| etag)
         };
         sent.map_err(|err| of_sending(&file.key, err))?;
         self.open.lock().remove(&file.key);

@@ -68,7 +68,7 @@ async fn what_a_failed_commit_left_is_not_taken_for_published() {
     let there = bucket.head(&key("nothing")).await.unwrap();
     bucket.delete(&key("nothing"), &there.etag).await.unwrap();
     let metadata = BTreeMap::from([(META_SHA256.to_owned(), ContentId::OF_NOTHING.sha256_hex())]);
-    let attributes = PutAttributes { metadata };
+    let attributes = PutAttributes { metadata, ..PutAttributes::default() };
     bucket.put(&key("nothing"), Bytes::new(), &Expect::Absent, &attributes).await.unwrap();
     assert_eq!(commit(&ctx).await.unwrap().already_there, 1);
 }
