@@ -108,7 +108,7 @@ impl Note {
     }
 
     /// Whether it is synced to the disk.
-    pub fn is_decisive(&self) -> bool {
+    fn is_decisive(&self) -> bool {
         match self {
             Self::Hashed { .. } | Self::Part { .. } => false,
             Self::Begun { .. }
@@ -193,6 +193,11 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// Whether there is a disk to wait for.
+    pub fn is_decisive(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Waits for the disk, if the note is decisive.
     pub fn sync(self) -> Result<(), JournalError> {
         if let Some(file) = self.file {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::StreamExt;
 use futures_util::TryStreamExt;
@@ -288,9 +289,11 @@ pub(super) struct Notes<'a, 'c> {
     pub path: &'a RelPath,
 }
 
+#[async_trait]
 impl UploadNotes for Notes<'_, '_> {
-    fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
-        self.run.note(Note::Upload { path: self.path.clone(), id: id.clone(), part_bytes })
+    async fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
+        // Parts of other files are answered meanwhile, and have to be noted.
+        self.run.note_aside(Note::Upload { path: self.path.clone(), id: id.clone(), part_bytes }).await
     }
 
     fn part(&self, part: &PartReceipt) -> Result<(), CommitError> {

@@ -14,6 +14,7 @@
 //! record), and its intent stays as a tombstone that hides whatever may still appear.
 
 use std::collections::HashMap;
+use std::io;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -188,8 +189,11 @@ fn entropy(ctx: &CommitContext) -> StdRng {
 
 /// Runs what waits for the local disk without holding up others on this runtime.
 pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
-    let multi = Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if multi { tokio::task::block_in_place(work) } else { work() }
+    if has_other_threads() { tokio::task::block_in_place(work) } else { work() }
+}
+
+fn has_other_threads() -> bool {
+    Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread)
 }
 
 impl<'c> Run<'c> {
@@ -237,7 +241,24 @@ impl<'c> Run<'c> {
     pub(super) fn note(&self, note: Note) -> Result<(), CommitError> {
         if let Some(journal) = &self.journal {
             let pending = journal.lock().append(&note)?;
-            if note.is_decisive() { blocking(|| pending.sync()) } else { pending.sync() }?;
+            if pending.is_decisive() { blocking(|| pending.sync()) } else { pending.sync() }?;
+        }
+        Ok(self.state.lock().take(note)?)
+    }
+
+    /// As [`Self::note`], for those who work at several things at once: the others go on meanwhile.
+    pub(super) async fn note_aside(&self, note: Note) -> Result<(), CommitError> {
+        if let Some(journal) = &self.journal {
+            let pending = journal.lock().append(&note)?;
+            if pending.is_decisive() && has_other_threads() {
+                let synced = tokio::task::spawn_blocking(|| pending.sync()).await;
+                synced.map_err(|err| StagingError::Io {
+                    path: self.txid.as_str().into(),
+                    source: io::Error::other(err),
+                })??;
+            } else {
+                pending.sync()?;
+            }
         }
         Ok(self.state.lock().take(note)?)
     }

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -115,8 +116,9 @@ pub(crate) struct Sender {
 }
 
 /// What a journal is told of a multipart upload, so that it can go on after a crash.
+#[async_trait]
 pub(crate) trait UploadNotes: Sync {
-    fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError>;
+    async fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError>;
     fn part(&self, part: &PartReceipt) -> Result<(), CommitError>;
 }
 
@@ -289,7 +291,7 @@ impl Sender {
                 answer => break answer?,
             }
         };
-        if let Err(err) = notes.begun(&id, part_bytes) {
+        if let Err(err) = notes.begun(&id, part_bytes).await {
             // Nobody would know of it: give it up while its name is known.
             self.store.abort_multipart(&job.key, &id).await.ok();
             return Err(SendError::Other(err));

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use ulid::Ulid;
@@ -319,8 +320,9 @@ impl FileNotes<'_> {
     }
 }
 
+#[async_trait]
 impl UploadNotes for FileNotes<'_> {
-    fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
+    async fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
         self.run.open.lock().insert(self.file.key.clone(), id.clone());
         self.add(&UploadLine::Begun(BegunUpload {
             path: self.file.path.clone(),
