@@ -156,6 +156,10 @@ async fn start_at(
     let (workspace, socket) = open_workspace(config, &path).await?;
     let workspace = Arc::new(workspace);
     let catalog = compose::catalog(config, &workspace.remote);
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let (warming, stopped) = (Arc::clone(&catalog), stop.clone());
+    tasks.spawn(async move { stopped.run_until_cancelled(warming.warm_up()).await.unwrap_or_default() });
     check_access(config, &workspace.remote, &catalog, reporter).await?;
     let server =
         Server::bind(&socket).map_err(|err| failure::of_directory("control socket", &socket, &err))?;
@@ -184,8 +188,6 @@ async fn start_at(
         unmount,
     };
     let service = Arc::new(service);
-    let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
     if let Some(listener) = metrics {
         tasks.spawn(metrics::serve(listener, Arc::clone(&service), stop.clone()));
     }
