@@ -50,6 +50,7 @@ use crate::daemon::metrics;
 use crate::daemon::mountpoint;
 use crate::daemon::mountpoint::Mountpoint;
 use crate::daemon::notify;
+use crate::daemon::process;
 use crate::daemon::remote;
 use crate::daemon::remote::OpenRemote;
 use crate::daemon::service::Service;
@@ -95,6 +96,7 @@ pub struct MountRequest {
 /// # Errors
 /// The mount could not be made. What happens to it later is logged.
 pub fn run(request: &MountRequest, reporter: &Reporter) -> Result<(), Failure> {
+    process::prepare();
     let result = remote::runtime().and_then(|runtime| {
         let result = runtime.block_on(live(request, reporter, runtime.handle()));
         runtime.shutdown_timeout(DRAIN_TIMEOUT);
