@@ -50,6 +50,7 @@ use crate::daemon::metrics;
 use crate::daemon::mountpoint;
 use crate::daemon::mountpoint::Mountpoint;
 use crate::daemon::notify;
+use crate::daemon::process;
 use crate::daemon::remote;
 use crate::daemon::remote::OpenRemote;
 use crate::daemon::service::Service;
@@ -95,6 +96,7 @@ pub struct MountRequest {
 /// # Errors
 /// The mount could not be made. What happens to it later is logged.
 pub fn run(request: &MountRequest, reporter: &Reporter) -> Result<(), Failure> {
+    process::prepare();
     let result = remote::runtime().and_then(|runtime| {
         let result = runtime.block_on(live(request, reporter, runtime.handle()));
         runtime.shutdown_timeout(DRAIN_TIMEOUT);
@@ -156,6 +158,10 @@ async fn start_at(
     let (workspace, socket) = open_workspace(config, &path).await?;
     let workspace = Arc::new(workspace);
     let catalog = compose::catalog(config, &workspace.remote);
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let (warming, stopped) = (Arc::clone(&catalog), stop.clone());
+    tasks.spawn(async move { stopped.run_until_cancelled(warming.warm_up()).await.unwrap_or_default() });
     check_access(config, &workspace.remote, &catalog, reporter).await?;
     let server =
         Server::bind(&socket).map_err(|err| failure::of_directory("control socket", &socket, &err))?;
@@ -184,8 +190,6 @@ async fn start_at(
         unmount,
     };
     let service = Arc::new(service);
-    let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
     if let Some(listener) = metrics {
         tasks.spawn(metrics::serve(listener, Arc::clone(&service), stop.clone()));
     }

@@ -111,6 +111,7 @@ impl Service {
             inodes: self.fs.inode_count() as u64,
             passthrough: self.fs.passes_through(),
             read: self.fs.reader().stats(),
+            datasets: self.fs.reader().stats_by_dataset(),
             cache: self.workspace.cache.usage(),
         }
     }
