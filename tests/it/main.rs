@@ -20,5 +20,6 @@ mod s3;
 mod semantics;
 mod soak;
 mod stores;
+mod stuck;
 mod tools;
 mod transfers;
