@@ -97,16 +97,18 @@ impl Victim {
     }
 }
 
-/// The states (`D` is uninterruptible sleep) of the processes that are left of this one's group.
+/// The states (`D` is uninterruptible sleep) of the threads that are left of this process's group.
 fn group_states(leader: &Child) -> Vec<char> {
     let group = leader.id().to_string();
-    let stats = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
-        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let threads = processes.filter_map(|process| fs::read_dir(process.join("task")).ok()).flatten().flatten();
+    let states = threads.filter_map(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
         let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
         let (state, _parent, of) = (fields.next()?.chars().next()?, fields.next()?, fields.next()?);
         (of == group && state != 'Z').then_some(state)
     });
-    stats.collect()
+    states.collect()
 }
 
 impl Lab {
