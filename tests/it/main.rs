@@ -13,6 +13,7 @@ mod contract;
 mod datasets;
 mod failpoints;
 mod failures;
+mod foreign;
 mod history;
 mod offline;
 mod options;

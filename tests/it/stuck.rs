@@ -75,16 +75,20 @@ impl Drop for Victim {
 }
 
 impl Victim {
-    /// Signals it as a terminal does, with all its children, and returns how long it took until all had ended.
-    fn ends_at(mut self, signal: Signal) -> Duration {
+    /// Signals it as a terminal does, with all its children. Returns how long it took until it had
+    /// ended, which is when a shell goes on, and until the last of its threads had.
+    fn ends_at(mut self, signal: Signal) -> (Duration, Duration) {
         assert!(self.child.try_wait().unwrap().is_none(), "{} was not stuck", self.what);
         let began = Instant::now();
         kill_process_group(Pid::from_child(&self.child), signal).unwrap();
+        let mut ended = None;
         loop {
-            let _reaped = self.child.try_wait().unwrap();
+            if self.has_ended() {
+                ended.get_or_insert_with(|| began.elapsed());
+            }
             let states = group_states(&self.child);
-            if states.is_empty() {
-                return began.elapsed();
+            if let (Some(ended), true) = (ended, states.is_empty()) {
+                return (ended, began.elapsed());
             }
             let late = began.elapsed() >= FREED_WITHIN;
             assert!(!late, "{} ignores {signal:?}: its processes are in the states {states:?}", self.what);
