@@ -202,15 +202,19 @@ class Bench:
             return self.upload(name, root, rep)
         mnt, dataset = f"{self.work}/mnt", f"c{rep}-{os.path.basename(root)}"
         os.makedirs(mnt, exist_ok=True)
-        subprocess.run([self.args.dsfs, "mount", mnt], env=self.env, check=True, stdout=subprocess.DEVNULL)
+        daemon = subprocess.Popen([self.args.dsfs, "mount", "--foreground", mnt], env=self.env,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
+            while not os.path.ismount(mnt):
+                if daemon.poll() is not None:
+                    raise SystemExit(f"dsfs mount: status {daemon.returncode}")
+                time.sleep(0.02)
             shutil.copytree(root, f"{mnt}/{dataset}")
             os.sync()
-            status = json.loads(subprocess.run([self.args.dsfs, "status", "--json"], env=self.env, check=True,
-                                               capture_output=True).stdout)
-            return self.run([self.args.dsfs, "commit", dataset], daemon=status["mounts"][0]["pid"])
+            return self.run([self.args.dsfs, "commit", dataset], daemon=daemon.pid)
         finally:
             subprocess.run([self.args.dsfs, "umount", mnt], env=self.env, check=True)
+            daemon.wait()
             self.forget(f"datasets/{dataset}/")
 
     def upload(self, name, root, rep):
