@@ -15,6 +15,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::clock::Clock;
+use crate::commit::CommitContext;
 use crate::commit::CommitError;
 use crate::commit::CommitOptions;
 use crate::commit::Log;
@@ -44,6 +45,9 @@ use crate::store::guarantee::Guarantee;
 
 /// A commit that has not ended after this long is taken for dead.
 pub const DEAD_AFTER_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
+/// A commit that is not asked to end others takes one for dead after this long: whoever began it has had
+/// a week to go on with it.
+pub const DEAD_AFTER_UNASKED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// What a dead commit may still publish is waited for this long.
 pub const SWEEP_AFTER_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -87,6 +91,27 @@ pub struct GcReport {
     pub removed: Vec<ObjectKey>,
     /// Notices that cannot be read, and why: nobody can commit to the dataset beside them.
     pub unreadable: Vec<(ObjectKey, String)>,
+}
+
+/// What is done for a dataset before something is committed to it: long-dead commits are ended, and what
+/// ended ones have left is removed, so that their notices do not hide what others have put there. Costs
+/// one listing where there is nothing to be done. A failure is only logged: it is no reason not to commit.
+pub async fn tidy(ctx: &CommitContext) {
+    // On the weakest grade nothing keeps the record that ends a commit off another's place. And an
+    // interrupted commit of our own is about to be ended by whoever asks for this.
+    if ctx.guarantee == Guarantee::BestEffort || ctx.staging.sealed().is_some() {
+        return;
+    }
+    let options = GcOptions { dead_after: DEAD_AFTER_UNASKED, ..GcOptions::default() };
+    match gc(&ctx.store, &ctx.prefix, ctx.dataset(), &ctx.author, &*ctx.clock, &options).await {
+        Ok(GcReport { ended, cleared, removed, .. }) => {
+            if !(ended.is_empty() && cleared.is_empty()) {
+                let (ended, cleared, removed) = (ended.len(), cleared.len(), removed.len());
+                tracing::info!(dataset = %ctx.dataset(), ended, cleared, removed, "dead commits tidied up");
+            }
+        }
+        Err(err) => tracing::info!(dataset = %ctx.dataset(), "dead commits were not tidied up: {err}"),
+    }
 }
 
 /// Ends dead commits of a dataset and removes what ended ones left.

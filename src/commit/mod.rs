@@ -75,6 +75,7 @@ pub(crate) use content::Content;
 pub use gc::GcOptions;
 pub use gc::GcReport;
 pub use gc::gc;
+pub use gc::tidy;
 pub use journal::JournalError;
 pub use plan::AlreadyThere;
 pub use plan::CommitPlan;

@@ -28,6 +28,9 @@ use crate::store::ListedObject;
 /// Files that say at a dataset's top that it is complete: published last.
 pub const MARKERS: [&str; 2] = ["data.jsonl", "meta.json"];
 
+/// An entry of a record with an empty path and `ETag`, and a size of one digit.
+const ENTRY_BYTES_LEAST: u64 = 144;
+
 /// Something to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedFile {
@@ -198,6 +201,18 @@ impl CommitPlan {
             }
         });
         files.sum::<u64>() + (self.delete.len() + self.markers.len()) as u64 + 3
+    }
+}
+
+impl CommitPlan {
+    /// How long the commit's record is at least, in bytes before it is packed.
+    #[must_use]
+    pub fn record_bytes_least(&self) -> u64 {
+        let entries = self.create.iter().chain(&self.replace);
+        let entries = entries.map(|file| ENTRY_BYTES_LEAST + file.path.as_str().len() as u64);
+        let deleted = self.delete.iter().map(|gone| gone.path.as_str().len() + gone.etag.as_str().len());
+        let markers = self.markers.iter().map(|(path, _)| path.as_str().len());
+        entries.sum::<u64>() + deleted.chain(markers).sum::<usize>() as u64
     }
 }
 
@@ -559,6 +574,33 @@ mod tests {
                 "{bases:?} on {listed:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_record_is_no_shorter_than_was_foreseen() {
+        use crate::record::Changes;
+        use crate::record::ContentId;
+        use crate::record::Entry;
+        let plan = draft(&["a", "dir/\"quoted\"", "empty/"], &[], &[], false).plan;
+        let entry = |file: &PlannedFile, etag: &str| Entry {
+            path: file.path.clone(),
+            size_bytes: 0,
+            cid: ContentId::OF_NOTHING,
+            etag: ETag::from_server(etag),
+            mtime: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000),
+            replaced: None,
+        };
+        let length = |etag| {
+            let changes = Changes {
+                entries: plan.create.iter().map(|file| entry(file, etag)).collect(),
+                deleted: Vec::new(),
+                markers: plan.markers.iter().map(|(path, _)| path.clone()).collect(),
+            };
+            serde_json::to_vec(&changes).unwrap().len() as u64
+        };
+        let least = plan.record_bytes_least();
+        assert!(least <= length("") && length("") < least + 80, "{least} of {}", length(""));
+        assert!(length("\"d41d8cd98f00b204e9800998ecf8427e\"") < 2 * least);
     }
 
     #[test]

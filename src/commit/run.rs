@@ -54,6 +54,8 @@ use crate::record::CommitRecord;
 use crate::record::Intent;
 use crate::record::OldVersion;
 use crate::record::Outcome;
+use crate::record::RECORD_BYTES_MAX;
+use crate::record::RecordError;
 use crate::staging::Contents;
 use crate::staging::Sealed;
 use crate::staging::StagingError;
@@ -90,6 +92,7 @@ pub(super) struct Run<'c> {
 /// # Errors
 /// As for [`commit`], but never a conflict: those are in the plan.
 pub async fn plan(ctx: &CommitContext) -> Result<CommitPlan, CommitError> {
+    blocking(|| ctx.staging.finish_thaw())?;
     let sealed = ctx.staging.sealed();
     let contents = match &sealed {
         Some(sealed) => contents_of(sealed)?,
@@ -101,6 +104,7 @@ pub async fn plan(ctx: &CommitContext) -> Result<CommitPlan, CommitError> {
     let txid = sealed.as_ref().map_or_else(|| new_txid(ctx), |sealed| sealed.txid().to_owned());
     let run = Run::new(ctx, txid);
     let mut plan = run.survey(&contents, sealed.as_ref()).await?.plan;
+    run.check_record(&plan)?;
     let intent = run.intent(&plan);
     plan.conflicts.extend(run.intents.in_the_way(&intent, &run.log).await?);
     run.name_owners(&mut plan.conflicts).await;
@@ -117,6 +121,7 @@ pub async fn commit(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
     if ctx.guarantee == Guarantee::BestEffort && !ctx.options.allow_unenforced {
         return Err(CommitError::Unenforced);
     }
+    blocking(|| ctx.staging.finish_thaw())?;
     if let Some(sealed) = ctx.staging.sealed() {
         return Err(CommitError::Unfinished { txid: sealed.txid().to_owned() });
     }
@@ -137,6 +142,9 @@ pub async fn commit(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
 pub async fn resume(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
     let _points = failpoint::scope();
     let sealed = ctx.staging.sealed().ok_or(CommitError::NothingToResume)?;
+    if blocking(|| ctx.staging.finish_thaw())? {
+        return Err(CommitError::Aborted { txid: sealed.txid().to_owned() });
+    }
     let mut run = Run::new(ctx, sealed.txid().to_owned());
     run.open_journal(&sealed, false)?;
     // Requests of the process that is gone may still be on their way.
@@ -157,6 +165,9 @@ pub async fn resume(ctx: &CommitContext) -> Result<CommitReport, CommitError> {
 pub async fn abort(ctx: &CommitContext) -> Result<(), CommitError> {
     let _points = failpoint::scope();
     let sealed = ctx.staging.sealed().ok_or(CommitError::NothingToResume)?;
+    if blocking(|| ctx.staging.finish_thaw())? {
+        return Ok(()); // nothing else of it was left to be done
+    }
     let mut run = Run::new(ctx, sealed.txid().to_owned());
     run.open_journal(&sealed, true)?;
     run.sender.ambiguous.store(true, Ordering::Relaxed);
@@ -286,6 +297,7 @@ impl<'c> Run<'c> {
         }
         self.ctx.progress.phase(Phase::Preflight, 0, 0);
         let surveyed = self.survey(&contents_of(sealed)?, Some(sealed)).await?;
+        self.check_record(&surveyed.plan)?;
         let intent = self.intent(&surveyed.plan);
         let mut conflicts = surveyed.plan.conflicts.clone();
         conflicts.extend(self.intents.in_the_way(&intent, &self.log).await?);
@@ -321,6 +333,15 @@ impl<'c> Run<'c> {
             }
             Appended::Contradicted(record) => Err(self.fenced(&record)),
         }
+    }
+
+    /// Whether the record of this can be read again: what is too long is refused before anything is sent.
+    fn check_record(&self, plan: &CommitPlan) -> Result<(), CommitError> {
+        if plan.record_bytes_least() <= RECORD_BYTES_MAX {
+            return Ok(());
+        }
+        let key = self.ctx.prefix.log_key(self.ctx.dataset(), self.state.lock().intent_head.unwrap_or(0) + 1);
+        Err(CommitError::Record { key, source: RecordError::TooLong { limit_bytes: RECORD_BYTES_MAX } })
     }
 
     /// Where the log ended before the commit was first announced: its record comes behind that.

@@ -167,6 +167,9 @@ pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
         CommitError::Staging(err) => of_staging(err),
         CommitError::Store(err) => of_store(err),
         CommitError::Crowded => failure.hint("try again"),
+        CommitError::Record { source: RecordError::TooLong { .. }, .. } => {
+            failure.hint("commit fewer files at a time")
+        }
         CommitError::UnreadableIntent { source: RecordError::UnknownVersion { .. }, .. } => {
             failure.hint("update dsfs")
         }

@@ -58,6 +58,9 @@ pub async fn commit(
         return commit::plan(&context).await.map_err(failed).and_then(|plan| of_plan(name, plan));
     }
     let was_interrupted = context.staging.sealed().is_some();
+    if request.unfinished == Unfinished::Resume && !was_interrupted {
+        commit::tidy(&context).await;
+    }
     match request.unfinished {
         Unfinished::Abort => {
             commit::abort(&context).await.map_err(failed)?;

@@ -227,7 +227,7 @@ impl StagedDataset {
     /// Gives up a commit: what was frozen is staged again, beside what was staged meanwhile.
     ///
     /// # Errors
-    /// The local disk's. Then it goes on with the next call, or when the staging area is opened.
+    /// The local disk's. Then [`Self::finish_thaw`] goes on with it, or the next opening of the staging area.
     pub fn thaw(&self, sealed: &Sealed) -> Result<(), StagingError> {
         let mut trees = self.trees.write();
         let Some(own) = trees.sealed.as_mut().filter(|own| own.sealed.txid == sealed.txid) else {
@@ -247,6 +247,19 @@ impl StagedDataset {
         *trees = load_trees(&self.dir)?;
         self.files.lock().tree_replaced();
         Ok(())
+    }
+
+    /// Goes on with a thaw that has failed on its way, if there is one: what is left of the frozen tree
+    /// is no commit any more. Returns whether there was.
+    ///
+    /// # Errors
+    /// As [`Self::thaw`].
+    pub fn finish_thaw(&self) -> Result<bool, StagingError> {
+        let thawing = self.dir.join("thawing");
+        match self.sealed().filter(|sealed| sealed.dir.starts_with(&thawing)) {
+            Some(sealed) => self.thaw(&sealed).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     /// Ends a commit that has been published: what was frozen is removed, and the dataset's

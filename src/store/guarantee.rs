@@ -79,6 +79,8 @@ pub enum Check {
     DeleteStale,
     /// A listing right after a put shows it.
     ListAfterWrite,
+    /// The answer to a write names the version that is there then.
+    VersionNamed,
 }
 
 impl Check {
@@ -97,6 +99,7 @@ impl Check {
             Self::GetStale => "GetObject of a replaced version is refused",
             Self::DeleteStale => "DeleteObject of a replaced version is refused",
             Self::ListAfterWrite => "a listing shows what was just written",
+            Self::VersionNamed => "writes answer with the ETag that HeadObject gives",
         }
     }
 }
@@ -133,12 +136,15 @@ impl ProbeReport {
 }
 
 /// What follows from the checks. Reads and deletes are compared by dsfs itself, so that they
-/// do not lower the grade; a listing that misses a write does, since intents rest on it.
+/// do not lower the grade; a listing that misses a write does, since intents rest on it. So does a
+/// write that names another version than its own: at this grade what is there is looked at after each.
 fn grade(checks: &[CheckOutcome]) -> Guarantee {
     let all = |wanted: &[Check]| {
         wanted.iter().all(|check| checks.iter().any(|outcome| outcome.check == *check && outcome.passed))
     };
-    if !all(&[Check::PutExisting, Check::PutRace, Check::ReplaceStale, Check::ListAfterWrite]) {
+    let first =
+        [Check::PutExisting, Check::PutRace, Check::ReplaceStale, Check::ListAfterWrite, Check::VersionNamed];
+    if !all(&first) {
         Guarantee::BestEffort
     } else if !all(&[Check::CompleteExisting, Check::CompleteAppeared, Check::CompleteRace]) {
         Guarantee::SinglePut
@@ -188,7 +194,7 @@ impl Probe<'_> {
     }
 
     async fn run(&self) -> Result<ProbeReport, StoreError> {
-        self.keeps_metadata().await?;
+        let version_named = self.keeps_metadata().await?;
         let mut checks = Vec::new();
         let mut note = |check, verdict: Verdict| -> Result<(), StoreError> {
             let detail = match verdict {
@@ -213,6 +219,7 @@ impl Probe<'_> {
         note(Check::GetStale, self.get_stale().await)?;
         note(Check::DeleteStale, self.delete_stale().await)?;
         note(Check::ListAfterWrite, self.list_after_write().await)?;
+        note(Check::VersionNamed, Ok(version_named))?;
         Ok(ProbeReport::of(checks))
     }
 
@@ -377,22 +384,31 @@ impl Probe<'_> {
 
     /// Whose an object is, when the answer to a write was lost, is told by its metadata alone: where that
     /// is lost, a commit could neither go on nor take back what it has written.
-    async fn keeps_metadata(&self) -> Result<(), StoreError> {
+    ///
+    /// Judges [`Check::VersionNamed`] by the same objects.
+    async fn keeps_metadata(&self) -> Verdict {
         let body = Bytes::from_static(b"first");
-        self.store.put(&self.key("metadata"), body, &Expect::Absent, &self.attributes()).await?;
-        self.expect_metadata("metadata", "PutObject").await?;
-        self.upload("metadata-upload", None).await?;
-        self.expect_metadata("metadata-upload", "CreateMultipartUpload").await
+        let put = self.store.put(&self.key("metadata"), body, &Expect::Absent, &self.attributes()).await?;
+        let put = (put, self.expect_metadata("metadata", "PutObject").await?);
+        let upload = self.upload("metadata-upload", None).await?;
+        let upload = (upload, self.expect_metadata("metadata-upload", "CreateMultipartUpload").await?);
+        let tried = [("PutObject", put), ("CompleteMultipartUpload", upload)];
+        Ok(tried
+            .into_iter()
+            .find(|(_, (named, there))| named != there)
+            .map(|(request, (named, there))| format!("{request} named {named}, and {there} is there")))
     }
 
-    async fn expect_metadata(&self, name: &str, request: &str) -> Result<(), StoreError> {
+    /// Returns the version that is there.
+    async fn expect_metadata(&self, name: &str, request: &str) -> Result<ETag, StoreError> {
         let key = self.key(name);
-        let there = self.store.head(&key).await?.metadata;
+        let there = self.store.head(&key).await?;
+        let (etag, there) = (there.etag, there.metadata);
         let sent = self.attributes().metadata;
         let is_lost = |name: &&String| there.get(*name) != sent.get(*name);
         let lost: Vec<&str> = sent.keys().filter(is_lost).map(String::as_str).collect();
         if lost.is_empty() {
-            return Ok(());
+            return Ok(etag);
         }
         let lost = lost.join(", ");
         let reason = format!(
@@ -432,6 +448,7 @@ mod tests {
             Check::GetStale,
             Check::DeleteStale,
             Check::ListAfterWrite,
+            Check::VersionNamed,
         ];
         all.map(|check| CheckOutcome { check, passed: !failed.contains(&check), detail: None }).to_vec()
     }
@@ -439,7 +456,13 @@ mod tests {
     #[test]
     fn the_grade_follows_from_the_checks() {
         assert_eq!(grade(&outcomes(&[])), Guarantee::Enforced);
-        for check in [Check::PutExisting, Check::PutRace, Check::ReplaceStale, Check::ListAfterWrite] {
+        for check in [
+            Check::PutExisting,
+            Check::PutRace,
+            Check::ReplaceStale,
+            Check::ListAfterWrite,
+            Check::VersionNamed,
+        ] {
             assert_eq!(grade(&outcomes(&[check])), Guarantee::BestEffort, "{check:?}");
         }
         for check in [Check::CompleteExisting, Check::CompleteAppeared, Check::CompleteRace] {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -376,6 +377,21 @@ async fn an_upload_that_met_another_writer_is_sent_anew() {
     assert_eq!(lab.parts(), [1, 2, 1, 2], "S3 gives the upload up with this answer");
     lab.expect_committed(files, "once");
     assert_eq!(lab.server.open_uploads(), 0);
+}
+
+/// As the probe grades such a server: what is there is looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_misnames_what_it_has_completed_does_not_get_that_into_the_log() {
+    let lab = Lab::with(FILES);
+    lab.server.switches().misname_completed.store(true, Ordering::SeqCst);
+    let options = CommitOptions { allow_unenforced: true, ..lab.context().await.options };
+    let ctx = CommitContext { guarantee: Guarantee::BestEffort, options, ..lab.context().await };
+    let report = commit::commit(&ctx).await.unwrap();
+    for file in &report.published {
+        let key = ctx.prefix.key(&name(), &file.path).unwrap();
+        assert_eq!(ctx.store.head(&key).await.unwrap().etag, file.etag, "{}", file.path);
+    }
+    lab.expect_committed(FILES, "looked at");
 }
 
 #[tokio::test(flavor = "multi_thread")]

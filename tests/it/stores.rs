@@ -113,6 +113,14 @@ async fn guarantees_are_graded_by_what_the_server_does() {
         double.requests().into_iter().filter(|request| request.key.contains("race")).collect();
     assert!(raced.is_empty(), "{raced:?}");
 
+    // What is there is looked at after each write, at that grade.
+    let double = Double::start();
+    on(&double.switches().misname_completed);
+    let report = graded(&double.store().await).await;
+    assert_eq!(report.guarantee, Guarantee::BestEffort, "{report:?}");
+    let failed: Vec<Check> = report.failures().map(|outcome| outcome.check).collect();
+    assert_eq!(failed, [Check::VersionNamed]);
+
     // Reads and deletes are compared by the client, so that they are right on any server.
     let double = Double::start();
     on(&double.switches().ignore_get_conditions);

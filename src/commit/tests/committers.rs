@@ -155,3 +155,38 @@ async fn gc_sweeps_what_a_dead_commit_left() {
     assert_eq!(reports[2], GcReport::default());
     assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"]);
 }
+
+/// Nobody has to know of `gc`: a tombstone hides what others have put at its keys meanwhile.
+#[tokio::test(start_paused = true)]
+async fn who_commits_tidies_up_behind_the_long_dead() {
+    let clock = Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))));
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    let bucket = with_foreign(MemoryStore::default().with_clock(clock.clone()));
+    let mut machine = Machine::new("ann");
+    machine.stage(FILES);
+    let store = TripStore::new(bucket.clone(), Some((total - 7, Trip::CrashAfter)));
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(store.clone()) };
+    assert!(store.until_crash(commit(&ctx)).await.is_none());
+    drop(ctx);
+    machine.restart();
+    let bob = Machine::new("bob");
+    let ctx = CommitContext { clock: clock.clone(), ..bob.context(bucket.clone()) };
+    let day = Duration::from_secs(24 * 60 * 60);
+    *clock.0.lock() += day * 6;
+    tidy(&ctx).await;
+    assert_eq!(log(&bucket).head().await.unwrap(), 0, "whoever began it may still go on with it");
+    *clock.0.lock() += day;
+    let own = CommitContext { clock: clock.clone(), ..machine.context(bucket.clone()) };
+    tidy(&own).await;
+    tidy(&CommitContext { guarantee: Guarantee::BestEffort, ..ctx.clone() }).await;
+    assert_eq!(log(&bucket).head().await.unwrap(), 0, "not one's own, and not where it is not safe");
+    tidy(&ctx).await;
+    assert_eq!((log(&bucket).head().await.unwrap(), state(&bucket, "intents").len()), (1, 1));
+    *clock.0.lock() += day;
+    tidy(&ctx).await;
+    assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"]);
+    assert!(state(&bucket, "intents").is_empty());
+    // Who began it after all finds it ended, with everything still staged.
+    assert!(matches!(resume(&own).await, Err(CommitError::Fenced { .. })));
+    assert_eq!(machine.staged().len(), 4);
+}

@@ -169,3 +169,32 @@ async fn a_seal_without_its_directory_is_not_an_empty_commit() {
     assert!(abort(&ctx).await.is_err());
     assert_eq!((objects(&bucket), journal.is_empty()), (before, false));
 }
+
+/// Half of the files are back and half are not: neither half is a commit.
+#[tokio::test(start_paused = true)]
+async fn a_thaw_that_failed_on_its_way_is_completed_by_whatever_comes_next() {
+    for next in ["commit", "resume", "abort", "plan"] {
+        let bucket = bucket_with_foreign();
+        let machine = Machine::new("ann");
+        let staged = machine.stage(FILES).staged();
+        let dataset = machine.dataset();
+        let sealed = dataset.freeze("01TX").unwrap();
+        let obstacle = machine.root.path().join("datasets/run/open/tree/nothing");
+        fs::create_dir_all(obstacle.parent().unwrap()).unwrap();
+        fs::write(&obstacle, "in the way").unwrap();
+        dataset.thaw(&sealed).unwrap_err();
+        fs::remove_file(&obstacle).unwrap();
+        let ctx = machine.context(bucket.clone());
+        match next {
+            "resume" => assert!(matches!(resume(&ctx).await, Err(CommitError::Aborted { .. }))),
+            "abort" => abort(&ctx).await.unwrap(),
+            "plan" => assert_eq!(plan(&ctx).await.unwrap().create.len(), 4),
+            _ => {}
+        }
+        if next != "commit" {
+            assert_eq!(machine.staged(), staged, "{next}");
+        }
+        assert_eq!(commit(&ctx).await.unwrap().files, 4, "{next}");
+        expect_published(&bucket, 0, next).await;
+    }
+}

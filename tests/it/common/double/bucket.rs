@@ -46,6 +46,8 @@ pub struct Switches {
     /// The metadata of objects that are put, or uploaded, is lost.
     pub lose_put_metadata: AtomicBool,
     pub lose_upload_metadata: AtomicBool,
+    /// `CompleteMultipartUpload` answers with another `ETag` than the object has.
+    pub misname_completed: AtomicBool,
     /// Listings say "url" and encode nothing (s3s-fs).
     pub claim_encoding: AtomicBool,
     /// `Range` is ignored: the whole object, status 200.
@@ -372,6 +374,8 @@ impl S3 for Bucket {
         let etag = format!("{}-{}", etag_of(etags.as_bytes()), parts.len());
         let upload = state.uploads.remove(&input.upload_id).expect("found above");
         Self::insert(&mut state, &input.key, body.freeze(), etag.clone(), upload.metadata);
+        let misnamed = self.switches.misname_completed.load(Ordering::SeqCst);
+        let etag = if misnamed { format!("of-{etag}") } else { etag };
         Ok(S3Response::new(dto::CompleteMultipartUploadOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
