@@ -473,8 +473,9 @@ impl BlockCache {
         written
     }
 
-    /// Takes a whole local file over: by rename, across devices by copy. The file is the
-    /// object's bytes, and nobody writes to it any more; afterwards it is gone.
+    /// Takes a whole local file over: by rename, a small one or one from another device by copy. The
+    /// file is the object's bytes, and nobody writes to it any more. Where it is still there afterwards,
+    /// whoever it belongs to removes it, in its own time.
     ///
     /// # Errors
     /// The local disk's, or `InvalidInput` if the file has another size. Then the file may still
@@ -488,7 +489,6 @@ impl BlockCache {
             let mut content = vec![0; size_bytes as usize];
             file.read_exact_at(&mut content, 0)?;
             self.write_one(id, &content)?;
-            self.paths.remove(path)?;
         } else {
             self.admit_large(id, path, &file, size_bytes)?;
         }

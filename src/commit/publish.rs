@@ -304,13 +304,15 @@ impl Run<'_> {
 
     fn admit(&self, sealed: &Sealed, report: &CommitReport) {
         let Some(cache) = &self.ctx.cache else { return };
-        for file in &report.published {
-            let Ok(key) = self.ctx.prefix.key(self.ctx.dataset(), &file.path) else { continue };
-            let path = sealed.file_path(&file.path);
-            if let Err(err) = blocking(|| cache.admit(&key, &file.etag, file.size_bytes, &path)) {
-                tracing::debug!(%key, "not taken over by the cache: {err}");
+        blocking(|| {
+            for file in &report.published {
+                let Ok(key) = self.ctx.prefix.key(self.ctx.dataset(), &file.path) else { continue };
+                let path = sealed.file_path(&file.path);
+                if let Err(err) = cache.admit(&key, &file.etag, file.size_bytes, &path) {
+                    tracing::debug!(%key, "not taken over by the cache: {err}");
+                }
             }
-        }
+        });
     }
 }
 

@@ -18,7 +18,7 @@
 //! | --- | --- | --- | --- |
 //! | freeze | syncfs: every byte and name is durable | `open` to `sealed/<txid>` | nothing |
 //! | thaw | - | `sealed/<txid>` to `thawing/<txid>` | move each entry back, fsync, remove `thawing/<txid>` |
-//! | finish | - | `sealed/<txid>` to `done/<txid>` | remove `done/<txid>`, then all that is empty |
+//! | finish | - | `sealed/<txid>` to `done/<txid>` | remove `done/<txid>` (many files in the background), then all that is empty |
 
 use std::fs;
 use std::fs::File;
@@ -26,6 +26,7 @@ use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::SystemTime;
 
 use rustix::fs::AtFlags;
@@ -48,6 +49,9 @@ use crate::staging::outside::Outside;
 use crate::staging::tree;
 use crate::staging::tree::Tree;
 use crate::staging::tree::Walk;
+
+/// So many files are removed while somebody waits.
+const REMOVED_AT_ONCE_MAX: usize = 64;
 
 /// A staged file, as a commit sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -278,7 +282,7 @@ impl StagedDataset {
             move_aside(&own.sealed.dir, &done)?;
             trees.sealed = None;
         }
-        fs::remove_dir_all(&done).ok();
+        remove_done(done);
         failpoint::reach(|| "finish:removed".into());
         self.remove_if_empty();
         failpoint::reach(|| "finish:done".into());
@@ -311,6 +315,38 @@ pub(super) fn move_aside(from: &Path, to: &Path) -> Result<(), StagingError> {
     made.and_then(|()| durable::rename(from, to)).map_err(|source| StagingError::io(from, source))
 }
 
+/// Removes what nobody needs any more. Many files are left to a thread, since whoever has committed
+/// waits, and some file systems take milliseconds for each; what it does not come to is removed when the
+/// staging area is opened again.
+fn remove_done(done: PathBuf) {
+    if holds_more_than(&done, REMOVED_AT_ONCE_MAX) {
+        let all = done.clone();
+        let remove = move || drop(fs::remove_dir_all(&all));
+        if thread::Builder::new().name("dsfs-remove".into()).spawn(remove).is_ok() {
+            return;
+        }
+    }
+    fs::remove_dir_all(&done).ok();
+}
+
+/// Whether there are more than `max` names below a directory, as far as it can be read.
+fn holds_more_than(dir: &Path, max: usize) -> bool {
+    let mut waiting = vec![dir.to_owned()];
+    let mut found = 0;
+    while let Some(dir) = waiting.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            found += 1;
+            if found > max {
+                return true;
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    false
+}
+
 pub(super) fn remove_any(path: &Path) {
     if fs::remove_file(path).is_err() {
         fs::remove_dir_all(path).ok();
@@ -326,7 +362,7 @@ pub(super) fn recover(dir: &Path) -> Result<Trees, StagingError> {
         merge_back(&thawing, &open)?;
     }
     for done in entries(&dir.join("done"))? {
-        remove_any(&done);
+        if done.is_dir() { remove_done(done) } else { remove_any(&done) }
     }
     load_trees(dir)
 }

@@ -366,6 +366,33 @@ fn a_crash_anywhere_is_finished_or_undone_at_the_next_open() {
 }
 
 #[test]
+fn many_finished_files_go_while_nobody_waits() {
+    let mut area = Area::new();
+    let dataset = area.dataset();
+    for number in 0..100 {
+        area.write(&dataset, &format!("d/{number:03}"), b"x");
+    }
+    let sealed = dataset.freeze("tx").unwrap();
+    dataset.finish(&sealed).unwrap();
+    assert!(dataset.sealed().is_none() && dataset.contents().unwrap().is_empty());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while area.on_disk("done/tx").exists() {
+        assert!(std::time::Instant::now() < deadline, "they are still there");
+        std::thread::yield_now();
+    }
+    // Not all of it was removed when the process ended.
+    fs::create_dir_all(area.on_disk("done/ty")).unwrap();
+    (0..100).for_each(|number| fs::write(area.on_disk(&format!("done/ty/{number}")), b"x").unwrap());
+    drop(dataset);
+    let dataset = area.reopen();
+    assert!(dataset.contents().unwrap().is_empty());
+    while area.on_disk("done/ty").exists() {
+        assert!(std::time::Instant::now() < deadline, "they are still there");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn two_processes_cannot_share_a_staging_area() {
     let root = tempfile::tempdir().unwrap();
     let holder = Holder { pid: 42, socket: Some("/run/s".into()), mountpoint: None };
