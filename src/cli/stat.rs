@@ -165,8 +165,11 @@ mod tests {
             inodes: 0,
             passthrough: false,
             read: ReadStats { fetched_bytes, ..ReadStats::default() },
-            datasets: [("run".to_owned(), DatasetStats { served_bytes: fetched_bytes, ..DatasetStats::default() })]
-                .into(),
+            datasets: [(
+                "run".to_owned(),
+                DatasetStats { served_bytes: fetched_bytes, ..DatasetStats::default() },
+            )]
+            .into(),
             cache: CacheUsage::default(),
         }
     }
