@@ -86,7 +86,7 @@ impl Server {
                     Ok((stream, _)) => {
                         let handler = Arc::clone(&handler);
                         connections.spawn(async move {
-                            if let Err(err) = converse(stream, &*handler).await {
+                            if let Err(err) = converse(stream, handler).await {
                                 debug!("control connection: {err}");
                             }
                         });
@@ -114,7 +114,7 @@ impl Drop for Server {
 }
 
 /// One connection: read a request, work on it, tell how it goes.
-async fn converse(stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
+async fn converse(stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
@@ -129,13 +129,18 @@ async fn converse(stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
         Err(_) => return Ok(()),
     };
     let (progress, mut seen) = watch::channel(Progress::default());
-    let mut work = handler.handle(request, progress);
+    // A task of its own, so that what it does without a pause does not keep us from saying that it goes on.
+    let mut work = JoinSet::new();
+    work.spawn(async move { handler.handle(request, progress).await });
     let mut ticks = time::interval(PROGRESS_INTERVAL);
     let mut last_said = time::Instant::now();
     let mut rest = [0; 1];
     let answer = loop {
         tokio::select! {
-            result = &mut work => break result.map_or_else(Answer::Failed, Answer::Done),
+            Some(ended) = work.join_next() => break match ended {
+                Ok(result) => result.map_or_else(Answer::Failed, Answer::Done),
+                Err(err) => Answer::Failed(Failure::new(FailureKind::Failed, format!("the daemon's own error: {err}"))),
+            },
             _ = ticks.tick() => {
                 let changed = seen.has_changed().unwrap_or(false);
                 if changed || last_said.elapsed() >= KEEPALIVE {
@@ -144,7 +149,10 @@ async fn converse(stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
                     last_said = time::Instant::now();
                 }
             }
-            _ = reader.read(&mut rest) => return Ok(()), // the client has gone: `work` is dropped
+            _ = reader.read(&mut rest) => {
+                work.shutdown().await; // the client has gone
+                return Ok(());
+            }
         }
     };
     say(&mut writer, &answer).await
@@ -203,6 +211,7 @@ mod tests {
     use crate::control::client::Client;
     use crate::control::message::DatasetRow;
     use crate::control::message::DiscardOutcome;
+    use crate::control::message::Discarding;
     use crate::name::DatasetName;
     use std::io::Read;
     use std::io::Write;
@@ -232,14 +241,18 @@ mod tests {
         ) -> Result<Reply, Failure> {
             match request {
                 Request::Discard { dataset, .. } => {
-                    Ok(Reply::Discarded(DiscardOutcome { dataset, files: 2, bytes: 3 }))
+                    Ok(Reply::Discarded(DiscardOutcome { dataset, files: 2, bytes: 3, kept: Vec::new() }))
                 }
                 Request::Unmount { .. } => {
                     Err(Failure::new(FailureKind::Conflict, "busy").hint("wait").details(["vim"]))
                 }
                 Request::List => Ok(Reply::Datasets(long_list())),
+                Request::Stat => {
+                    tokio::task::block_in_place(|| std::thread::sleep(KEEPALIVE + PROGRESS_INTERVAL * 2));
+                    Ok(Reply::Unmounted)
+                }
                 Request::Status { .. }
-                | Request::Stat
+                | Request::Select { .. }
                 | Request::Commit(_)
                 | Request::History(_)
                 | Request::Refresh { .. }
@@ -278,7 +291,8 @@ mod tests {
             let stopped = stop.clone();
             let (ready, is_ready) = std::sync::mpsc::channel();
             let thread = std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let mut runtime = tokio::runtime::Builder::new_multi_thread();
+                let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
                 runtime.block_on(async {
                     let server = Server::bind(&path).unwrap();
                     ready.send(()).unwrap();
@@ -314,7 +328,7 @@ mod tests {
     }
 
     fn discard() -> Request {
-        Request::Discard { dataset: DatasetName::parse("run").unwrap(), paths: Vec::new() }
+        Request::Discard { dataset: DatasetName::parse("run").unwrap(), what: Discarding::Paths(Vec::new()) }
     }
 
     #[test]
@@ -334,6 +348,15 @@ mod tests {
     }
 
     #[test]
+    fn work_that_never_pauses_does_not_look_like_a_daemon_that_hangs() {
+        let server = Running::start();
+        let mut heard = 0;
+        let client = Client::connect(&server.socket()).unwrap();
+        client.call(&Request::Stat, &mut |_| heard += 1).unwrap();
+        assert!(heard > 0);
+    }
+
+    #[test]
     fn an_answer_that_is_longer_than_a_line_arrives_whole() {
         let server = Running::start();
         let length = serde_json::to_string(&long_list()).unwrap().len();
@@ -345,9 +368,8 @@ mod tests {
     #[test]
     fn garbage_other_versions_and_endless_lines_are_refused() {
         let server = Running::start();
-        for garbage in
-            ["\n", "{}\n", "null\n", "{\"version\":1,\"request\":\"explode\"}\n", "no end", "\u{0}\n"]
-        {
+        let unknown = format!("{{\"version\":{PROTOCOL_VERSION},\"request\":\"explode\"}}\n");
+        for garbage in ["\n", "{}\n", "null\n", &unknown, "no end", "\u{0}\n"] {
             let text = server.answer_to(garbage.as_bytes());
             assert!(text.contains("not a request of dsfs"), "{garbage:?}: {text}");
         }
@@ -364,7 +386,9 @@ mod tests {
     fn progress_is_passed_on_and_a_client_that_leaves_cancels() {
         let server = Running::start();
         let mut stream = StdUnixStream::connect(server.socket()).unwrap();
-        stream.write_all(b"{\"version\":1,\"request\":{\"status\":{\"files_of\":null}}}\n").unwrap();
+        let status =
+            format!("{{\"version\":{PROTOCOL_VERSION},\"request\":{{\"status\":{{\"files_of\":null}}}}}}\n");
+        stream.write_all(status.as_bytes()).unwrap();
         let mut buffer = [0; 256];
         let n = stream.read(&mut buffer).unwrap();
         let text = String::from_utf8_lossy(&buffer[..n]).into_owned();

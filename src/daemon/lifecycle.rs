@@ -65,7 +65,11 @@ const KNOWN_PATIENCE: Duration = Duration::from_millis(500);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the users of a busy mount have after a signal.
 pub const BUSY_GRACE: Duration = Duration::from_secs(10);
+/// How long a mount may be busy with nobody who could be named: processes that have just been killed.
+const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How often unmounting is tried meanwhile.
+const BUSY_LOOK: Duration = Duration::from_millis(50);
+/// How often unmounting is tried while its users have time to leave.
 const BUSY_POLL: Duration = Duration::from_millis(250);
 /// How long files that are open in a detached mount are still served.
 pub const DETACHED_GRACE: Duration = Duration::from_secs(5);
@@ -369,22 +373,33 @@ async fn serve(mut running: Running) {
     }
 }
 
-/// Unmounts once. Not on the runtime's own threads: the kernel may have to wait for one of our replies.
+/// Unmounts, without waiting for anybody who could be named.
 async fn unmount(unmounter: &Unmounter, mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
+    let deadline = time::Instant::now() + LAST_BREATH;
+    loop {
+        let err = match unmount_once(unmounter, lazy).await {
+            Ok(()) => return Ok(()),
+            Err(err) => err,
+        };
+        if err.kind() != io::ErrorKind::ResourceBusy {
+            let message = format!("{} cannot be unmounted: {err}", mountpoint.display());
+            return Err(Failure::new(FailureKind::Failed, message));
+        }
+        let holders = holders::holders(mountpoint);
+        if !holders.is_empty() || time::Instant::now() >= deadline {
+            return Err(Failure::new(FailureKind::Failed, format!("{} is busy", mountpoint.display()))
+                .details(holders)
+                .hint("close those, or --lazy"));
+        }
+        time::sleep(BUSY_LOOK).await;
+    }
+}
+
+/// Not on the runtime's own threads: the kernel may have to wait for one of our replies.
+async fn unmount_once(unmounter: &Unmounter, lazy: bool) -> io::Result<()> {
     let unmounter = unmounter.clone();
     let result = tokio::task::spawn_blocking(move || unmounter.unmount(lazy)).await;
-    match result.unwrap_or_else(|err| Err(io::Error::other(err))) {
-        Ok(()) => Ok(()),
-        Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
-            Err(Failure::new(FailureKind::Failed, format!("{} is busy", mountpoint.display()))
-                .details(holders::holders(mountpoint))
-                .hint("close those, or --lazy"))
-        }
-        Err(err) => Err(Failure::new(
-            FailureKind::Failed,
-            format!("{} cannot be unmounted: {err}", mountpoint.display()),
-        )),
-    }
+    result.unwrap_or_else(|err| Err(io::Error::other(err)))
 }
 
 /// Unmounts because of a signal, which has to succeed in bounded time. Tells whether it had to detach.

@@ -179,6 +179,7 @@ impl OpenRemote {
         if let Some(s3) = &self.s3 {
             s3.reconnect();
         }
+        self.link.renewed();
     }
 
     /// The bucket, for what only a bucket can do.

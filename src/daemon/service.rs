@@ -75,8 +75,11 @@ impl Handler for Service {
                 let outcome = publish::commit(&self.workspace, &request, progress, Some(&self.fs)).await;
                 outcome.map(Reply::Committed)
             }
-            Request::Discard { dataset, paths } => {
-                publish::discard(&self.workspace, &self.fs, &dataset, &paths).map(Reply::Discarded)
+            Request::Select { dataset, paths } => {
+                operations::select(&self.workspace.staging, &dataset, &paths).map(Reply::Selected)
+            }
+            Request::Discard { dataset, what } => {
+                publish::discard(&self.workspace, &self.fs, &dataset, &what).map(Reply::Discarded)
             }
             Request::History(request) => {
                 Source::of(&self.workspace, &self.fs).answer(&request, &progress).await.map(Reply::History)

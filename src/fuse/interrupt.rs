@@ -13,8 +13,8 @@ use crate::fs::error::FsError;
 
 /// Most requests are answered before anybody need look.
 const FIRST_LOOK: Duration = Duration::from_millis(30);
-/// Time between looks: well below what a person notices.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Time between looks. A program may need several to be rid of all its threads, one behind the other.
+const LOOK_EVERY: Duration = Duration::from_millis(30);
 
 /// Runs `work` for the thread `tid`, but no longer than until that thread is told to stop.
 ///

@@ -51,6 +51,8 @@ pub struct Link {
     circuit: Mutex<Circuit>,
     waiting: Mutex<Waiting>,
     outage: watch::Sender<Option<Arc<Outage>>>,
+    /// Counts how often connections were made anew.
+    renewals: watch::Sender<u64>,
     due: Notify,
 }
 
@@ -83,6 +85,7 @@ impl Link {
             circuit: Mutex::default(),
             waiting: Mutex::default(),
             outage: watch::Sender::new(None),
+            renewals: watch::Sender::new(0),
             due: Notify::new(),
         })
     }
@@ -103,6 +106,13 @@ impl Link {
     pub fn look_now(&self) {
         self.circuit.lock().look_now(Instant::now());
         self.due.notify_one();
+    }
+
+    /// Connections from before lead nowhere, and new ones are made: who waits for an answer over an old
+    /// one gives up, and may ask again. Requests that change something are left to their own timeouts,
+    /// since they may have been carried out.
+    pub fn renewed(&self) {
+        self.renewals.send_modify(|count| *count += 1);
     }
 
     /// The remote was asked and did not answer, by somebody who looked: it is offline from now on.
@@ -184,6 +194,22 @@ impl Link {
         self.due.notified().await;
     }
 
+    /// Waits for an answer for as long as its connection is taken for a good one.
+    async fn over_this_connection<T>(
+        &self,
+        subject: &str,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let mut renewals = self.renewals.subscribe();
+        tokio::select! {
+            biased;
+            result = answer => result,
+            Ok(()) = renewals.changed() => {
+                Err(StoreError::unanswered(subject, "its connection is from before an interruption"))
+            }
+        }
+    }
+
     fn check(&self) -> Result<(), StoreError> {
         self.outage().map_or(Ok(()), |outage| Err(StoreError::offline(&outage)))
     }
@@ -226,18 +252,27 @@ impl WatchedStore {
         Self { inner, link }
     }
 
-    fn watched(&self, body: ByteStream) -> ByteStream {
-        let link = Arc::clone(&self.link);
-        Box::pin(body.inspect(move |piece| link.met(piece)))
+    fn watched(&self, key: &ObjectKey, body: ByteStream) -> ByteStream {
+        let state = (body, Arc::clone(&self.link), key.clone());
+        Box::pin(futures_util::stream::unfold(Some(state), |state| async {
+            let (mut body, link, key) = state?;
+            let piece =
+                link.over_this_connection(key.as_str(), async { body.next().await.transpose() }).await;
+            let piece = piece.transpose()?;
+            link.met(&piece);
+            let rest = piece.is_ok().then_some((body, link, key));
+            Some((piece, rest))
+        }))
     }
 
     /// A request that is answered at once by a healthy remote.
     async fn question<T>(
         &self,
+        subject: &str,
         request: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let _question = self.link.ask();
-        self.reported(request).await
+        self.reported(self.link.over_this_connection(subject, request)).await
     }
 
     async fn reported<T>(
@@ -262,20 +297,20 @@ impl ObjectStore for WatchedStore {
     }
 
     async fn check_access(&self) -> Result<(), StoreError> {
-        self.question(self.inner.check_access()).await
+        self.question("bucket", self.inner.check_access()).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        self.question(self.inner.list(request)).await
+        self.question(request.prefix.as_str(), self.inner.list(request)).await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
-        self.question(self.inner.head(key)).await
+        self.question(key.as_str(), self.inner.head(key)).await
     }
 
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
-        let body = self.question(self.inner.get(key, etag, range)).await?;
-        Ok(self.watched(body))
+        let body = self.question(key.as_str(), self.inner.get(key, etag, range)).await?;
+        Ok(self.watched(key, body))
     }
 
     async fn get_whole(
@@ -284,8 +319,8 @@ impl ObjectStore for WatchedStore {
         etag: &ETag,
         size_bytes: u64,
     ) -> Result<(ObjectMeta, ByteStream), StoreError> {
-        let (meta, body) = self.question(self.inner.get_whole(key, etag, size_bytes)).await?;
-        Ok((meta, self.watched(body)))
+        let (meta, body) = self.question(key.as_str(), self.inner.get_whole(key, etag, size_bytes)).await?;
+        Ok((meta, self.watched(key, body)))
     }
 
     async fn put(
@@ -464,6 +499,8 @@ mod tests {
     use crate::store::fault::FaultyStore;
     use crate::store::fault::Operation;
     use crate::store::memory::MemoryStore;
+    use crate::store::retry::RetryOptions;
+    use crate::store::retry::RetryingStore;
 
     struct Setup {
         faults: Arc<FaultyStore>,
@@ -520,6 +557,35 @@ mod tests {
         faults.script(Operation::CheckAccess, Fault::Stall);
         link.probe_when_due(&*faults).await;
         assert!(matches!(stuck.await.unwrap(), Err(StoreError::Offline { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_over_an_old_connection_asks_again() {
+        let Setup { faults, link, .. } = setup();
+        let watched = WatchedStore::new(Arc::clone(&faults) as Arc<dyn ObjectStore>, Arc::clone(&link));
+        let store = RetryingStore::new(Arc::new(watched), RetryOptions::default());
+        faults.script(Operation::List, Fault::Stall);
+        let began = Instant::now();
+        let asked = tokio::spawn(async move { store.list(&everything()).await });
+        tokio::task::yield_now().await;
+        link.renewed();
+        asked.await.unwrap().unwrap();
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_over_an_old_connection_breaks_off() {
+        let Setup { faults, link, .. } = setup();
+        let watched = WatchedStore::new(faults, Arc::clone(&link));
+        let body = futures_util::stream::iter([Ok(Bytes::from_static(b"begun"))]);
+        let silent = body.chain(futures_util::stream::pending());
+        let mut body = watched.watched(&ObjectKey::from_listing("d/a"), Box::pin(silent));
+        assert_eq!(body.next().await.unwrap().unwrap(), "begun");
+        let rest = tokio::spawn(async move { (body.next().await, body.next().await.is_none()) });
+        tokio::task::yield_now().await;
+        link.renewed();
+        let (piece, ended) = rest.await.unwrap();
+        assert!(piece.unwrap().unwrap_err().is_transient() && ended);
     }
 
     #[tokio::test(start_paused = true)]

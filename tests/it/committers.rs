@@ -4,9 +4,6 @@
 //! `DSFS_COMMIT_ROUNDS=50` makes more rounds than the test command does.
 
 use std::fs;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
 
 use dsfs::name::KeyPrefix;
 use dsfs::record::CommitRecord;
@@ -18,60 +15,13 @@ use dsfs::store::list_all;
 use dsfs::store::s3::S3Store;
 use tokio::runtime::Runtime;
 
-use crate::common::double::ACCESS_KEY;
 use crate::common::double::BUCKET;
 use crate::common::double::SECRET_KEY;
-use crate::common::home::Home;
 use crate::common::home::Said;
+use crate::common::machine::Machine;
 use crate::common::servers::Server;
 
 const ROUNDS_DEFAULT: u32 = 6;
-
-/// A machine with its own home and mount.
-struct Machine<'s> {
-    server: &'s Server,
-    home: Home,
-    user: &'static str,
-}
-
-impl Machine<'_> {
-    fn new<'s>(server: &'s Server, user: &'static str) -> Machine<'s> {
-        let machine = Machine { server, home: Home::new(), user };
-        let said = Said::of(machine.command(&["mount", "mnt"]).output().unwrap());
-        assert_eq!(said.code, 0, "{}", said.err);
-        machine
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.home.command(arguments);
-        command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-        command.env("AWS_REGION", "us-east-1").env("R2_ENDPOINT", self.server.endpoint());
-        command.env("R2_BUCKET", BUCKET).env("USER", self.user);
-        command
-    }
-
-    fn stage(&self, path: &str, content: &str) {
-        let path = self.home.path("mnt/run").join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
-
-    fn begin(&self) -> Child {
-        let mut command = self.command(&["commit", "run"]);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-
-    fn discard(&self) {
-        let said = Said::of(self.command(&["discard", "run", "--yes"]).output().unwrap());
-        assert_eq!(said.code, 0, "{}", said.err);
-    }
-
-    fn staged_files(&self) -> u64 {
-        let status = self.home.status();
-        let staged = status["mounts"][0]["staged"].as_array().unwrap();
-        staged.iter().filter_map(|dataset| dataset["files"].as_u64()).sum()
-    }
-}
 
 fn bodies(runtime: &Runtime, store: &S3Store, prefix: &str) -> Vec<(String, Vec<u8>)> {
     runtime.block_on(async {
@@ -104,17 +54,17 @@ fn of_two_committers_on_two_machines_both_or_exactly_one_succeed() {
     server.make_bucket_with_boto3();
     let runtime = Runtime::new().unwrap();
     let store = S3Store::new(&server.options(BUCKET, SECRET_KEY));
-    let machines = [Machine::new(&server, "ann"), Machine::new(&server, "bob")];
+    let machines = [Machine::new(&server, "ann", &[]), Machine::new(&server, "bob", &[])];
     let log = ".dsfs/datasets/log/run/";
     let mut commits = 0;
     for round in 0..rounds() {
         let overlapping = round % 2 == 0;
         for machine in &machines {
             let (user, shared) = (machine.user, if overlapping { "both" } else { machine.user });
-            machine.stage(&format!("{round}/{user}.own"), user);
-            machine.stage(&format!("{round}/{shared}"), &format!("{user} in round {round}"));
+            machine.stage(&format!("run/{round}/{user}.own"), user);
+            machine.stage(&format!("run/{round}/{shared}"), &format!("{user} in round {round}"));
         }
-        let running = [machines[0].begin(), machines[1].begin()];
+        let running = [machines[0].begin(&["commit", "run"]), machines[1].begin(&["commit", "run"])];
         let said = running.map(|child| Said::of(child.wait_with_output().unwrap()));
         let codes = [said[0].code, said[1].code];
         let there = bodies(&runtime, &store, &format!("datasets/run/{round}/"));
@@ -133,7 +83,7 @@ fn of_two_committers_on_two_machines_both_or_exactly_one_succeed() {
             assert_eq!(names, [format!("{}.own", won.user).as_str(), "both"], "round {round}");
             assert_eq!(there[1].1, format!("{} in round {round}", won.user).into_bytes(), "round {round}");
             assert_eq!((won.staged_files(), lost.staged_files()), (0, 2), "round {round}");
-            lost.discard();
+            lost.must(&["discard", "run", "--yes"]);
             commits += 1;
         } else {
             assert_eq!(codes, [0, 0], "round {round}: {} {}", said[0].err, said[1].err);
@@ -156,12 +106,12 @@ fn over_a_server_without_conditions_a_commit_needs_consent() {
     let server = Server::rclone();
     let runtime = Runtime::new().unwrap();
     let store = S3Store::new(&server.options(BUCKET, SECRET_KEY));
-    let machine = Machine::new(&server, "ann");
+    let machine = Machine::new(&server, "ann", &[]);
     let big: String = (0..2_500_000).map(|n| format!("{n:07}\n")).collect(); // 20 MB: several parts
     for (path, content) in [("small", "small"), ("frames/nothing", ""), ("frames/big", &big)] {
-        machine.stage(path, content);
+        machine.stage(&format!("run/{path}"), content);
     }
-    let said = Said::of(machine.begin().wait_with_output().unwrap());
+    let said = Said::of(machine.begin(&["commit", "run"]).wait_with_output().unwrap());
     said.failed(1, &["--allow-unenforced"]);
     for kind in ["datasets/", ".dsfs/datasets/intents/", ".dsfs/datasets/log/"] {
         assert!(bodies(&runtime, &store, kind).is_empty(), "nothing was changed");
@@ -176,14 +126,14 @@ fn over_a_server_without_conditions_a_commit_needs_consent() {
     assert!(there == expected.map(|(name, body)| (name.to_owned(), body.into())), "byte for byte");
     assert_eq!(machine.staged_files(), 0);
     // Through the mount of somebody who has nothing of it on the disk.
-    let other = Machine::new(&server, "bob");
+    let other = Machine::new(&server, "bob", &[]);
     for (path, content) in expected {
         let read = fs::read(other.home.path("mnt/run").join(path)).unwrap();
         assert!(read == content.as_bytes(), "{path}");
     }
     // What is there is in the way all the same, as far as looking first can tell.
-    other.stage("small-too", "other");
-    machine.stage("small-too", "other content");
+    other.stage("run/small-too", "other");
+    machine.stage("run/small-too", "other content");
     let said = Said::of(other.command(&["commit", "run", "--allow-unenforced"]).output().unwrap());
     assert_eq!(said.code, 0, "{}", said.err);
     let said = Said::of(machine.command(&["commit", "run", "--allow-unenforced"]).output().unwrap());

@@ -5,6 +5,7 @@
 
 mod common;
 
+mod answers;
 mod architecture;
 mod cli;
 mod clients;
@@ -13,6 +14,7 @@ mod contract;
 mod datasets;
 mod failpoints;
 mod failures;
+mod foreign;
 mod history;
 mod offline;
 mod options;
@@ -20,5 +22,6 @@ mod s3;
 mod semantics;
 mod soak;
 mod stores;
+mod stuck;
 mod tools;
 mod transfers;

@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub enum State {
 struct Shared {
     state: Mutex<State>,
     open: Mutex<Vec<TcpStream>>,
+    /// Connections of an earlier generation are swallowed for good.
+    generation: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -51,6 +54,7 @@ impl Line {
         let shared = Arc::new(Shared {
             state: Mutex::new(State::Up),
             open: Mutex::default(),
+            generation: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         });
         let line = Arc::clone(&shared);
@@ -71,6 +75,11 @@ impl Line {
 
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Swallows what comes over connections that are open now, and carries new ones: as after a change of address.
+    pub fn forget(&self) {
+        self.shared.generation.fetch_add(1, Ordering::SeqCst);
     }
 
     /// What it does from now on, also to connections that are open.
@@ -98,10 +107,11 @@ fn carry(client: TcpStream, server: SocketAddr, line: &Arc<Shared>) {
     for (from, to) in [(&client, &server), (&server, &client)] {
         let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
         let line = Arc::clone(line);
+        let generation = line.generation.load(Ordering::SeqCst);
         thread::spawn(move || {
             let mut buffer = [0; 64 * 1024];
             while let Ok(read @ 1..) = from.read(&mut buffer) {
-                while line.state() == State::Black {
+                while line.state() == State::Black || line.generation.load(Ordering::SeqCst) != generation {
                     if line.stop.load(Ordering::SeqCst) {
                         return;
                     }

@@ -3,6 +3,7 @@
 pub mod double;
 pub mod home;
 pub mod line;
+pub mod machine;
 pub mod http;
 pub mod mount;
 pub mod servers;

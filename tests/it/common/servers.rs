@@ -17,6 +17,9 @@ use std::time::Instant;
 
 use dsfs::store::s3::S3Credentials;
 use dsfs::store::s3::S3Options;
+use rustix::process::Pid;
+use rustix::process::Signal;
+use rustix::process::kill_process;
 use tempfile::TempDir;
 
 use crate::common::double::ACCESS_KEY;
@@ -28,6 +31,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A real server with one bucket, killed and forgotten when dropped.
 pub struct Server {
+    command: Command,
+    is_ready: fn(u16) -> bool,
     child: Child,
     port: u16,
     pub root: TempDir,
@@ -71,22 +76,52 @@ fn status(port: u16, method: &str, path: &str) -> Option<u16> {
 }
 
 impl Server {
-    fn start(mut command: Command, port: u16, root: TempDir, is_ready: impl Fn(u16) -> bool) -> Self {
+    fn start(mut command: Command, port: u16, root: TempDir, is_ready: fn(u16) -> bool) -> Self {
         let log = fs::File::create(root.path().join("server.log")).expect("a temporary directory");
         let errors = log.try_clone().expect("a file");
         command.current_dir(root.path()).stdin(Stdio::null()).stdout(log).stderr(errors);
         let child = command.spawn().expect("the server starts");
-        let mut server = Self { child, port, root }; // from here on, drop kills the child
+        let mut server = Self { command, is_ready, child, port, root }; // from here on, drop kills the child
+        server.wait_until_ready();
+        server
+    }
+
+    fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + START_TIMEOUT;
-        while !is_ready(port) {
-            let ended = server.child.try_wait().expect("our own child");
+        while !(self.is_ready)(self.port) {
+            let ended = self.child.try_wait().expect("our own child");
             if ended.is_some() || Instant::now() > deadline {
-                let log = fs::read_to_string(server.root.path().join("server.log")).unwrap_or_default();
-                panic!("{command:?} did not start (ended: {ended:?}):\n{log}");
+                let log = fs::read_to_string(self.root.path().join("server.log")).unwrap_or_default();
+                panic!("{:?} did not start (ended: {ended:?}):\n{log}", self.command);
             }
             thread::sleep(Duration::from_millis(50));
         }
-        server
+    }
+
+    /// SIGSTOP: connections are taken by the kernel, and nothing is ever answered.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("our own child");
+    }
+
+    /// SIGKILL: connections are reset, then refused.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+    }
+
+    /// The same server once more, with what it had on its disk.
+    pub fn restart(&mut self) {
+        self.child = self.command.spawn().expect("the server starts");
+        self.wait_until_ready();
     }
 
     /// ministack: exact conditional writes, no authentication.
@@ -152,22 +187,37 @@ impl Server {
 
     /// Makes the bucket and waits until it takes objects, with a client that is not ours.
     pub fn make_bucket_with_boto3(&self) {
-        let script = format!(
-            "import boto3, time\n\
-             s3 = boto3.client('s3', endpoint_url='{}', region_name='us-east-1', aws_access_key_id='{ACCESS_KEY}', aws_secret_access_key='{SECRET_KEY}')\n\
-             for attempt in range(120):\n\
+        self.boto3(
+            "for attempt in range(120):\n\
              \x20   try:\n\
-             \x20       s3.create_bucket(Bucket='{BUCKET}') if attempt == 0 else None\n\
-             \x20       s3.put_object(Bucket='{BUCKET}', Key='ready', Body=b'1')\n\
-             \x20       s3.delete_object(Bucket='{BUCKET}', Key='ready')\n\
+             \x20       s3.create_bucket(Bucket=bucket) if attempt == 0 else None\n\
+             \x20       s3.put_object(Bucket=bucket, Key='ready', Body=b'1')\n\
+             \x20       s3.delete_object(Bucket=bucket, Key='ready')\n\
              \x20       break\n\
              \x20   except Exception as err:\n\
              \x20       print(err); time.sleep(0.5)\n\
              else:\n\
              \x20   raise SystemExit('the bucket takes no objects')\n",
+        );
+    }
+
+    /// Runs Python lines that have `s3`, a client that is not ours, and `bucket`.
+    pub fn boto3(&self, lines: &str) {
+        let done = self.boto3_command(lines).output().expect("python starts");
+        let said = [done.stdout, done.stderr].concat();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+
+    /// The same as a process that is still to be started.
+    pub fn boto3_command(&self, lines: &str) -> Command {
+        let script = format!(
+            "import boto3, hashlib, sys, time\n\
+             s3 = boto3.client('s3', endpoint_url='{}', region_name='us-east-1', aws_access_key_id='{ACCESS_KEY}', aws_secret_access_key='{SECRET_KEY}')\n\
+             bucket = '{BUCKET}'\n{lines}",
             self.endpoint()
         );
-        let done = Command::new(tool("python")).args(["-c", &script]).output().expect("python starts");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+        let mut command = Command::new(tool("python"));
+        command.args(["-c", &script]);
+        command
     }
 }
