@@ -22,8 +22,9 @@ const TOPS_MAX: usize = 16;
 
 impl Catalog {
     /// Lists the datasets, and the tops of some of them: those that were looked into before come
-    /// first. Nothing that takes more than a page, and nothing that is known already. A failure is
-    /// nobody's: whoever needs the level asks again.
+    /// first. Nothing that takes more than a page (but a dataset in which a commit is under way: whether
+    /// it is one yet takes all of its top), and nothing that is known already. A failure is nobody's:
+    /// whoever needs the level asks again.
     pub async fn warm_up(&self) {
         let mut tops = BTreeSet::new();
         if let Some(disk) = self.disk.clone() {

@@ -169,8 +169,8 @@ pub fn reader(config: &Config, workspace: &Workspace, runtime: &tokio::runtime::
     let options = ReadOptions {
         memory_bytes: memory_bytes - memory_bytes / CACHE_MEMORY_SHARE,
         read_timeout: config.read_timeout.value,
+        requests_max: workspace.remote.requests_max,
         datasets: workspace.remote.remote.prefix.datasets(),
-        ..ReadOptions::default()
     };
     let identity = workspace.remote.remote.store_identity();
     let (store, cache) = (Arc::clone(&workspace.remote.gated), Arc::clone(&workspace.cache));

@@ -76,6 +76,8 @@ pub struct OpenRemote {
     pub link: Arc<Link>,
     /// What the user says that it enforces; `None` leaves it to the probe.
     pub assumed_guarantee: Option<Guarantee>,
+    /// Requests that the store sends at a time: who wants more waits in line.
+    pub requests_max: usize,
     /// The same without retries.
     plain: Arc<dyn ObjectStore>,
     s3: Option<Arc<S3Store>>,
@@ -115,11 +117,12 @@ pub async fn open(config: &Config) -> Result<OpenRemote, Failure> {
         }
         RemoteSettings::Directory { .. } => (RetryOptions::default(), None),
     };
+    let requests_max = retry.requests_max;
     let link = Link::new(Arc::new(SystemClock));
     let watched = Arc::new(WatchedStore::new(Arc::clone(&plain), Arc::clone(&link)));
     let store: Arc<dyn ObjectStore> = Arc::new(RetryingStore::new(watched, retry));
     let gated = Arc::new(GatedStore::new(Arc::clone(&store), Arc::clone(&link)));
-    Ok(OpenRemote { remote, store, gated, link, assumed_guarantee, plain, s3 })
+    Ok(OpenRemote { remote, store, gated, link, assumed_guarantee, requests_max, plain, s3 })
 }
 
 impl OpenRemote {

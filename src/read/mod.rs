@@ -76,8 +76,8 @@ use crate::store::StoreError;
 pub(crate) const RUN_BYTES: u64 = 1024 * 1024;
 /// Blocks in the longest run.
 pub(crate) const RUN_BLOCKS: u64 = RUN_BYTES / BLOCK_BYTES;
-/// Prefetch gets this share of the requests, in quarters: the rest is for readers that wait.
-const AHEAD_QUARTERS: usize = 3;
+/// This share of the requests is for readers that wait, and not for prefetch.
+const DEMAND_SHARE: usize = 8;
 /// Fewest requests at a time.
 const REQUESTS_MIN: usize = 4;
 /// Pieces of cached files that are read and checked ahead of readers at a time.
@@ -106,7 +106,8 @@ pub struct ReadOptions {
     pub memory_bytes: u64,
     /// A read ends after this long, at the latest.
     pub read_timeout: Duration,
-    /// GETs at a time, at most.
+    /// GETs at a time, at most. No more than the store sends at a time, or those that nobody waits for
+    /// stand in line there before the others.
     pub requests_max: usize,
     /// Where the datasets are: what is directly below is counted by itself.
     pub datasets: KeyPrefix,
@@ -201,7 +202,7 @@ impl Reader {
             options,
             runtime,
             requests: Arc::new(Semaphore::new(requests)),
-            ahead: Arc::new(Semaphore::new(requests * AHEAD_QUARTERS / 4)),
+            ahead: Arc::new(Semaphore::new(requests - (requests / DEMAND_SHARE).max(1))),
             warming: Arc::new(Semaphore::new(WARMING_MAX)),
             open: Mutex::default(),
             streaming: AtomicUsize::new(0),

@@ -37,6 +37,8 @@ use crate::store::PutAttributes;
 use crate::store::StoreError;
 use crate::store::UploadId;
 use crate::store::memory::MemoryStore;
+use crate::store::retry::RetryOptions;
+use crate::store::retry::RetryingStore;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -411,6 +413,30 @@ async fn twenty_readers_under_a_small_budget_all_get_on() {
     assert!(stats.memory_bytes <= stats.memory_limit_bytes, "{stats:?}");
     world.cache.drain().await;
     assert!(world.store.bytes.load(Ordering::Relaxed) <= 20 * 7 * MIB * 5 / 4, "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_fetched_ahead_leaves_a_place_at_the_store() {
+    const REQUESTS_MAX: usize = 8;
+    let options = ReadOptions { requests_max: REQUESTS_MAX, ..ReadOptions::default() };
+    let world = World::new(options.clone());
+    let limits = RetryOptions { requests_max: REQUESTS_MAX, ..RetryOptions::default() };
+    let store = Arc::clone(&world.store) as Arc<dyn ObjectStore>;
+    let limited = Arc::new(RetryingStore::new(store, limits));
+    let cache = Arc::clone(&world.cache);
+    let reader = Reader::new(limited, "test".into(), cache, options, Handle::current());
+    world.faults(Faults { delay: Duration::from_secs(60), ..Faults::default() });
+    for n in 0..3 * REQUESTS_MAX {
+        let (version, _) = world.put(&"k".repeat(n + 1), 4096);
+        let reader = Arc::clone(&reader);
+        tokio::spawn(async move { reader.load(&version).await });
+    }
+    until("as much is fetched ahead as may be", || world.gets() == REQUESTS_MAX - 1).await;
+    world.faults(Faults::default());
+    let (version, body) = world.put("wanted", 4096);
+    let read = reader.open(version).handle();
+    let read = tokio::time::timeout(Duration::from_secs(20), read.read(0, 4096)).await;
+    assert_eq!(read.expect("nobody stands in line before it").unwrap(), body);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
