@@ -370,11 +370,12 @@ fn many_finished_files_go_while_nobody_waits() {
     let mut area = Area::new();
     let dataset = area.dataset();
     for number in 0..100 {
-        area.write(&dataset, &format!("d/{number:03}"), b"x");
+        write(&dataset, &format!("d/{number:03}"), "x");
     }
     let sealed = dataset.freeze("tx").unwrap();
     dataset.finish(&sealed).unwrap();
-    assert!(dataset.sealed().is_none() && dataset.contents().unwrap().is_empty());
+    assert!(dataset.sealed().is_none() && !dataset.exists());
+    assert!(area.staging.as_ref().unwrap().datasets().is_empty());
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while area.on_disk("done/tx").exists() {
         assert!(std::time::Instant::now() < deadline, "they are still there");
