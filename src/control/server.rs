@@ -251,6 +251,7 @@ mod tests {
                     Ok(Reply::Unmounted)
                 }
                 Request::Status { .. }
+                | Request::Upgrade
                 | Request::Commit(_)
                 | Request::History(_)
                 | Request::Refresh { .. }

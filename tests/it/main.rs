@@ -24,3 +24,4 @@ mod stores;
 mod stuck;
 mod tools;
 mod transfers;
+mod upgrade;
