@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::io::IoSlice;
 use std::io::Read;
 use std::io::Write;
 use std::ops::Range;
@@ -9,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -43,6 +45,9 @@ pub struct Entry {
     state: Mutex<State>,
     /// A small object on its way to the disk: it is read from here meanwhile.
     queued: Mutex<Option<Bytes>>,
+    /// A small object that was looked for and not found. Other processes may have cached it since:
+    /// [`Entry::refresh`].
+    absent: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -56,12 +61,24 @@ enum State {
 
 impl Entry {
     pub(crate) fn new(cache: Arc<BlockCache>, id: VersionId, size_bytes: u64) -> Self {
-        Self { cache, id, size_bytes, state: Mutex::new(State::Unknown), queued: Mutex::default() }
+        Self {
+            cache,
+            id,
+            size_bytes,
+            state: Mutex::new(State::Unknown),
+            queued: Mutex::default(),
+            absent: AtomicBool::new(false),
+        }
     }
 
     /// An object of at most one block has a file of another form; see [`crate::cache::format`].
     pub(super) fn is_small(&self) -> bool {
         is_small(self.size_bytes)
+    }
+
+    /// A number by which entries are spread evenly.
+    pub(super) fn spread(&self) -> usize {
+        self.id.spread()
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
@@ -79,10 +96,20 @@ impl Entry {
     /// Whether a block is in the cache, checked or not.
     pub fn is_present(&self, index: u64) -> bool {
         if self.is_small() {
-            let queued = self.queued.lock().is_some();
-            return index == 0 && (queued || self.cache.paths.of(&self.id, Suffix::One).exists());
+            return index == 0 && self.finds_one();
         }
         self.files().is_some_and(|files| files.is_present(index))
+    }
+
+    fn finds_one(&self) -> bool {
+        let queued = self.queued.lock();
+        if queued.is_some() || self.absent.load(Ordering::Relaxed) {
+            return queued.is_some();
+        }
+        // Under the lock: what is written meanwhile was queued before.
+        let found = self.cache.paths.of(&self.id, Suffix::One).exists();
+        self.absent.store(!found, Ordering::Relaxed);
+        found
     }
 
     /// Bytes out of a mapping, if all of them are present and verified: no copy. **Only for the
@@ -131,6 +158,7 @@ impl Entry {
     /// Looks again for what other processes have cached of `blocks`.
     pub fn refresh(&self, blocks: Range<u64>) {
         if self.is_small() {
+            self.absent.store(false, Ordering::Relaxed);
             return;
         }
         let mut state = self.state.lock();
@@ -158,7 +186,11 @@ impl Entry {
 
     /// A queued write ended.
     pub(crate) fn written(&self, result: io::Result<()>) {
-        *self.queued.lock() = None;
+        {
+            let mut queued = self.queued.lock();
+            *queued = None;
+            self.absent.store(false, Ordering::Relaxed);
+        }
         match result {
             Ok(()) => self.cache.health.succeeded(),
             Err(err) => {
@@ -253,6 +285,7 @@ impl Entry {
 
     /// Looks at the disk anew at the next use: files were renamed into place.
     pub(crate) fn reset(&self) {
+        self.absent.store(false, Ordering::Relaxed);
         *self.state.lock() = State::Unknown;
     }
 
@@ -431,10 +464,7 @@ impl BlockCache {
         let header = Header { kind, size_bytes: content.len() as u64, id: *id };
         let temporary = self.paths.temporary(id);
         let mut file = self.paths.create(&temporary, true)?;
-        let mut whole = Vec::with_capacity(HEADER_BYTES + content.len());
-        whole.extend_from_slice(&header.encode());
-        whole.extend_from_slice(content);
-        let written = file.write_all(&whole).and_then(|()| {
+        let written = write_both(&mut file, &header.encode(), content).and_then(|()| {
             rustix::fs::rename(&temporary, self.paths.of(id, Suffix::One)).map_err(io::Error::from)
         });
         if written.is_err() {
@@ -520,6 +550,13 @@ impl BlockCache {
         copied?;
         self.paths.remove(from)
     }
+}
+
+/// Writes a head and what follows it, in one system call if the disk takes it at once.
+fn write_both(file: &mut File, head: &[u8], content: &[u8]) -> io::Result<()> {
+    let written = file.write_vectored(&[IoSlice::new(head), IoSlice::new(content)])?;
+    file.write_all(head.get(written..).unwrap_or_default())?;
+    file.write_all(content.get(written.saturating_sub(head.len())..).unwrap_or_default())
 }
 
 /// When a file was last written, in whole seconds since 1970.

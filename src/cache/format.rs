@@ -64,6 +64,11 @@ impl VersionId {
         Self(hash.finalize().into())
     }
 
+    /// A number that tells ids apart evenly.
+    pub(crate) fn spread(&self) -> usize {
+        usize::from(self.0[self.0.len() - 1])
+    }
+
     /// The id that [`fmt::Display`] wrote.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?;

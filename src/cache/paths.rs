@@ -128,13 +128,21 @@ impl Paths {
     }
 }
 
-/// Opens a file of the cache for reading and writing; `None` if it is not there.
+/// Opens a file of the cache for reading and writing; `None` if it is not there. Reading it does not
+/// change its inode, where the file is ours.
 ///
 /// # Errors
 /// The local disk's.
 pub(crate) fn open_existing(path: &Path) -> io::Result<Option<File>> {
-    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
+    let open = |more: i32| {
+        let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | more;
+        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+    };
+    let opened = match open(libc::O_NOATIME) {
+        Err(err) if err.raw_os_error() == Some(libc::EPERM) => open(0),
+        opened => opened,
+    };
+    match opened {
         Ok(file) => Ok(Some(file)),
         Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(err) => Err(err),

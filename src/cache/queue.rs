@@ -10,15 +10,14 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::time;
 
 use crate::cache::entry::Entry;
 
-/// Threads that write. One keeps a disk busy with large writes; the second hides the system
-/// calls that creating small files takes.
+/// Threads that write. All of a version goes through one of them: two would only wait for each other,
+/// since the kernel writes to a file under its inode's lock.
 const WRITERS: usize = 2;
 /// Least room in the queue, in bytes: several of the largest pieces that are ever queued.
 const QUEUE_BYTES_MIN: u64 = 4 * 1024 * 1024;
@@ -30,7 +29,8 @@ const UNIT_BYTES: u64 = 4096;
 /// The queue of blocks on their way to the disk.
 #[derive(Debug)]
 pub(crate) struct WriteQueue {
-    jobs: mpsc::Sender<Job>,
+    /// One for each writer.
+    jobs: Vec<mpsc::Sender<Job>>,
     room: Arc<Semaphore>,
     units: u32,
 }
@@ -46,13 +46,13 @@ struct Job {
 impl WriteQueue {
     /// Starts the writers. `memory_bytes` is the memory budget of which the queue takes a part.
     pub(crate) fn start(memory_bytes: u64) -> Self {
-        let (jobs, receiver) = mpsc::channel();
-        let receiver = Arc::new(Mutex::new(receiver));
+        let mut jobs = Vec::with_capacity(WRITERS);
         for number in 0..WRITERS {
-            let receiver = Arc::clone(&receiver);
+            let (sender, receiver) = mpsc::channel();
             let writer = thread::Builder::new().name(format!("cache-write-{number}"));
-            if let Err(err) = writer.spawn(move || write_all(&receiver)) {
-                tracing::warn!("a thread that writes the block cache cannot be started: {err}");
+            match writer.spawn(move || write_all(&receiver)) {
+                Ok(_) => jobs.push(sender),
+                Err(err) => tracing::warn!("a thread that writes the block cache cannot be started: {err}"),
             }
         }
         let bytes = (memory_bytes / 4).clamp(QUEUE_BYTES_MIN, QUEUE_BYTES_MAX);
@@ -63,7 +63,7 @@ impl WriteQueue {
     /// Queues a write, if there is room at once.
     pub(crate) fn try_push(&self, entry: Arc<Entry>, first: u64, content: Bytes) -> bool {
         match Arc::clone(&self.room).try_acquire_many_owned(self.units_of(&content)) {
-            Ok(room) => self.jobs.send(Job { entry, first, content, _room: room }).is_ok(),
+            Ok(room) => self.send(Job { entry, first, content, _room: room }),
             Err(_full) => false,
         }
     }
@@ -78,9 +78,15 @@ impl WriteQueue {
     ) -> bool {
         let room = Arc::clone(&self.room).acquire_many_owned(self.units_of(&content));
         match time::timeout(patience, room).await {
-            Ok(Ok(room)) => self.jobs.send(Job { entry, first, content, _room: room }).is_ok(),
+            Ok(Ok(room)) => self.send(Job { entry, first, content, _room: room }),
             Ok(Err(_)) | Err(_) => false,
         }
+    }
+
+    /// Whether some writer has it now.
+    fn send(&self, job: Job) -> bool {
+        let writers = self.jobs.len().max(1);
+        self.jobs.get(job.entry.spread() % writers).is_some_and(|writer| writer.send(job).is_ok())
     }
 
     fn units_of(&self, content: &Bytes) -> u32 {
@@ -93,10 +99,8 @@ impl WriteQueue {
     }
 }
 
-fn write_all(jobs: &Mutex<mpsc::Receiver<Job>>) {
-    loop {
-        // Idle writers wait for this lock, the first of them for the queue.
-        let Ok(job) = jobs.lock().recv() else { return };
+fn write_all(jobs: &mpsc::Receiver<Job>) {
+    for job in jobs {
         let stored = job.entry.store(job.first, &job.content);
         job.entry.written(stored);
     }

@@ -479,6 +479,23 @@ async fn queued_writes_arrive() {
     assert_eq!(cache.usage().written_bytes, 32 * MIB);
 }
 
+#[tokio::test]
+async fn a_small_object_that_was_not_there_is_found_when_it_is() {
+    let dir = TempDir::new().unwrap();
+    let (cache, other) = (open(dir.path()), open(dir.path()));
+    let entry = cache.entry(&id("a"), 100);
+    assert!(!entry.is_present(0));
+    assert!(entry.store_later(0, Bytes::from(content("a", 100)), Duration::from_secs(10)).await);
+    assert!(entry.is_present(0), "on its way");
+    cache.drain().await;
+    assert!(entry.is_present(0), "on disk");
+    let elsewhere = cache.entry(&id("b"), 100);
+    assert!(!elsewhere.is_present(0));
+    fill(&other, "b", 100);
+    elsewhere.refresh(0..1);
+    assert!(elsewhere.is_present(0), "another process has cached it");
+}
+
 /// What happens to the cache in the property test.
 #[derive(Clone, Debug)]
 enum Event {

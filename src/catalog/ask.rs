@@ -20,7 +20,6 @@ use crate::catalog::view::Place;
 use crate::log::LogError;
 use crate::name::DatasetName;
 use crate::name::DirPath;
-use crate::name::KeyPrefix;
 use crate::name::RelPath;
 use crate::record::Snapshot;
 use crate::store::ListRequest;
@@ -30,6 +29,17 @@ use crate::store::list_all;
 /// From so many files on, a snapshot answers for levels that were not listed yet: fewer come with
 /// one request anyway.
 const SNAPSHOT_ENTRIES_MIN: usize = 1000;
+
+/// How much may be asked for one level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All that it takes.
+    Whole,
+    /// A large directory may be answered from its snapshot alone.
+    Quick,
+    /// One page of the listing, and what it is held against: nobody waits for this level.
+    OnePage,
+}
 
 /// A level as the remote has it now.
 #[derive(Debug)]
@@ -42,25 +52,25 @@ pub(super) struct Answer {
 }
 
 impl Catalog {
-    /// Asks the remote. With `quick`, a large directory may be answered from its snapshot alone.
-    pub(super) async fn list(&self, level: &Level, quick: bool) -> Result<Answer, StoreError> {
+    /// Asks the remote. `None` if the level is longer than `extent` allows.
+    pub(super) async fn list(&self, level: &Level, extent: Extent) -> Result<Option<Answer>, StoreError> {
         match level {
             Level::Datasets => {
-                let listing = self.list_datasets().await?;
-                Ok(Answer { listing, seq: 0, provisional: false })
+                let listing = self.list_datasets(extent).await?;
+                Ok(listing.map(|listing| Answer { listing, seq: 0, provisional: false }))
             }
-            Level::Directory(name, dir) => self.list_directory(name, dir, quick).await,
+            Level::Directory(name, dir) => self.list_directory(name, dir, extent).await,
         }
     }
 
-    async fn list_objects(&self, prefix: &KeyPrefix) -> Result<Listing, StoreError> {
+    async fn list_datasets(&self, extent: Extent) -> Result<Option<Listing>, StoreError> {
+        let prefix = self.prefix.datasets();
         let list = |request: ListRequest| async move { self.store.list(&request).await };
         let first = list(ListRequest::one_level(prefix.clone())).await?;
-        pages::rest(prefix, first, list).await
-    }
-
-    async fn list_datasets(&self) -> Result<Listing, StoreError> {
-        let mut listing = self.list_objects(&self.prefix.datasets()).await?;
+        if extent == Extent::OnePage && first.continuation.is_some() {
+            return Ok(None);
+        }
+        let mut listing = pages::rest(&prefix, first, list).await?;
         // Only directories with a dataset's name are datasets; our own state is not.
         listing
             .entries
@@ -76,7 +86,7 @@ impl Catalog {
                 listing.entries.remove(name);
             }
         }
-        Ok(listing)
+        Ok(Some(listing))
     }
 
     /// One directory, as of one snapshot.
@@ -84,8 +94,8 @@ impl Catalog {
         &self,
         name: &DatasetName,
         dir: &DirPath,
-        quick: bool,
-    ) -> Result<Answer, StoreError> {
+        extent: Extent,
+    ) -> Result<Option<Answer>, StoreError> {
         let place = Place { prefix: &self.prefix, dataset: name, dir };
         let prefix = self.prefix.directory(name, dir);
         let list = |request: ListRequest| async move { self.store.list(&request).await };
@@ -93,18 +103,21 @@ impl Catalog {
         loop {
             let mark = self.histories.mark(name);
             let page = list(ListRequest::one_level(prefix.clone())).await?;
-            if quick && first && page.continuation.is_some() {
+            if extent == Extent::OnePage && page.continuation.is_some() {
+                return Ok(None);
+            }
+            if extent == Extent::Quick && first && page.continuation.is_some() {
                 // Hundreds of requests, or the few that the log takes.
                 let reading = self.read_history(name, mark).await?;
                 let snapshot = &reading.history.snapshot;
                 if let Some(listing) = self.of_snapshot(name, dir, snapshot) {
-                    return Ok(Answer { listing, seq: snapshot.seq, provisional: true });
+                    return Ok(Some(Answer { listing, seq: snapshot.seq, provisional: true }));
                 }
             }
             let mut listing = pages::rest(&prefix, page, list).await?;
             if !listing.exists() && mark.is_beginning() {
                 // Nothing there, and no log that says otherwise.
-                return Ok(Answer { listing, seq: 0, provisional: false });
+                return Ok(Some(Answer { listing, seq: 0, provisional: false }));
             }
             let reading = self.read_history(name, mark).await?;
             let recent = reading.since_mark.clone().unwrap_or_default();
@@ -124,7 +137,7 @@ impl Catalog {
                 }
             }
             listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey::missing(&prefix, path)));
-            return Ok(Answer { listing, seq, provisional: false });
+            return Ok(Some(Answer { listing, seq, provisional: false }));
         }
     }
 

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
 use crate::catalog::Level;
+use crate::catalog::ask::Extent;
 use crate::log::Draft;
 use crate::log::Log;
 use crate::name::DatasetName;
@@ -113,10 +114,11 @@ async fn a_large_flat_dataset_takes_one_page_and_its_log() {
     let files: Vec<String> = (0..2500).map(|number| format!("{number:05}")).collect();
     commit(&store, "t1", &files, &[]).await;
     let catalog = Catalog::new(Arc::clone(&store) as Arc<dyn ObjectStore>, prefix(), Duration::from_secs(60));
-    let answer = catalog.list(&level(""), true).await.unwrap();
+    let answer = catalog.list(&level(""), Extent::Quick).await.unwrap().unwrap();
     assert!(answer.provisional && answer.seq == 1);
     assert_eq!(answer.listing.entries.len(), 2500);
-    let listed = catalog.list(&level(""), false).await.unwrap();
+    let listed = catalog.list(&level(""), Extent::Whole).await.unwrap().unwrap();
+    assert!(catalog.list(&level(""), Extent::OnePage).await.unwrap().is_none(), "three pages");
     assert!(!listed.provisional);
     assert_eq!(listed.listing.entries, answer.listing.entries);
 }
@@ -142,9 +144,60 @@ async fn after_a_restart_all_levels_move_to_a_new_commit_together() {
     let catalog = open();
     assert_eq!(names(&catalog, "a").await, ["old", "stays"], "as it was left");
     let slot = catalog.levels.slot(&level("a"));
-    catalog.ask_now(&level("a"), &slot, false).await.unwrap();
+    catalog.ask_now(&level("a"), &slot, Extent::Whole).await.unwrap();
     assert_eq!(names(&catalog, "a").await, ["new", "stays"]);
     // These were on disk only when the commit was noticed.
     assert_eq!(names(&catalog, "b").await, ["new", "stays"]);
     assert_eq!(names(&catalog, "").await, ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn a_new_mount_lists_the_datasets_and_their_tops_before_anybody_asks() {
+    let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
+    let open = |store: Arc<dyn ObjectStore>| {
+        Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite"))
+    };
+    commit(&store, "t1", &["a/old".into(), "top".into()], &[]).await;
+    let catalog = open(Arc::clone(&store) as Arc<dyn ObjectStore>);
+    for dir in ["", "a"] {
+        names(&catalog, dir).await;
+    }
+    while catalog.disk_usage().levels < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(catalog);
+    commit(&store, "t2", &["a/new".into(), "top2".into()], &["a/old"]).await;
+    let faulty = Arc::new(FaultyStore::new(Arc::clone(&store) as Arc<dyn ObjectStore>));
+    let catalog = open(Arc::clone(&faulty) as Arc<dyn ObjectStore>);
+    catalog.warm_up().await;
+    let gone = || Fault::Before(crate::store::StoreError::unavailable("d/", "connection refused"));
+    for operation in [Operation::List, Operation::Head, Operation::Get] {
+        (0..10).for_each(|_| faulty.script(operation, gone()));
+    }
+    assert!(catalog.has_dataset(&run()).await.unwrap());
+    assert_eq!(names(&catalog, "").await, ["a", "top", "top2"]);
+    assert_eq!(names(&catalog, "a").await, ["new"], "levels on disk have moved with it");
+}
+
+#[tokio::test]
+async fn a_new_mount_without_a_network_shows_what_was_listed_before() {
+    let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
+    let open = |store: Arc<dyn ObjectStore>| {
+        Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite"))
+    };
+    commit(&store, "t1", &["top".into()], &[]).await;
+    let catalog = open(Arc::clone(&store) as Arc<dyn ObjectStore>);
+    names(&catalog, "").await;
+    while catalog.disk_usage().levels < 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(catalog);
+    let faulty = Arc::new(FaultyStore::new(Arc::clone(&store) as Arc<dyn ObjectStore>));
+    let gone = || Fault::Before(crate::store::StoreError::unavailable("d/", "connection refused"));
+    for operation in [Operation::List, Operation::Head, Operation::Get] {
+        (0..20).for_each(|_| faulty.script(operation, gone()));
+    }
+    let catalog = open(faulty);
+    catalog.warm_up().await;
+    assert_eq!(names(&catalog, "").await, ["top"]);
 }

@@ -31,6 +31,7 @@ mod refresh;
 pub mod snapshots;
 mod stored;
 pub mod view;
+mod warm;
 pub mod whole;
 
 pub use crate::catalog::contents::Contents;
@@ -53,6 +54,7 @@ use tokio::time::Instant;
 pub use crate::catalog::disk::DiskUsage;
 pub use crate::catalog::refresh::Refreshed;
 
+use crate::catalog::ask::Extent;
 use crate::catalog::disk::Disk;
 use crate::catalog::edits::Edits;
 use crate::catalog::history::Histories;
@@ -278,7 +280,8 @@ impl Catalog {
             if let Some(known) = self.provisional(level, &slot).await {
                 return Ok(known);
             }
-            return self.ask(level, &slot, self.wanted.is_served()).await;
+            let extent = if self.wanted.is_served() { Extent::Quick } else { Extent::Whole };
+            return self.ask(level, &slot, extent).await;
         }
         if self.wanted.is_served() {
             let refreshed = self.refreshed_within(level, &slot, STALE_PATIENCE).await;
@@ -286,28 +289,39 @@ impl Catalog {
                 return Ok(known);
             }
         }
-        self.ask(level, &slot, false).await
+        self.ask(level, &slot, Extent::Whole).await
     }
 
     /// Lists a level, unless somebody did while we waited to begin.
-    async fn ask(&self, level: &Level, slot: &Slot, quick: bool) -> Result<Known, StoreError> {
+    async fn ask(&self, level: &Level, slot: &Slot, extent: Extent) -> Result<Known, StoreError> {
         let _asking = slot.asking.lock().await;
         match slot.fresh() {
             Some(known) => Ok(known),
-            None => self.ask_now(level, slot, quick).await,
+            None => self.ask_now(level, slot, extent).await,
         }
     }
 
     /// Lists a level. The caller has its turn.
-    async fn ask_now(&self, level: &Level, slot: &Slot, quick: bool) -> Result<Known, StoreError> {
-        let mut tries = 0;
-        let result = loop {
-            tries += 1;
+    async fn ask_now(&self, level: &Level, slot: &Slot, extent: Extent) -> Result<Known, StoreError> {
+        let result = match self.list_into(level, slot, extent).await {
+            Ok(Some(known)) => Ok(known),
+            Ok(None) => unreachable!("only a level that nobody waits for is given up"),
+            Err(err) => self.failed(level, slot, err),
+        };
+        slot.asked.notify_waiters();
+        result
+    }
+
+    /// Lists a level and keeps what comes of it; `None` if it is longer than `extent` allows.
+    async fn list_into(
+        &self,
+        level: &Level,
+        slot: &Slot,
+        extent: Extent,
+    ) -> Result<Option<Known>, StoreError> {
+        for tries in 1.. {
             let news = self.news.load(Ordering::Acquire);
-            let answer = match self.list(level, quick).await {
-                Ok(answer) => answer,
-                Err(err) => break self.failed(level, slot, err),
-            };
+            let Some(answer) = self.list(level, extent).await? else { break };
             // News that came while the listing was under way has changed the level that it replaces.
             let is_current =
                 |_: Option<&Known>| news == self.news.load(Ordering::Acquire) || tries == LISTING_TRIES;
@@ -326,10 +340,9 @@ impl Catalog {
             } else {
                 self.keep(level, listing, answer.seq, news).await;
             }
-            break Ok(known);
-        };
-        slot.asked.notify_waiters();
-        result
+            return Ok(Some(known));
+        }
+        Ok(None)
     }
 
     fn failed(&self, level: &Level, slot: &Slot, err: StoreError) -> Result<Known, StoreError> {

@@ -22,6 +22,7 @@ use crate::catalog::Catalog;
 use crate::catalog::Known;
 use crate::catalog::Level;
 use crate::catalog::RETRY_AFTER_FAILURE;
+use crate::catalog::ask::Extent;
 use crate::catalog::edits;
 use crate::catalog::levels::Slot;
 use crate::catalog::listing::Listing;
@@ -121,7 +122,7 @@ impl Catalog {
         if slot.known().is_some_and(is_newer) {
             return;
         }
-        let result = self.ask_now(level, &slot, false).await;
+        let result = self.ask_now(level, &slot, Extent::Whole).await;
         if let Err(err) = result {
             tracing::debug!("{level} could not be listed in the background: {err}");
         }
@@ -312,7 +313,7 @@ impl Catalog {
             let slot = self.levels.slot(&level);
             let after = {
                 let _asking = slot.asking.lock().await;
-                self.ask_now(&level, &slot, false).await?
+                self.ask_now(&level, &slot, Extent::Whole).await?
             };
             match &after.stale {
                 Some(err) => Err((**err).clone()),

@@ -13,6 +13,10 @@ use crate::control::message::FailureKind;
 use crate::control::message::Reply;
 use crate::control::message::Request;
 use crate::control::stat::MountStat;
+use crate::read::DatasetStats;
+
+/// Datasets that have a row of their own; all of them are in the JSON.
+const DATASETS_SHOWN: usize = 8;
 
 /// Show what mounts have read, fetched and cached
 ///
@@ -110,10 +114,32 @@ pub fn rows(stat: &MountStat, before: Option<&MountStat>) -> Vec<Vec<String>> {
         number("  damaged blocks", cache.damaged_blocks, |stat| stat.cache.damaged_blocks),
         row("open handles", &stat.open_handles.to_string(), ""),
     ];
+    rows.extend(dataset_rows(stat, before));
     if let Some(reason) = &cache.bypassed {
         rows.push(row("cache not used", reason, ""));
     }
     rows
+}
+
+/// One row a dataset: what was read of it, how fast, and what had to be fetched for that. Those that are
+/// read now come first.
+fn dataset_rows(stat: &MountStat, before: Option<&MountStat>) -> Vec<Vec<String>> {
+    let before = before.filter(|before| before.uptime_ms < stat.uptime_ms);
+    let per_second = |name: &str, stats: &DatasetStats| {
+        let before = before?;
+        let then = before.datasets.get(name).map_or(0, |then| then.served_bytes);
+        let bytes = stats.served_bytes.saturating_sub(then).saturating_mul(1000);
+        Some(bytes / (stat.uptime_ms - before.uptime_ms))
+    };
+    let mut datasets: Vec<_> =
+        stat.datasets.iter().map(|(name, stats)| (name, stats, per_second(name, stats))).collect();
+    datasets.sort_by_key(|(_, stats, rate)| std::cmp::Reverse((*rate, stats.served_bytes)));
+    let shown = datasets.into_iter().take(DATASETS_SHOWN).map(|(name, stats, rate)| {
+        let rate = rate.map_or(String::new(), |rate| format!("{}/s, ", units::show_size(rate)));
+        let fetched = format!("{rate}{} fetched", units::show_size(stats.fetched_bytes));
+        row(&format!("{name}/"), &units::show_size(stats.served_bytes), &fetched)
+    });
+    shown.collect()
 }
 
 fn percent(used: u64, limit: u64) -> String {
@@ -139,6 +165,11 @@ mod tests {
             inodes: 0,
             passthrough: false,
             read: ReadStats { fetched_bytes, ..ReadStats::default() },
+            datasets: [(
+                "run".to_owned(),
+                DatasetStats { served_bytes: fetched_bytes, ..DatasetStats::default() },
+            )]
+            .into(),
             cache: CacheUsage::default(),
         }
     }
@@ -152,6 +183,9 @@ mod tests {
         let (before, now) = (stat(1000, 1024), stat(3000, 5 * 1024));
         assert_eq!(fetched(&rows(&now, None))[2], "");
         assert_eq!(fetched(&rows(&now, Some(&before)))[2], format!("{}/s", units::show_size(2048)));
+        let run = |rows: &[Vec<String>]| rows.iter().find(|row| row[0] == "  run/").unwrap()[2].clone();
+        assert!(run(&rows(&now, Some(&before))).starts_with(&format!("{}/s", units::show_size(2048))));
+        assert!(!run(&rows(&now, None)).contains("/s"));
         // A daemon that was started anew in between counts from zero.
         assert_eq!(fetched(&rows(&before, Some(&now)))[2], "");
     }

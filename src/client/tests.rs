@@ -227,7 +227,7 @@ async fn a_body_that_breaks_off_is_asked_for_from_there() {
 async fn what_arrives_damaged_is_not_kept() {
     let setup = Setup::new();
     let wrong = [(META_SHA256.to_owned(), "0".repeat(64))];
-    let attributes = PutAttributes { metadata: wrong.into_iter().collect() };
+    let attributes = PutAttributes { metadata: wrong.into_iter().collect(), ..PutAttributes::default() };
     let key = ObjectKey::from_listing("x/small");
     setup.memory.put(&key, Bytes::from_static(b"body"), &Expect::Absent, &attributes).await.unwrap();
     let large = ObjectKey::from_listing("x/large");

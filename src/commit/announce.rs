@@ -19,6 +19,9 @@
 //! commit's intent with the time ([`Intents::begin_deleting`]), and then makes sure that nobody is
 //! about to create the same; who creates yields to a stamp that is younger than [`LATE_MAX`]. The
 //! stamp goes when every such request was answered.
+//!
+//! How old a stamp is, the server's clock says: it dates the objects, that with the stamp and the one
+//! that was written last by who asks. So it does not matter what committers take for the time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -74,6 +77,13 @@ pub(super) struct Intents {
     pub jitter: Mutex<StdRng>,
 }
 
+/// An intent, and when it was written, by the server's clock.
+#[derive(Debug)]
+pub(super) struct Noticed {
+    pub intent: Intent,
+    pub modified: SystemTime,
+}
+
 /// An object among the intents that cannot be read.
 #[derive(Debug)]
 pub(super) struct Unreadable {
@@ -97,14 +107,14 @@ impl Intents {
     }
 
     /// Every intent that is there now, and what is there and cannot be read.
-    pub async fn found(&self) -> Result<(Vec<Intent>, Vec<Unreadable>), CommitError> {
+    pub async fn found(&self) -> Result<(Vec<Noticed>, Vec<Unreadable>), CommitError> {
         let request = ListRequest::recursive(self.prefix.intents(&self.dataset));
         let (mut intents, mut unreadable) = (Vec::new(), Vec::new());
         for ListedObject { key, modified, .. } in list_all(&*self.store, request).await?.objects {
             // One that is gone by now was withdrawn.
             let Some(body) = read_object(&*self.store, &key).await? else { continue };
             match Intent::decode(&body) {
-                Ok(intent) => intents.push(intent),
+                Ok(intent) => intents.push(Noticed { intent, modified }),
                 Err(source) => unreadable.push(Unreadable { key, modified, source }),
             }
         }
@@ -112,7 +122,7 @@ impl Intents {
     }
 
     /// Every intent that is there now; nobody can go on beside one that cannot be read.
-    pub async fn all(&self) -> Result<Vec<Intent>, CommitError> {
+    pub async fn all(&self) -> Result<Vec<Noticed>, CommitError> {
         let (intents, mut unreadable) = self.found().await?;
         match unreadable.pop() {
             None => Ok(intents),
@@ -120,17 +130,32 @@ impl Intents {
         }
     }
 
-    /// What stands in the way of `own`: the paths of live intents that overlap.
+    /// What stands in the way of `own`, before it is announced: the paths of live intents that overlap.
     pub async fn in_the_way(&self, own: &Intent, log: &Log) -> Result<Vec<Conflict>, CommitError> {
+        self.conflicts(own, log, false).await
+    }
+
+    /// As [`Self::in_the_way`]; with `announced`, `own` was just written.
+    async fn conflicts(
+        &self,
+        own: &Intent,
+        log: &Log,
+        announced: bool,
+    ) -> Result<Vec<Conflict>, CommitError> {
+        let (own_notice, others): (Vec<Noticed>, Vec<Noticed>) =
+            self.all().await?.into_iter().partition(|notice| notice.intent.txid == own.txid);
+        let written = own_notice.first().filter(|_| announced).map(|notice| notice.modified);
         let mut conflicts = Vec::new();
-        for other in self.all().await?.into_iter().filter(|other| other.txid != own.txid) {
+        for Noticed { intent: other, modified } in others {
             let author = format!("{}@{}", other.author.user, other.author.host);
             let txid = other.txid.clone();
-            let (overlap, reason) = match other.deleting.map(|since| since + LATE_MAX) {
-                Some(until) if until > self.clock.now() => {
+            let left = other.deleting.and_then(|_| self.still_late(modified, written));
+            let (overlap, reason) = match left {
+                Some(left) => {
+                    let until = self.clock.now() + left;
                     (own.overlap(&other), ConflictReason::BeingDeleted { txid, author, until })
                 }
-                _ => (self.overlap(own, &other), ConflictReason::Intent { txid, author }),
+                None => (self.overlap(own, &other), ConflictReason::Intent { txid, author }),
             };
             let is_over = matches!(reason, ConflictReason::Intent { .. });
             if overlap.is_empty() || (is_over && self.has_ended(&other, log).await?) {
@@ -141,6 +166,17 @@ impl Intents {
         }
         conflicts.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(conflicts)
+    }
+
+    /// How long requests that were announced at `stamped` may still come, if they may: at `now`, both by
+    /// the server's clock. Who has not written anything just now knows no better than its own clock.
+    fn still_late(&self, stamped: SystemTime, now: Option<SystemTime>) -> Option<Duration> {
+        let age = match now {
+            Some(now) => now.duration_since(stamped).unwrap_or_default(),
+            // One that is hours off is not believed here; the announcement looks again.
+            None => self.clock.now().duration_since(stamped).unwrap_or_else(|ahead| ahead.duration()),
+        };
+        LATE_MAX.checked_sub(age).filter(|left| !left.is_zero())
     }
 
     /// Whether `own` has to go out of the way of those that it conflicts with, or they of it.
@@ -175,7 +211,7 @@ impl Intents {
                 self.write(&Intent { time: self.clock.now(), ..own.clone() }).await?;
                 is_there = true;
             }
-            conflicts = self.in_the_way(own, log).await?;
+            conflicts = self.conflicts(own, log, true).await?;
             if conflicts.is_empty() {
                 return Ok(());
             }
@@ -200,7 +236,7 @@ impl Intents {
         let key = self.key(&intent.txid);
         // With its name on it, a lost answer can be told from somebody else's object.
         let metadata = BTreeMap::from([(META_TXID.to_owned(), intent.txid.clone())]);
-        let attributes = PutAttributes { metadata };
+        let attributes = PutAttributes { metadata, ..PutAttributes::default() };
         let object = intent.encode().map_err(|source| CommitError::Record { key: key.clone(), source })?;
         let mut expect = Expect::Absent;
         for _ in 0..TRIES {
@@ -228,21 +264,28 @@ impl Intents {
     /// [`CommitError::Conflict`]: somebody is, and does not go away. Nothing may be deleted then.
     pub async fn begin_deleting(&self, own: Intent, log: &Log) -> Result<Deleting, CommitError> {
         let key = self.key(&own.txid);
+        let stamped = self.written_at(&key).await?;
         let there = match read_object(&*self.store, &key).await? {
-            Some(body) => Some(Intent::decode(&body).map_err(|source| CommitError::Record { key, source })?),
+            Some(body) => {
+                let decoded = Intent::decode(&body);
+                Some(decoded.map_err(|source| CommitError::Record { key: key.clone(), source })?)
+            }
             None => None,
         };
         let before = there.unwrap_or(own);
-        let now = self.clock.now();
-        let unsettled = before.deleting.is_some_and(|since| since + LATE_MAX > now);
-        let intent = Intent { deleting: Some(now), ..before };
+        let was_stamped = before.deleting.is_some();
+        let intent = Intent { deleting: Some(self.clock.now()), ..before };
         self.write(&intent).await?;
+        let unsettled = match stamped.filter(|_| was_stamped) {
+            Some(stamped) => self.still_late(stamped, self.written_at(&key).await?).is_some(),
+            None => false,
+        };
         let mut conflicts = Vec::new();
         for round in 0..TRIES {
             if round > 0 {
                 self.pause(round).await;
             }
-            conflicts = self.in_the_way(&intent, log).await?;
+            conflicts = self.conflicts(&intent, log, true).await?;
             // Others that delete are no danger to anybody who deletes.
             conflicts.retain(|conflict| matches!(conflict.reason, ConflictReason::Intent { .. }));
             if conflicts.is_empty() {
@@ -250,6 +293,15 @@ impl Intents {
             }
         }
         Err(CommitError::Conflict { conflicts })
+    }
+
+    /// When an object was written, by the server's clock.
+    async fn written_at(&self, key: &ObjectKey) -> Result<Option<SystemTime>, StoreError> {
+        match self.store.head(key).await {
+            Ok(meta) => Ok(Some(meta.modified)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(err) => Err(err),
+        }
     }
 
     /// Renews a stamp that grows old.

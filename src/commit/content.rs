@@ -14,6 +14,7 @@ use bytes::Bytes;
 use ring::digest;
 use tokio::task::spawn_blocking;
 
+use crate::commit::memory::Memory;
 use crate::name::RelPath;
 use crate::record::ContentId;
 use crate::staging::Sealed;
@@ -79,18 +80,37 @@ impl Content {
         Ok(id)
     }
 
-    /// The bytes from `offset` on, `len` of them.
-    pub async fn bytes(&self, offset: u64, len: u64) -> Result<Bytes, StagingError> {
-        let file = Arc::clone(&self.file);
-        let read = move || {
-            let len = usize::try_from(len).map_err(io::Error::other)?;
-            let mut buffer = vec![0; len];
-            file.read_exact_at(&mut buffer, offset)?;
-            Ok(Bytes::from(buffer))
+    /// The bytes from `offset` on, `len` of them, for which memory is reserved.
+    pub async fn bytes(&self, offset: u64, len: u64, memory: &Memory) -> Result<Bytes, StagingError> {
+        self.read(offset, len, memory, |bytes| bytes).await
+    }
+
+    /// All bytes, for which memory is reserved, and their content id, read once.
+    pub async fn whole(&self, memory: &Memory) -> Result<(Bytes, ContentId), StagingError> {
+        let with_id = |bytes: Bytes| {
+            let id = ContentId::from_sha256(sha256(&bytes));
+            (bytes, id)
         };
-        let bytes = run(len, read).await.map_err(|source| failed(&self.path, source))?;
+        self.read(0, self.size_bytes, memory, with_id).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        offset: u64,
+        len: u64,
+        memory: &Memory,
+        then: impl FnOnce(Bytes) -> T + Send + 'static,
+    ) -> Result<T, StagingError> {
+        let file = Arc::clone(&self.file);
+        let bytes = usize::try_from(len).map_err(|err| failed(&self.path, io::Error::other(err)))?;
+        let mut buffer = memory.buffer(bytes);
+        let read = move || {
+            file.read_exact_at(buffer.as_mut(), offset)?;
+            Ok(then(Bytes::from_owner(buffer)))
+        };
+        let read = run(len, read).await.map_err(|source| failed(&self.path, source))?;
         self.check_unchanged()?;
-        Ok(bytes)
+        Ok(read)
     }
 
     /// Nobody changes a frozen file, but anybody can change one that is uploaded from where it is.
@@ -103,6 +123,15 @@ impl Content {
         let reason = "it was changed while it was read".to_owned();
         Err(StagingError::Damaged { path: self.path.as_str().into(), reason })
     }
+}
+
+fn digest_bytes(digest: digest::Digest) -> [u8; 32] {
+    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+/// The SHA-256 of what is in memory.
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    digest_bytes(digest::digest(&digest::SHA256, bytes))
 }
 
 fn hash(file: &File, size_bytes: u64, progress: impl Fn(u64)) -> io::Result<ContentId> {
@@ -118,8 +147,7 @@ fn hash(file: &File, size_bytes: u64, progress: impl Fn(u64)) -> io::Result<Cont
         progress(read as u64);
         total += read as u64;
     }
-    let digest = hasher.finish();
-    let digest = <[u8; 32]>::try_from(digest.as_ref()).map_err(io::Error::other)?;
+    let digest = digest_bytes(hasher.finish());
     if total == size_bytes {
         Ok(ContentId::from_sha256(digest))
     } else {

@@ -22,6 +22,7 @@ use crate::commit::NoProgress;
 use crate::commit::Progress;
 use crate::commit::announce::Intents;
 use crate::commit::announce::LATE_MAX;
+use crate::commit::announce::Noticed;
 use crate::commit::announce::Unreadable;
 use crate::commit::deletion::Deletion;
 use crate::commit::send::Found;
@@ -147,9 +148,10 @@ impl Sweep<'_> {
         self.now.duration_since(time).is_ok_and(|passed| passed >= age)
     }
 
-    async fn look_at(&self, intent: Intent, report: &mut GcReport) -> Result<(), CommitError> {
+    async fn look_at(&self, notice: Noticed, report: &mut GcReport) -> Result<(), CommitError> {
+        let Noticed { intent, modified } = notice;
         let head = self.log.head().await?;
-        let late = intent.deleting.is_some_and(|since| !self.is_older(since, LATE_MAX));
+        let late = intent.deleting.is_some() && !self.is_older(modified, LATE_MAX);
         match self.log.find_since(&intent.txid, head, intent.time).await? {
             Some(_) if late => {
                 report.waiting.push(intent.txid);
@@ -173,9 +175,8 @@ impl Sweep<'_> {
                 report.waiting.push(intent.txid);
                 Ok(())
             }
-            None if self.is_older(intent.time, self.options.dead_after) => {
-                self.end(intent, head, report).await
-            }
+            // By the server's clock, not by that of who wrote it.
+            None if self.is_older(modified, self.options.dead_after) => self.end(intent, head, report).await,
             None => {
                 report.live.push(intent.txid);
                 Ok(())
@@ -184,8 +185,10 @@ impl Sweep<'_> {
     }
 
     async fn end(&self, intent: Intent, head: u64, report: &mut GcReport) -> Result<(), CommitError> {
-        if !self.options.dry_run && !self.end_in_the_log(intent.txid.clone(), head).await? {
-            report.live.push(intent.txid); // it was not dead, and has committed just now
+        // The look from which it seemed dead went by the clocks of its author and of others.
+        let unknown = self.log.find(&intent.txid, 1..=head).await?.is_none();
+        if !unknown || (!self.options.dry_run && !self.end_in_the_log(intent.txid.clone(), head).await?) {
+            report.live.push(intent.txid); // it was not dead, or has committed just now
             return Ok(());
         }
         report.ended.push(intent.txid);

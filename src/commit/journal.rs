@@ -9,8 +9,10 @@
 //!
 //! # Promises
 //!
-//! 1. When [`Journal::append`] returns, a *decisive* note survives power loss (the file and its
-//!    directory entry). The others (hashes, parts) cost only work when they are lost.
+//! 1. When [`Pending::sync`] returns, a *decisive* note survives power loss (the file and its
+//!    directory entry). The others (hashes, parts) cost only work when they are lost, and survive the
+//!    death of the process from the moment that [`Journal::append`] returns: none of them waits for the
+//!    disk, nor for another one that does.
 //! 2. `intent`, `publishing` and `aborting` come before what they announce; `upload`, `part` and
 //!    `committed` follow it, since there the bucket is the truth.
 //! 3. Replay accepts a torn end, which is cut off, and refuses any other damage.
@@ -31,6 +33,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::durable;
 use crate::failpoint;
@@ -104,6 +107,7 @@ impl Note {
         }
     }
 
+    /// Whether it is synced to the disk.
     fn is_decisive(&self) -> bool {
         match self {
             Self::Hashed { .. } | Self::Part { .. } => false,
@@ -175,8 +179,34 @@ impl Progress {
 /// The journal of one commit, open for appending.
 #[derive(Debug)]
 pub(super) struct Journal {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
+}
+
+/// A note that is written, and may have to be made durable: without the journal, so that others can be
+/// written meanwhile.
+#[must_use = "a decisive note survives power loss only when this was synced"]
+pub(super) struct Pending {
+    file: Option<Arc<File>>,
+    path: PathBuf,
+    name: &'static str,
+}
+
+impl Pending {
+    /// Whether there is a disk to wait for.
+    pub fn is_decisive(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Waits for the disk, if the note is decisive.
+    pub fn sync(self) -> Result<(), JournalError> {
+        if let Some(file) = self.file {
+            failpoint::reach(|| format!("journal:{}:written", self.name));
+            file.sync_data().map_err(|source| JournalError::Io { path: self.path, source })?;
+        }
+        failpoint::reach(|| format!("journal:{}:after", self.name));
+        Ok(())
+    }
 }
 
 impl Journal {
@@ -213,9 +243,9 @@ impl Journal {
             file.set_len(offset as u64).map_err(failed)?;
         }
         file.seek(SeekFrom::Start(offset as u64)).map_err(failed)?;
-        let mut journal = Self { file, path: path.to_path_buf() };
+        let mut journal = Self { file: Arc::new(file), path: path.to_path_buf() };
         if offset == 0 {
-            journal.append(&begun)?;
+            journal.append(&begun)?.sync()?;
             progress.take(begun)?;
             durable::sync_parent(path).map_err(failed)?;
         }
@@ -223,7 +253,7 @@ impl Journal {
     }
 
     /// Writes a note down.
-    pub fn append(&mut self, note: &Note) -> Result<(), JournalError> {
+    pub fn append(&mut self, note: &Note) -> Result<Pending, JournalError> {
         let failed = |source| JournalError::Io { path: self.path.clone(), source };
         let payload = serde_json::to_vec(note).map_err(|err| failed(err.into()))?;
         let len = u32::try_from(payload.len()).map_err(|err| failed(io::Error::other(err)))?;
@@ -235,23 +265,19 @@ impl Journal {
         let half = record.len() / 2;
         failpoint::reach(point("before"));
         failpoint::reach_after(point("torn"), || {
-            let _torn = self.file.write_all(record.get(..half).unwrap_or_default());
+            let _torn = (&*self.file).write_all(record.get(..half).unwrap_or_default());
         });
         let end = self.file.metadata().map_err(failed)?.len();
-        if let Err(source) = self.file.write_all(&record) {
+        if let Err(source) = (&*self.file).write_all(&record) {
             // Half a record (of a full disk) would make whatever is written behind it unreadable.
-            let undone = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
+            let undone = self.file.set_len(end).and_then(|()| (&*self.file).seek(SeekFrom::Start(end)));
             if let Err(err) = undone {
                 tracing::warn!("{} ends in half a record: {err}", self.path.display());
             }
             return Err(failed(source));
         }
-        if note.is_decisive() {
-            failpoint::reach(point("written"));
-            self.file.sync_data().map_err(failed)?;
-        }
-        failpoint::reach(point("after"));
-        Ok(())
+        let file = note.is_decisive().then(|| Arc::clone(&self.file));
+        Ok(Pending { file, path: self.path.clone(), name: note.name() })
     }
 }
 
@@ -325,7 +351,7 @@ mod tests {
         let path = dir.join("journal");
         let (mut journal, progress) = open(&path).unwrap();
         assert_eq!(progress, expected(0));
-        notes().iter().for_each(|note| journal.append(note).unwrap());
+        notes().iter().for_each(|note| journal.append(note).unwrap().sync().unwrap());
         path
     }
 
@@ -364,7 +390,7 @@ mod tests {
                 let (mut journal, progress) = open(&path).unwrap();
                 let records = ends.iter().filter(|end| **end <= cut).count() - 1;
                 assert_eq!(progress, expected(records.saturating_sub(1)), "cut at {cut}");
-                journal.append(&Note::Aborting).unwrap();
+                journal.append(&Note::Aborting).unwrap().sync().unwrap();
                 let (_, progress) = open(&path).unwrap();
                 assert!(progress.aborting);
             }
@@ -396,9 +422,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let (mut journal, _) = open(&path).unwrap();
-        journal
-            .append(&Note::Begun { format: 2, txid: "tx".into(), overwrite: false, message: None })
-            .unwrap();
+        let newer = Note::Begun { format: 2, txid: "tx".into(), overwrite: false, message: None };
+        journal.append(&newer).unwrap().sync().unwrap();
         assert!(matches!(open(&path), Err(JournalError::UnknownVersion { found: 2 })));
     }
 }

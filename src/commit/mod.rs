@@ -5,10 +5,11 @@
 //! 1. **Freeze** the staged tree. What is written from now on belongs to the next commit.
 //! 2. **Preflight**: one listing of the dataset, one of the intents. Anything in the way ends the
 //!    commit here, naming all of it; nothing has been sent.
-//! 3. **Hash** every file; **upload** what is larger than one part. Nothing is visible yet.
+//! 3. **Upload** what is larger than one part, and hash it meanwhile. Nothing is visible yet.
 //! 4. **Intent**: a notice in the bucket that names the keys. Whoever sees a foreign one that
 //!    overlaps withdraws its own and tries again after a random pause, a bounded number of times.
-//! 5. **Publish**: create every object where nothing is, the dataset's markers last.
+//! 5. **Publish**: create every object where nothing is, the dataset's markers last. What fits into one
+//!    part is read, hashed and sent now.
 //! 6. **Commit point**: one object, `log/<name>/<seq>`, created where nothing is.
 //! 7. **Finish**: delete what the commit deletes, withdraw the intent, hand the files to the cache.
 //!
@@ -34,6 +35,8 @@ pub(crate) mod content;
 mod deletion;
 mod gc;
 mod journal;
+mod memory;
+pub(crate) mod places;
 mod plan;
 mod prepare;
 mod publish;
@@ -87,12 +90,12 @@ pub use run::plan;
 pub use run::resume;
 
 /// Default part size in bytes: large enough that a request's overhead does not show, small enough
-/// that sixteen of them fit into memory.
+/// that several of them fit into memory.
 pub const PART_BYTES_DEFAULT: u64 = 8 * 1024 * 1024;
 /// Default number of requests under way at once.
 pub const WORKERS_DEFAULT: usize = 16;
 /// Default memory for bodies, in bytes.
-pub const MEMORY_BYTES_DEFAULT: u64 = 128 * 1024 * 1024;
+pub const MEMORY_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 
 /// How a commit is made.
 #[derive(Clone, Debug)]
@@ -101,7 +104,7 @@ pub struct CommitOptions {
     pub overwrite: bool,
     /// Why, in the user's words.
     pub message: Option<String>,
-    /// Requests and hashes under way at once.
+    /// Requests for large bodies under way at once; small ones share a place, up to eight to one.
     pub workers: usize,
     /// Go on where the server cannot be relied on to refuse overwriting.
     pub allow_unenforced: bool,
@@ -151,8 +154,6 @@ pub trait Published: Send + Sync {
 pub enum Phase {
     /// Looking at what is published.
     Preflight,
-    /// Computing content ids.
-    Hash,
     /// Sending large files.
     Upload,
     /// Making everything visible.
@@ -167,8 +168,6 @@ pub enum Phase {
 pub trait Progress: Send + Sync {
     /// A phase begins, with this many files and bytes to go (0: unknown).
     fn phase(&self, _phase: Phase, _files: u64, _bytes: u64) {}
-    /// Bytes were hashed.
-    fn hashed(&self, _bytes: u64) {}
     /// Bytes were sent.
     fn sent(&self, _bytes: u64) {}
     /// A file is through the present phase.

@@ -1,9 +1,8 @@
-//! Before anything is visible: what is in the way, what the files contain, and their large parts.
+//! Before anything is visible: what is in the way, and the parts of what is large.
 
-use std::collections::BTreeMap;
 use std::collections::HashMap;
-use std::sync::Arc;
 
+use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::StreamExt;
 use futures_util::TryStreamExt;
@@ -54,11 +53,8 @@ pub(super) struct Surveyed {
     pub snapshot: Option<Snapshot>,
 }
 
-/// What has to be known of the files before they can be published.
-pub(super) struct Prepared {
-    pub jobs: BTreeMap<RelPath, Job>,
-    pub uploads: HashMap<RelPath, Uploaded>,
-}
+/// The large files, of which only the last request is missing.
+pub(super) type Uploads = HashMap<RelPath, Uploaded>;
 
 enum Verdict {
     Write(PlannedFile),
@@ -203,68 +199,57 @@ impl Run<'_> {
                 Content::of_staged(&open, &file.path, file.size_bytes)?
             }
         };
-        let watch = Arc::clone(&self.ctx.progress);
-        let cid = content.id(move |bytes| watch.hashed(bytes)).await?;
+        let _turn = self.hashing.acquire().await.expect("the semaphore is never closed");
+        let cid = content.id(|_| ()).await?;
         self.note(Note::Hashed { path: file.path.clone(), size_bytes: file.size_bytes, cid })?;
         Ok(cid)
     }
 
-    /// Hashes everything, and sends what is larger than one part.
-    pub(super) async fn prepare(
-        &self,
-        sealed: &Sealed,
-        surveyed: &Surveyed,
-    ) -> Result<Prepared, CommitError> {
+    /// Sends what is larger than one part, and hashes it meanwhile: its content id is for the log.
+    pub(super) async fn prepare(&self, sealed: &Sealed, surveyed: &Surveyed) -> Result<Uploads, CommitError> {
         let plan = &surveyed.plan;
-        let files: Vec<&PlannedFile> = plan.create.iter().chain(&plan.replace).collect();
-        self.ctx.progress.phase(Phase::Hash, files.len() as u64, plan.bytes());
+        let files = plan.create.iter().chain(&plan.replace);
+        let large: Vec<&PlannedFile> =
+            files.filter(|file| file.size_bytes > self.ctx.options.part_bytes).collect();
+        let (done, missing): (Vec<_>, Vec<_>) =
+            large.into_iter().partition(|file| surveyed.done.contains_key(&file.path));
+        let bytes = missing.iter().map(|file| file.size_bytes).sum();
+        self.ctx.progress.phase(Phase::Upload, missing.len() as u64, bytes);
         // Boxed and collected: the compiler cannot show that a stream over borrowing closures is Send.
-        let hashing: Vec<_> = files.into_iter().map(|file| self.job(sealed, file).boxed()).collect();
-        let jobs: BTreeMap<RelPath, Job> =
-            stream::iter(hashing).buffer_unordered(self.sender.workers).try_collect().await?;
-        let large: Vec<(&RelPath, &Job)> = jobs
-            .iter()
-            .filter(|(path, job)| {
-                job.size_bytes > self.ctx.options.part_bytes && !surveyed.done.contains_key(*path)
-            })
-            .collect();
-        let bytes = large.iter().map(|(_, job)| job.size_bytes).sum();
-        self.ctx.progress.phase(Phase::Upload, large.len() as u64, bytes);
-        let sending: Vec<_> =
-            large.into_iter().map(|(path, job)| self.upload(sealed, path, job).boxed()).collect();
-        let uploads: HashMap<RelPath, Uploaded> =
-            stream::iter(sending).buffer_unordered(self.sender.workers).try_collect().await?;
-        Ok(Prepared { jobs, uploads })
+        let hashing: Vec<_> = done.into_iter().map(|file| self.cid_of(file, Some(sealed)).boxed()).collect();
+        let sending: Vec<_> = missing.into_iter().map(|file| self.upload(sealed, file).boxed()).collect();
+        let workers = self.sender.workers;
+        let hashed = stream::iter(hashing).buffer_unordered(workers).try_collect::<Vec<_>>();
+        let uploads = stream::iter(sending).buffer_unordered(workers).try_collect();
+        Ok(futures_util::try_join!(hashed, uploads)?.1)
     }
 
-    async fn job(&self, sealed: &Sealed, file: &PlannedFile) -> Result<(RelPath, Job), CommitError> {
-        let cid = self.cid_of(file, Some(sealed)).await?;
-        self.ctx.progress.file_done();
-        let PlannedFile { path, key, size_bytes, modified, expect } = file.clone();
-        Ok((path, Job { key, size_bytes, cid: Some(cid), modified, expect }))
-    }
-
-    async fn upload(
-        &self,
-        sealed: &Sealed,
-        path: &RelPath,
-        job: &Job,
-    ) -> Result<(RelPath, Uploaded), CommitError> {
-        let content = Content::open(sealed, path, job.size_bytes)?;
+    async fn upload(&self, sealed: &Sealed, file: &PlannedFile) -> Result<(RelPath, Uploaded), CommitError> {
+        let PlannedFile { path, size_bytes, .. } = file;
+        let content = Content::open(sealed, path, *size_bytes)?;
         let known = self.state.lock().uploads.get(path).and_then(|uploads| uploads.last()).map(|upload| {
             let parts = upload.parts.values().cloned().collect();
             (Uploaded { id: upload.id.clone(), parts }, upload.part_bytes)
         });
+        let job = job_of(file);
         let notes = Notes { run: self, path };
-        match self.sender.upload(job, &content, known, &notes).await {
-            Ok(uploaded) => {
-                self.ctx.progress.file_done();
-                Ok((path.clone(), uploaded))
-            }
-            Err(SendError::Other(err)) => Err(err),
-            Err(SendError::Taken { found }) => Err(self.taken(path, job, found)),
-        }
+        let send = async {
+            let sent = self.sender.upload(&job, &content, known, &notes).await;
+            sent.map_err(|err| match err {
+                SendError::Other(err) => err,
+                SendError::Taken { found } => self.taken(path, &job, found),
+            })
+        };
+        let (_, uploaded) = futures_util::try_join!(self.cid_of(file, Some(sealed)), send)?;
+        self.ctx.progress.file_done();
+        Ok((path.clone(), uploaded))
     }
+}
+
+/// The request, or requests, for a file whose content is not known yet.
+pub(super) fn job_of(file: &PlannedFile) -> Job {
+    let PlannedFile { key, size_bytes, modified, expect, .. } = file.clone();
+    Job { key, size_bytes, cid: None, modified, expect }
 }
 
 /// Whatever is there is in the way, be it the same.
@@ -304,9 +289,11 @@ pub(super) struct Notes<'a, 'c> {
     pub path: &'a RelPath,
 }
 
+#[async_trait]
 impl UploadNotes for Notes<'_, '_> {
-    fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
-        self.run.note(Note::Upload { path: self.path.clone(), id: id.clone(), part_bytes })
+    async fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
+        // Parts of other files are answered meanwhile, and have to be noted.
+        self.run.note_aside(Note::Upload { path: self.path.clone(), id: id.clone(), part_bytes }).await
     }
 
     fn part(&self, part: &PartReceipt) -> Result<(), CommitError> {

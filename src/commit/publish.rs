@@ -1,12 +1,14 @@
 //! Making a commit visible, recording it, and tidying up behind it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
+use tokio::task::JoinSet;
 
 use crate::commit::CommitError;
 use crate::commit::CommitReport;
@@ -16,11 +18,14 @@ use crate::commit::Phase;
 use crate::commit::PublishedFile;
 use crate::commit::content::Content;
 use crate::commit::deletion::Deletion;
+use crate::commit::journal::Note;
+use crate::commit::places::SHARES;
 use crate::commit::plan::PlannedFile;
 use crate::commit::plan::is_marker;
 use crate::commit::prepare::Notes;
-use crate::commit::prepare::Prepared;
 use crate::commit::prepare::Surveyed;
+use crate::commit::prepare::Uploads;
+use crate::commit::prepare::job_of;
 use crate::commit::run::Run;
 use crate::commit::run::blocking;
 use crate::commit::send::Job;
@@ -37,7 +42,12 @@ use crate::record::Intent;
 use crate::record::OldVersion;
 use crate::staging::Sealed;
 use crate::store::Expect;
-use crate::store::StoreError;
+
+/// What has become of files that are published at the same time.
+struct Outcome<'a> {
+    written: &'a Mutex<HashMap<RelPath, ETag>>,
+    failures: Mutex<Vec<CommitError>>,
+}
 
 impl Run<'_> {
     /// Makes everything visible: new files and empty directories, then replacements, then the
@@ -46,21 +56,26 @@ impl Run<'_> {
         &self,
         sealed: &Sealed,
         surveyed: &Surveyed,
-        prepared: &Prepared,
+        uploads: &Uploads,
     ) -> Result<HashMap<RelPath, ETag>, CommitError> {
         let plan = &surveyed.plan;
-        let files = (plan.create.len() + plan.replace.len()) as u64;
-        self.ctx.progress.phase(Phase::Publish, files, plan.bytes());
         let waiting = |files: &'_ [PlannedFile], marker: bool| -> Vec<PlannedFile> {
             let missing = files.iter().filter(|file| !surveyed.done.contains_key(&file.path));
             missing.filter(|file| is_marker(&file.path) == marker).cloned().collect()
         };
+        let files = plan.create.iter().chain(&plan.replace);
+        let missing = files.filter(|file| !surveyed.done.contains_key(&file.path));
+        let (files, bytes) = missing.fold((0, 0), |(files, bytes), file| {
+            let is_sent = uploads.contains_key(&file.path);
+            (files + 1, bytes + if is_sent { 0 } else { file.size_bytes })
+        });
+        self.ctx.progress.phase(Phase::Publish, files, bytes);
         let written = Mutex::new(surveyed.done.clone());
-        self.publish_files(sealed, waiting(&plan.create, false), prepared, &written).await?;
+        self.publish_files(sealed, waiting(&plan.create, false), uploads, &written).await?;
         self.publish_directories(&plan.markers).await?;
-        self.publish_files(sealed, waiting(&plan.replace, false), prepared, &written).await?;
-        self.publish_files(sealed, waiting(&plan.create, true), prepared, &written).await?;
-        self.publish_files(sealed, waiting(&plan.replace, true), prepared, &written).await?;
+        self.publish_files(sealed, waiting(&plan.replace, false), uploads, &written).await?;
+        self.publish_files(sealed, waiting(&plan.create, true), uploads, &written).await?;
+        self.publish_files(sealed, waiting(&plan.replace, true), uploads, &written).await?;
         Ok(written.into_inner())
     }
 
@@ -70,48 +85,78 @@ impl Run<'_> {
         &self,
         sealed: &Sealed,
         files: Vec<PlannedFile>,
-        prepared: &Prepared,
+        uploads: &Uploads,
         written: &Mutex<HashMap<RelPath, ETag>>,
     ) -> Result<(), CommitError> {
-        let failures: Mutex<Vec<CommitError>> = Mutex::default();
+        let outcome = Outcome { written, failures: Mutex::default() };
+        let (large, small): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|file| uploads.contains_key(&file.path));
+        let workers = self.sender.workers;
+        tokio::join!(
+            self.publish_some(sealed, large, workers, uploads, &outcome),
+            self.publish_some(sealed, small, workers * SHARES as usize, uploads, &outcome),
+        );
+        merge_failures(outcome.failures.into_inner())
+    }
+
+    async fn publish_some(
+        &self,
+        sealed: &Sealed,
+        files: Vec<PlannedFile>,
+        limit: usize,
+        uploads: &Uploads,
+        outcome: &Outcome<'_>,
+    ) {
         stream::iter(files)
-            .for_each_concurrent(self.sender.workers, |file| {
-                let failures = &failures;
-                async move {
-                    if !failures.lock().is_empty() {
-                        return;
+            .for_each_concurrent(limit, |file| async move {
+                if !outcome.failures.lock().is_empty() {
+                    return;
+                }
+                match self.publish_file(sealed, &file, uploads).await {
+                    Ok(etag) => {
+                        self.ctx.progress.file_done();
+                        outcome.written.lock().insert(file.path, etag);
                     }
-                    match self.publish_file(sealed, &file, prepared).await {
-                        Ok(etag) => {
-                            self.ctx.progress.file_done();
-                            written.lock().insert(file.path, etag);
-                        }
-                        Err(err) => failures.lock().push(err),
-                    }
+                    Err(err) => outcome.failures.lock().push(err),
                 }
             })
             .await;
-        merge_failures(failures.into_inner())
     }
 
     async fn publish_file(
         &self,
         sealed: &Sealed,
         file: &PlannedFile,
-        prepared: &Prepared,
+        uploads: &Uploads,
     ) -> Result<ETag, CommitError> {
-        let missing =
-            || StoreError::Rejected { key: file.key.to_string(), reason: "was not prepared".into() };
-        let job = prepared.jobs.get(&file.path).ok_or_else(missing)?;
+        let job = job_of(file);
         let content = Content::open(sealed, &file.path, file.size_bytes)?;
-        let sent = match prepared.uploads.get(&file.path) {
+        let sent = match uploads.get(&file.path) {
             Some(upload) => {
                 let notes = Notes { run: self, path: &file.path };
-                self.sender.complete(job, &content, upload.clone(), &notes).await
+                self.sender.complete(&job, &content, upload.clone(), &notes).await
             }
-            None => self.sender.put_file(job, &content).await,
+            None => match self.put_file(&job, content).await {
+                Ok((etag, cid)) => {
+                    let path = file.path.clone();
+                    self.note(Note::Hashed { path, size_bytes: file.size_bytes, cid })?;
+                    Ok(etag)
+                }
+                Err(err) => Err(err),
+            },
         };
-        sent.map_err(|err| self.not_sent(&file.path, job, err))
+        sent.map_err(|err| self.not_sent(&file.path, &job, err))
+    }
+
+    /// As a task of its own, so that all cores read, hash and send.
+    async fn put_file(&self, job: &Job, content: Content) -> Result<(ETag, ContentId), SendError> {
+        let (sender, job) = (Arc::clone(&self.sender), job.clone());
+        let mut task = JoinSet::new(); // which takes the task with it when it is dropped
+        task.spawn(async move { sender.put_file(&job, &content).await });
+        match task.join_next().await.expect("one was spawned") {
+            Ok(sent) => sent,
+            Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+        }
     }
 
     fn not_sent(&self, path: &RelPath, job: &Job, err: SendError) -> CommitError {
@@ -156,14 +201,13 @@ impl Run<'_> {
         &self,
         sealed: &Sealed,
         surveyed: &Surveyed,
-        prepared: &Prepared,
         written: &HashMap<RelPath, ETag>,
     ) -> Result<Changes, CommitError> {
         let plan = &surveyed.plan;
         let mut entries = Vec::with_capacity(written.len() + plan.already_there.len());
         for file in plan.create.iter().chain(&plan.replace) {
-            let cid = prepared.jobs.get(&file.path).and_then(|job| job.cid);
-            let (Some(cid), Some(etag)) = (cid, written.get(&file.path)) else { continue };
+            let Some(etag) = written.get(&file.path) else { continue };
+            let cid = self.cid_of(file, Some(sealed)).await?;
             let replaced = match &file.expect {
                 Expect::Version(old) => Some(old.clone()),
                 Expect::Absent => None,

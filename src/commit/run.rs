@@ -6,7 +6,7 @@
 //! | failure | before anything was sent | after |
 //! | --- | --- | --- |
 //! | conflict, refusal | thaw | take back, thaw |
-//! | remote unreachable | thaw | keep sealed: resume or abort later |
+//! | remote unreachable, or it lets us do nothing any more | thaw | keep sealed: resume or abort later |
 //! | process gone | sealed: resume or abort later | the same |
 //!
 //! Requests whose answers were lost may still be carried out, long after they were given up. A
@@ -14,15 +14,19 @@
 //! record), and its intent stays as a tombstone that hides whatever may still appear.
 
 use std::collections::HashMap;
+use std::io;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::thread::available_parallelism;
 
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::runtime::Handle;
 use tokio::runtime::RuntimeFlavor;
+use tokio::sync::Semaphore;
 use ulid::Ulid;
 
 use crate::commit::CommitContext;
@@ -54,6 +58,7 @@ use crate::staging::Contents;
 use crate::staging::Sealed;
 use crate::staging::StagingError;
 use crate::store::Expect;
+use crate::store::StoreError;
 use crate::store::guarantee::Guarantee;
 
 /// Records that are looked through for the author of what is in the way.
@@ -63,13 +68,15 @@ const RECORDS_ASKED_MAX: u64 = 16;
 pub(super) struct Run<'c> {
     pub ctx: &'c CommitContext,
     pub txid: String,
-    pub sender: Sender,
+    pub sender: Arc<Sender>,
     pub log: Log,
     pub intents: Intents,
     /// What the user asked for when the commit was begun, which a resume keeps.
     pub overwrite: bool,
     message: Option<String>,
     journal: Option<Mutex<Journal>>,
+    /// Turns for hashing, which takes a core.
+    pub hashing: Semaphore,
     /// What the journal says.
     pub state: Mutex<Progress>,
     /// What the store had lost of answers when this began: `ObjectStore::lost_answers`.
@@ -182,8 +189,11 @@ fn entropy(ctx: &CommitContext) -> StdRng {
 
 /// Runs what waits for the local disk without holding up others on this runtime.
 pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
-    let multi = Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if multi { tokio::task::block_in_place(work) } else { work() }
+    if has_other_threads() { tokio::task::block_in_place(work) } else { work() }
+}
+
+fn has_other_threads() -> bool {
+    Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread)
 }
 
 impl<'c> Run<'c> {
@@ -197,7 +207,7 @@ impl<'c> Run<'c> {
             clock: Arc::clone(&ctx.clock),
             jitter: Mutex::new(entropy(ctx)),
         };
-        let sender = Sender::new(&ctx.store, &txid, ctx.guarantee, &ctx.options, &ctx.progress);
+        let sender = Arc::new(Sender::new(&ctx.store, &txid, ctx.guarantee, &ctx.options, &ctx.progress));
         Self {
             ctx,
             txid,
@@ -207,6 +217,7 @@ impl<'c> Run<'c> {
             overwrite: ctx.options.overwrite,
             message: ctx.options.message.clone(),
             journal: None,
+            hashing: Semaphore::new(available_parallelism().map_or(1, NonZero::get)),
             state: Mutex::default(),
             lost_before: ctx.store.lost_answers(),
             sent: AtomicBool::new(false),
@@ -229,7 +240,25 @@ impl<'c> Run<'c> {
     /// Writes down what is about to happen, or what has happened.
     pub(super) fn note(&self, note: Note) -> Result<(), CommitError> {
         if let Some(journal) = &self.journal {
-            blocking(|| journal.lock().append(&note))?;
+            let pending = journal.lock().append(&note)?;
+            if pending.is_decisive() { blocking(|| pending.sync()) } else { pending.sync() }?;
+        }
+        Ok(self.state.lock().take(note)?)
+    }
+
+    /// As [`Self::note`], for those who work at several things at once: the others go on meanwhile.
+    pub(super) async fn note_aside(&self, note: Note) -> Result<(), CommitError> {
+        if let Some(journal) = &self.journal {
+            let pending = journal.lock().append(&note)?;
+            if pending.is_decisive() && has_other_threads() {
+                let synced = tokio::task::spawn_blocking(|| pending.sync()).await;
+                synced.map_err(|err| StagingError::Io {
+                    path: self.txid.as_str().into(),
+                    source: io::Error::other(err),
+                })??;
+            } else {
+                pending.sync()?;
+            }
         }
         Ok(self.state.lock().take(note)?)
     }
@@ -265,13 +294,13 @@ impl<'c> Run<'c> {
         }
         let head = self.announced_at().await?;
         self.sent.store(true, Ordering::Relaxed);
-        let prepared = self.prepare(sealed, &surveyed).await?;
+        let uploads = self.prepare(sealed, &surveyed).await?;
         self.note(Note::Intent { head })?;
         self.intents.announce(&intent, &self.log).await?;
         self.still_as_seen(&surveyed.plan).await?;
         self.note(Note::Publishing)?;
-        let written = self.publish(sealed, &surveyed, &prepared).await?;
-        let changes = self.changes(sealed, &surveyed, &prepared, &written).await?;
+        let written = self.publish(sealed, &surveyed, &uploads).await?;
+        let changes = self.changes(sealed, &surveyed, &written).await?;
         let already_there = surveyed.plan.already_there.len() as u64;
         if changes.is_empty() {
             // All of it was published and recorded before.
@@ -368,7 +397,7 @@ impl<'c> Run<'c> {
         };
         let committed = self.state.lock().committed.is_some();
         let sent = self.sent.load(Ordering::Relaxed);
-        if committed || (sent && error.is_transient()) {
+        if committed || (sent && (error.is_transient() || self.is_locked_out(&error).await)) {
             return interrupted(error);
         }
         if !sent {
@@ -386,6 +415,13 @@ impl<'c> Run<'c> {
             Err(err @ CommitError::Interrupted { .. }) => err,
             Err(err) => interrupted(err),
         }
+    }
+
+    /// Whether it is who asks that is refused, not what is asked for: credentials that have expired, or
+    /// a wrong clock. Nothing can be taken back then, and nothing is wrong with the commit.
+    async fn is_locked_out(&self, error: &CommitError) -> bool {
+        matches!(error, CommitError::Store(StoreError::Denied { .. }))
+            && self.ctx.store.check_access().await.is_err()
     }
 
     /// Ends the commit in the log if it may still have effects, takes back what it created, and

@@ -1,7 +1,7 @@
 //! Putting one object where nothing is, and knowing for certain whether that happened.
 //!
-//! Every object of a commit carries the commit's txid and its own SHA-256 as metadata. So when
-//! an answer is lost, or a repetition finds something in the way, one HEAD tells whether it is
+//! Every object of a commit carries the commit's txid as metadata, and its SHA-256 if it went up in one
+//! request. So when an answer is lost, or a repetition finds something in the way, one HEAD tells whether it is
 //! ours. An object that is not is never touched.
 
 use std::collections::BTreeMap;
@@ -10,17 +10,18 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
-use tokio::sync::SemaphorePermit;
 
 use crate::commit::CommitError;
 use crate::commit::CommitOptions;
 use crate::commit::Progress;
 use crate::commit::content::Content;
+use crate::commit::memory::Memory;
+use crate::commit::places::Places;
 use crate::commit::plan::part_bytes_for;
 use crate::name::ETag;
 use crate::name::ObjectKey;
@@ -44,15 +45,14 @@ pub(crate) const META_CLAIM: &str = "dsfs-claim";
 /// How often one write is tried: its own conditions make a repetition harmless.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(100);
-/// The unit in which memory is counted.
-const BUDGET_UNIT_BYTES: u64 = 64 * 1024;
 
 /// What is to be written where.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub key: ObjectKey,
     pub size_bytes: u64,
-    /// Its content; `None`: not known beforehand, and not recorded with it.
+    /// Its content; `None`: not known beforehand, and not recorded with it. An upload in parts has to
+    /// say what it will be before its first byte is sent, so that of large files only the log knows it.
     pub cid: Option<ContentId>,
     pub modified: std::time::SystemTime,
     pub expect: Expect,
@@ -103,10 +103,10 @@ pub(crate) struct Sender {
     part_bytes: u64,
     /// How much is done at once.
     pub workers: usize,
-    /// Parts under way, over all files.
-    part_slots: Semaphore,
-    memory_units: u32,
-    memory: Semaphore,
+    /// Bodies under way, over all files.
+    places: Places,
+    /// For bodies.
+    memory: Memory,
     progress: Arc<dyn Progress>,
     /// Whether the answer to a write was lost: then that one may still be carried out, even if a
     /// repetition of it was answered.
@@ -115,13 +115,10 @@ pub(crate) struct Sender {
     pub lost_deletion: AtomicBool,
 }
 
-fn memory_units(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX).max(1)
-}
-
 /// What a journal is told of a multipart upload, so that it can go on after a crash.
+#[async_trait]
 pub(crate) trait UploadNotes: Sync {
-    fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError>;
+    async fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError>;
     fn part(&self, part: &PartReceipt) -> Result<(), CommitError>;
 }
 
@@ -135,33 +132,26 @@ impl Sender {
         progress: &Arc<dyn Progress>,
     ) -> Self {
         let workers = options.workers.max(1);
-        let memory_units = memory_units(options.memory_bytes);
         Self {
             store: Arc::clone(store),
             txid: txid.to_owned(),
             guarantee,
             part_bytes: options.part_bytes,
             workers,
-            part_slots: Semaphore::new(workers),
-            memory_units,
-            memory: Semaphore::new(memory_units as usize),
+            places: Places::new(workers),
+            memory: Memory::new(options.memory_bytes, options.part_bytes),
             progress: Arc::clone(progress),
             ambiguous: AtomicBool::new(false),
             lost_deletion: AtomicBool::new(false),
         }
     }
 
-    /// Waits for memory for a body.
-    pub async fn reserve(&self, bytes: u64) -> SemaphorePermit<'_> {
-        let units = memory_units(bytes).min(self.memory_units);
-        self.memory.acquire_many(units).await.expect("the semaphore is never closed")
-    }
-
     fn attributes(&self, job: &Job) -> PutAttributes {
         let pairs = [(META_TXID, self.txid.clone()), (META_MTIME, format_mtime(job.modified))];
         let content = job.cid.map(|cid| (META_SHA256, cid.sha256_hex()));
         let pairs = pairs.into_iter().chain(content);
-        PutAttributes { metadata: pairs.map(|(key, value)| (key.to_owned(), value)).collect() }
+        let metadata = pairs.map(|(key, value)| (key.to_owned(), value)).collect();
+        PutAttributes { metadata, ..PutAttributes::default() }
     }
 
     /// Looks at what is at a key now.
@@ -263,13 +253,17 @@ impl Sender {
         matches!(err, StoreError::AlreadyExists { .. } | StoreError::Changed { .. }) || err.is_transient()
     }
 
-    /// Writes a file that fits into one part.
-    pub async fn put_file(&self, job: &Job, content: &Content) -> Result<ETag, SendError> {
-        let _memory = self.reserve(job.size_bytes).await;
-        let body = content.bytes(0, job.size_bytes).await?;
-        let etag = self.put(job, body).await?;
+    /// Writes a file that fits into one part. Its content becomes known by that.
+    pub async fn put_file(&self, job: &Job, content: &Content) -> Result<(ETag, ContentId), SendError> {
+        let _place = self.places.take(job.size_bytes).await;
+        let _memory = self.memory.reserve(job.size_bytes).await;
+        let (body, cid) = content.whole(&self.memory).await?;
+        let job = Job { cid: Some(cid), ..job.clone() };
+        let mut attributes = self.attributes(&job);
+        attributes.body_sha256 = Some(*cid.sha256());
+        let etag = self.put_with(&job, body, attributes).await?;
         self.progress.sent(job.size_bytes);
-        Ok(etag)
+        Ok((etag, cid))
     }
 
     /// Sends all parts of a large file, but those that `known` says are there. Nothing becomes visible.
@@ -297,7 +291,7 @@ impl Sender {
                 answer => break answer?,
             }
         };
-        if let Err(err) = notes.begun(&id, part_bytes) {
+        if let Err(err) = notes.begun(&id, part_bytes).await {
             // Nobody would know of it: give it up while its name is known.
             self.store.abort_multipart(&job.key, &id).await.ok();
             return Err(SendError::Other(err));
@@ -360,9 +354,9 @@ impl Sender {
     ) -> Result<PartReceipt, SendError> {
         let offset = u64::from(number - 1) * part_bytes;
         let len = part_bytes.min(job.size_bytes - offset);
-        let _slot = self.part_slots.acquire().await.expect("the semaphore is never closed");
-        let _memory = self.reserve(len).await;
-        let body = content.bytes(offset, len).await?;
+        let _place = self.places.take(len).await;
+        let _memory = self.memory.reserve(len).await;
+        let body = content.bytes(offset, len, &self.memory).await?;
         let mut tried = 0;
         loop {
             tried += 1;

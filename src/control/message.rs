@@ -2,6 +2,7 @@
 //! with a daemon or without.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -38,12 +39,19 @@ pub enum Request {
     List,
     /// Publish a dataset's staged changes.
     Commit(CommitRequest),
-    /// Throw staged changes away.
-    Discard {
+    /// What is staged there, to be shown before it is thrown away.
+    Select {
         /// Of this dataset.
         dataset: DatasetName,
         /// Only these files and directories; all of the dataset's if empty.
         paths: Vec<RelPath>,
+    },
+    /// Throw staged changes away.
+    Discard {
+        /// Of this dataset.
+        dataset: DatasetName,
+        /// What.
+        what: Discarding,
     },
     /// Look into a dataset's past.
     History(HistoryRequest),
@@ -142,6 +150,8 @@ pub enum Reply {
     Datasets(Vec<DatasetRow>),
     /// Of [`Request::Commit`].
     Committed(CommitOutcome),
+    /// Of [`Request::Select`].
+    Selected(Selection),
     /// Of [`Request::Discard`].
     Discarded(DiscardOutcome),
     /// Of [`Request::History`].
@@ -285,6 +295,38 @@ pub struct CommitOutcome {
     pub aborted: bool,
 }
 
+/// What is thrown away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Discarding {
+    /// Whatever is staged at these paths and below them; all of the dataset's if there are none.
+    Paths(Vec<RelPath>),
+    /// What was shown, as it was shown: nothing that has changed or come since.
+    Shown(Selection),
+}
+
+/// Staged changes, as they were at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// The files.
+    pub files: Vec<SelectedFile>,
+    /// Published files that are to be deleted.
+    pub deletions: Vec<RelPath>,
+    /// The directories at the paths that were asked for, and below.
+    pub directories: Vec<RelPath>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelectedFile {
+    /// Its path in the dataset.
+    pub path: RelPath,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// When its content was last changed.
+    pub modified: SystemTime,
+}
+
 /// What a discard did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiscardOutcome {
@@ -294,6 +336,8 @@ pub struct DiscardOutcome {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Files that have changed since they were shown, and were kept.
+    pub kept: Vec<RelPath>,
 }
 
 /// What a refresh has found.

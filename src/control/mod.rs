@@ -44,7 +44,7 @@ use sha2::Digest;
 use sha2::Sha256;
 
 /// Of the messages; a daemon and a command of different versions do not talk.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Longest line in bytes: a report that names some ten thousand paths.
 pub const LINE_BYTES_MAX: usize = 4 << 20;
 /// Longest outcome in bytes: the report of a commit of some millions of files.

@@ -211,6 +211,7 @@ mod tests {
     use crate::control::client::Client;
     use crate::control::message::DatasetRow;
     use crate::control::message::DiscardOutcome;
+    use crate::control::message::Discarding;
     use crate::name::DatasetName;
     use std::io::Read;
     use std::io::Write;
@@ -240,7 +241,7 @@ mod tests {
         ) -> Result<Reply, Failure> {
             match request {
                 Request::Discard { dataset, .. } => {
-                    Ok(Reply::Discarded(DiscardOutcome { dataset, files: 2, bytes: 3 }))
+                    Ok(Reply::Discarded(DiscardOutcome { dataset, files: 2, bytes: 3, kept: Vec::new() }))
                 }
                 Request::Unmount { .. } => {
                     Err(Failure::new(FailureKind::Conflict, "busy").hint("wait").details(["vim"]))
@@ -252,6 +253,7 @@ mod tests {
                 }
                 Request::Status { .. }
                 | Request::Upgrade
+                | Request::Select { .. }
                 | Request::Commit(_)
                 | Request::History(_)
                 | Request::Refresh { .. }
@@ -327,7 +329,7 @@ mod tests {
     }
 
     fn discard() -> Request {
-        Request::Discard { dataset: DatasetName::parse("run").unwrap(), paths: Vec::new() }
+        Request::Discard { dataset: DatasetName::parse("run").unwrap(), what: Discarding::Paths(Vec::new()) }
     }
 
     #[test]
@@ -367,9 +369,8 @@ mod tests {
     #[test]
     fn garbage_other_versions_and_endless_lines_are_refused() {
         let server = Running::start();
-        for garbage in
-            ["\n", "{}\n", "null\n", "{\"version\":1,\"request\":\"explode\"}\n", "no end", "\u{0}\n"]
-        {
+        let unknown = format!("{{\"version\":{PROTOCOL_VERSION},\"request\":\"explode\"}}\n");
+        for garbage in ["\n", "{}\n", "null\n", &unknown, "no end", "\u{0}\n"] {
             let text = server.answer_to(garbage.as_bytes());
             assert!(text.contains("not a request of dsfs"), "{garbage:?}: {text}");
         }
@@ -386,7 +387,9 @@ mod tests {
     fn progress_is_passed_on_and_a_client_that_leaves_cancels() {
         let server = Running::start();
         let mut stream = StdUnixStream::connect(server.socket()).unwrap();
-        stream.write_all(b"{\"version\":1,\"request\":{\"status\":{\"files_of\":null}}}\n").unwrap();
+        let status =
+            format!("{{\"version\":{PROTOCOL_VERSION},\"request\":{{\"status\":{{\"files_of\":null}}}}}}\n");
+        stream.write_all(status.as_bytes()).unwrap();
         let mut buffer = [0; 256];
         let n = stream.read(&mut buffer).unwrap();
         let text = String::from_utf8_lossy(&buffer[..n]).into_owned();

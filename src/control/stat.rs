@@ -1,11 +1,13 @@
 //! The live counters of a mount: what `dsfs stat`, `dsfs top` and the metrics show.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::Serialize;
 
 use crate::cache::CacheUsage;
+use crate::read::DatasetStats;
 use crate::read::ReadStats;
 
 /// A mount's counters at one moment. Sums are since the mount.
@@ -23,6 +25,9 @@ pub struct MountStat {
     pub passthrough: bool,
     /// What was read and fetched.
     pub read: ReadStats,
+    /// The same for each dataset that was read.
+    #[serde(default)]
+    pub datasets: BTreeMap<String, DatasetStats>,
     /// The block cache.
     pub cache: CacheUsage,
 }

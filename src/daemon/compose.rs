@@ -34,7 +34,8 @@ use crate::staging::Staging;
 
 /// Where in the cache directory the catalogs are, one a remote.
 const CATALOG_DIR: &str = "catalog";
-/// Share of the memory limit for blocks on their way to the cache's disk; the rest is the reader's.
+/// Share of the memory limit that the cache takes for blocks on their way to its disk; the rest is the
+/// reader's.
 const CACHE_MEMORY_SHARE: u64 = 4;
 
 /// Published files that the kernel may hold at a time: some 150 MB here. `find` alone makes none.
@@ -138,7 +139,7 @@ pub fn open_cache(config: &Config) -> Arc<BlockCache> {
         dir: config.cache_dir.value.clone(),
         limit_bytes: config.cache_limit_bytes.value,
         reserve_bytes: CACHE_RESERVE_BYTES,
-        memory_bytes: config.memory_limit_bytes.value / CACHE_MEMORY_SHARE,
+        memory_bytes: config.memory_limit_bytes.value,
     })
 }
 
@@ -195,6 +196,7 @@ pub fn reader(config: &Config, workspace: &Workspace, runtime: &tokio::runtime::
     let options = ReadOptions {
         memory_bytes: memory_bytes - memory_bytes / CACHE_MEMORY_SHARE,
         read_timeout: config.read_timeout.value,
+        datasets: workspace.remote.remote.prefix.datasets(),
         ..ReadOptions::default()
     };
     let identity = workspace.remote.remote.store_identity();

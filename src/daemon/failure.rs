@@ -151,6 +151,11 @@ pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
         CommitError::Unenforced => failure.hint(
             "--allow-unenforced, if no other tool writes to this dataset meanwhile; `dsfs doctor` says what the server lacks",
         ),
+        CommitError::Interrupted { source, .. }
+            if matches!(**source, CommitError::Store(StoreError::Denied { .. })) =>
+        {
+            failure.hint(format!("the remote has to let dsfs in again (`dsfs doctor` says how it asks); then {resume}"))
+        }
         CommitError::Unfinished { .. }
         | CommitError::Interrupted { .. }
         | CommitError::AlreadyCommitted { .. } => failure.hint(resume),

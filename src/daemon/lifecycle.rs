@@ -53,6 +53,7 @@ use crate::daemon::metrics;
 use crate::daemon::mountpoint;
 use crate::daemon::mountpoint::Mountpoint;
 use crate::daemon::notify;
+use crate::daemon::process;
 use crate::daemon::remote;
 use crate::daemon::remote::OpenRemote;
 use crate::daemon::service::Service;
@@ -111,6 +112,7 @@ pub fn run(
     reporter: &Reporter,
     inheritance: Option<Inheritance>,
 ) -> Result<(), Failure> {
+    process::prepare();
     let result = remote::runtime().and_then(|runtime| {
         let result = runtime.block_on(live(request, reporter, runtime.handle(), inheritance));
         runtime.shutdown_timeout(DRAIN_TIMEOUT);
@@ -184,6 +186,10 @@ async fn start_at(
     let (workspace, socket) = open_workspace(config, &path, inheritance.as_ref()).await?;
     let workspace = Arc::new(workspace);
     let catalog = compose::catalog(config, &workspace.remote);
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let (warming, stopped) = (Arc::clone(&catalog), stop.clone());
+    tasks.spawn(async move { stopped.run_until_cancelled(warming.warm_up()).await.unwrap_or_default() });
     match &inheritance {
         None => check_access(config, &workspace.remote, &catalog, reporter).await?,
         Some(_) => workspace.remote.link.look_now(), // the mount's users wait
@@ -224,18 +230,18 @@ async fn start_at(
         unmount,
     };
     let service = Arc::new(service);
-    let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
     if let Some(listener) = metrics {
         tasks.spawn(metrics::serve(listener, Arc::clone(&service), stop.clone()));
     }
     tasks.spawn(server.serve(service, stop.clone()));
-    tasks.spawn(notify::watchdog(stop.clone()));
-    tasks.spawn(learn_guarantee(Arc::clone(&workspace), stop.clone()));
-    tasks.spawn(Arc::clone(&catalog).refresh_wanted(stop.clone()));
-    tasks.spawn(watch_link(workspace.remote.clone(), catalog, Arc::clone(&keeper), stop.clone()));
-    tasks.spawn(keeper.follow_pins(stop.clone()));
-    let name = workspace.remote.remote.to_string();
+    spawn_background(&mut tasks, &workspace, &catalog, &keeper, &stop);
+    announce(mountpoint, &workspace.remote, reporter);
+    Ok(Running { unmounter, mountpoint: path, ended: watch_session(mounted), unmounts, tasks, stop, signals })
+}
+
+/// Says that the mount answers, to everybody who waits for that.
+fn announce(mountpoint: &Mountpoint, remote: &OpenRemote, reporter: &Reporter) {
+    let (path, name) = (&mountpoint.path, remote.remote.to_string());
     if mountpoint.created {
         reporter.notice(&format!("made the directory {}", path.display()));
     }
@@ -245,7 +251,22 @@ async fn start_at(
         warn!("stdout cannot be given up: {err}");
     }
     notify::ready(&format!("{name} at {}", path.display()));
-    Ok(Running { unmounter, mountpoint: path, ended: watch_session(mounted), unmounts, tasks, stop, signals })
+}
+
+/// What goes on until `stop`, whoever asks for anything.
+fn spawn_background(
+    tasks: &mut JoinSet<()>,
+    workspace: &Arc<Workspace>,
+    catalog: &Arc<Catalog>,
+    keeper: &Arc<Keeper>,
+    stop: &CancellationToken,
+) {
+    tasks.spawn(notify::watchdog(stop.clone()));
+    tasks.spawn(learn_guarantee(Arc::clone(workspace), stop.clone()));
+    tasks.spawn(Arc::clone(catalog).refresh_wanted(stop.clone()));
+    let remote = workspace.remote.clone();
+    tasks.spawn(watch_link(remote, Arc::clone(catalog), Arc::clone(keeper), stop.clone()));
+    tasks.spawn(Arc::clone(keeper).follow_pins(stop.clone()));
 }
 
 /// Locks the staging area and asks the remote for the first time; names the control socket.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use prometheus::Encoder;
 use prometheus::IntCounter;
+use prometheus::IntCounterVec;
 use prometheus::IntGauge;
+use prometheus::Opts;
 use prometheus::Registry;
 use prometheus::TextEncoder;
 use tokio::io::AsyncReadExt;
@@ -21,6 +23,7 @@ use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::control::stat::MountStat;
 use crate::daemon::service::Service;
+use crate::read::DatasetStats;
 
 /// How long a client may take over one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -139,9 +142,30 @@ fn page(stat: &MountStat) -> prometheus::Result<String> {
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         registry.register(Box::new(gauge))?;
     }
+    register_datasets(&registry, stat)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+type OfDataset = fn(&DatasetStats) -> u64;
+
+/// The counters of each dataset, under its name.
+fn register_datasets(registry: &Registry, stat: &MountStat) -> prometheus::Result<()> {
+    let counters: [(&str, &str, OfDataset); 4] = [
+        ("dsfs_dataset_served_bytes_total", "Bytes of a dataset handed to readers.", |of| of.served_bytes),
+        ("dsfs_dataset_misses_total", "Reads of a dataset that had to wait.", |of| of.misses),
+        ("dsfs_dataset_requests_total", "GETs sent for a dataset.", |of| of.requests),
+        ("dsfs_dataset_fetched_bytes_total", "Bytes of a dataset that came.", |of| of.fetched_bytes),
+    ];
+    for (name, help, value) in counters {
+        let counter = IntCounterVec::new(Opts::new(name, help), &["dataset"])?;
+        for (dataset, stats) in &stat.datasets {
+            counter.with_label_values(&[dataset.as_str()]).inc_by(value(stats));
+        }
+        registry.register(Box::new(counter))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -149,6 +173,7 @@ mod tests {
     use super::*;
     use crate::cache::CacheUsage;
     use crate::read::ReadStats;
+    use std::collections::BTreeMap;
 
     #[test]
     fn every_counter_is_on_the_page_with_its_value() {
@@ -159,10 +184,15 @@ mod tests {
             inodes: 4,
             passthrough: false,
             read: ReadStats { fetched_bytes: 77, ..ReadStats::default() },
+            datasets: BTreeMap::from([(
+                "run".to_owned(),
+                DatasetStats { fetched_bytes: 70, ..DatasetStats::default() },
+            )]),
             cache: CacheUsage { bypassed: Some("full".into()), ..CacheUsage::default() },
         };
         let page = page(&stat).unwrap();
-        for line in ["dsfs_fetched_bytes_total 77", "dsfs_open_handles 3", "dsfs_cache_bypassed 1"] {
+        let of_run = "dsfs_dataset_fetched_bytes_total{dataset=\"run\"} 70";
+        for line in ["dsfs_fetched_bytes_total 77", of_run, "dsfs_open_handles 3", "dsfs_cache_bypassed 1"] {
             assert!(page.lines().any(|known| known == line), "{line} in {page}");
         }
         assert!(page.contains("# TYPE dsfs_requests_total counter"), "{page}");

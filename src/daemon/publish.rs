@@ -24,6 +24,7 @@ use crate::commit::Published;
 use crate::control::message::CommitOutcome;
 use crate::control::message::CommitRequest;
 use crate::control::message::DiscardOutcome;
+use crate::control::message::Discarding;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::control::message::Progress;
@@ -234,7 +235,6 @@ impl commit::Progress for Meter {
     fn phase(&self, phase: Phase, files: u64, bytes: u64) {
         let phase = match phase {
             Phase::Preflight => "look",
-            Phase::Hash => "hash",
             Phase::Upload => "upload",
             Phase::Publish => "publish",
             Phase::Record => "record",
@@ -246,10 +246,6 @@ impl commit::Progress for Meter {
             bytes_total: bytes,
             ..Progress::default()
         });
-    }
-
-    fn hashed(&self, bytes: u64) {
-        self.progress.send_modify(|progress| progress.bytes_done += bytes);
     }
 
     fn sent(&self, bytes: u64) {
@@ -269,12 +265,16 @@ pub fn discard(
     workspace: &Workspace,
     fs: &DatasetFs,
     name: &DatasetName,
-    paths: &[RelPath],
+    what: &Discarding,
 ) -> Result<DiscardOutcome, Failure> {
     let _turn = workspace.turns.take(name)?;
-    let chosen = operations::select(&workspace.staging, name, paths)?;
-    let outcome = operations::discard(&workspace.staging, name, paths)?;
-    fs.unstaged(name, chosen.iter().map(|file| &file.path).chain(paths));
+    let (chosen, paths) = match what {
+        Discarding::Paths(paths) => (&operations::select(&workspace.staging, name, paths)?, paths.as_slice()),
+        Discarding::Shown(shown) => (shown, [].as_slice()),
+    };
+    let outcome = operations::discard(&workspace.staging, name, what)?;
+    let files = chosen.files.iter().map(|file| &file.path).filter(|path| !outcome.kept.contains(path));
+    fs.unstaged(name, files.chain(&chosen.deletions).chain(&chosen.directories).chain(paths));
     Ok(outcome)
 }
 

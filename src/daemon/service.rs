@@ -70,7 +70,11 @@ pub struct Service {
 impl Handler for Service {
     async fn handle(&self, request: Request, progress: watch::Sender<Progress>) -> Result<Reply, Failure> {
         let _under_way = match &request {
-            Request::Status { .. } | Request::Stat | Request::Upgrade | Request::Unmount { .. } => None,
+            Request::Status { .. }
+            | Request::Stat
+            | Request::Select { .. }
+            | Request::Upgrade
+            | Request::Unmount { .. } => None,
             Request::List
             | Request::Commit(_)
             | Request::Discard { .. }
@@ -95,8 +99,11 @@ impl Handler for Service {
                 let outcome = publish::commit(&self.workspace, &request, progress, Some(&self.fs)).await;
                 outcome.map(Reply::Committed)
             }
-            Request::Discard { dataset, paths } => {
-                publish::discard(&self.workspace, &self.fs, &dataset, &paths).map(Reply::Discarded)
+            Request::Select { dataset, paths } => {
+                operations::select(&self.workspace.staging, &dataset, &paths).map(Reply::Selected)
+            }
+            Request::Discard { dataset, what } => {
+                publish::discard(&self.workspace, &self.fs, &dataset, &what).map(Reply::Discarded)
             }
             Request::History(request) => {
                 Source::of(&self.workspace, &self.fs).answer(&request, &progress).await.map(Reply::History)
@@ -138,6 +145,7 @@ impl Service {
             inodes: self.fs.inode_count() as u64,
             passthrough: self.fs.passes_through(),
             read: self.fs.reader().stats(),
+            datasets: self.fs.reader().stats_by_dataset(),
             cache: self.workspace.cache.usage(),
         }
     }

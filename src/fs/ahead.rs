@@ -286,7 +286,7 @@ impl Walk {
         if this.detector.was_swept(position)
             && let Some(version) = this.version(position)
         {
-            reader.load_was_useful(version.size_bytes);
+            reader.load_was_useful(&version);
         }
         let ahead = this.detector.opened(position);
         this.waiting.extend(ahead);

@@ -288,9 +288,19 @@ impl DatasetFs {
         Ok(rustix::fs::statvfs(&self.options.state_dir).map_err(std::io::Error::from)?)
     }
 
-    /// Closes a handle.
+    /// Closes a handle. A file that was read through us and will be handed over whole from now on has
+    /// its pages twice, here and in the cache's file: they are let go now, and not while the next
+    /// opener waits.
     pub fn release(&self, fh: u64) {
-        self.open.remove(fh);
+        let Some((handle, IoMode::Cached)) = self.open.remove(fh) else { return };
+        if let Handle::Published(ino, read) = &*handle
+            && self.can_pass_through()
+            && read.object().version().size_bytes >= PASSTHROUGH_BYTES_MIN
+            && read.object().whole_file().is_some()
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.drop_pages(*ino);
+        }
     }
 
     /// Stages a copy of a published file, which takes its place in the tree: a whole copy, or an empty

@@ -99,8 +99,8 @@ pub struct FsOptions {
 pub trait KernelCache: fmt::Debug + Send + Sync {
     /// The entry of this name, or its absence, is no longer true.
     fn entry_changed(&self, parent: Ino, name: &str);
-    /// Pages of this inode may hold bytes that are not its own.
-    fn content_doubtful(&self, ino: Ino);
+    /// The pages of this inode are not to be kept: they may be wrong, or are there twice.
+    fn drop_pages(&self, ino: Ino);
 }
 
 /// An inode as it is given to the kernel: its lookup count has grown by one.
@@ -353,7 +353,7 @@ impl DatasetFs {
         let Ok(key) = self.tree.catalog().prefix().key(dataset, path) else { return };
         self.reader.forget(&key, etag);
         if let Some(kernel) = self.kernel.get() {
-            self.inodes.of_version(&key, etag).into_iter().for_each(|ino| kernel.content_doubtful(ino));
+            self.inodes.of_version(&key, etag).into_iter().for_each(|ino| kernel.drop_pages(ino));
         }
     }
 

@@ -100,17 +100,18 @@ impl OpenTable {
         self.handles.read().get(&fh).cloned().ok_or(FsError::BadHandle(fh))
     }
 
-    /// Closes a handle.
-    pub fn remove(&self, fh: u64) {
-        let handle = self.handles.write().remove(&fh);
-        let Some(ino) = handle.as_ref().and_then(|handle| handle.ino()) else { return };
+    /// Closes a handle. If it was the last of its inode, returns it, and the inode's mode.
+    pub fn remove(&self, fh: u64) -> Option<(Arc<Handle>, IoMode)> {
+        let handle = self.handles.write().remove(&fh)?;
+        let ino = handle.ino()?;
         let mut inodes = self.inodes.lock();
-        if let Some(open) = inodes.get_mut(&ino) {
-            open.handles -= 1;
-            if open.handles == 0 {
-                inodes.remove(&ino);
-            }
+        let open = inodes.get_mut(&ino)?;
+        open.handles -= 1;
+        if open.handles > 0 {
+            return None;
         }
+        let last = inodes.remove(&ino)?;
+        Some((handle, last.mode))
     }
 
     /// The mode of an open inode.

@@ -342,7 +342,7 @@ impl KernelCache for NoticeQueue {
         self.send(Notice::Entry(parent, name.to_owned())); // one that is lost expires by itself
     }
 
-    fn content_doubtful(&self, ino: Ino) {
+    fn drop_pages(&self, ino: Ino) {
         self.send(Notice::Content(ino));
     }
 }

@@ -118,7 +118,7 @@ async fn fetch(job: &mut Job) -> Result<(), ReadError> {
         if breaks >= BREAKS_MAX {
             return Err(err);
         }
-        count(&reader.counters.broken_bodies, 1);
+        count(&job.object.counters.broken_bodies, 1);
         tracing::debug!(key = %job.object.version.key, at = body.at, "a body broke off and is continued: {err}");
     }
     Ok(())
@@ -158,7 +158,7 @@ async fn transfer(
 ) -> Result<(), Broken> {
     let version = &job.object.version;
     let patience = reader.options.read_timeout / STALL_DIVISOR;
-    count(&reader.counters.requests, 1);
+    count(&job.object.counters.requests, 1);
     let answer = reader.store.get(&version.key, &version.etag, body.at..body.end);
     // The store retries by itself, so the head of the answer may take as long as a read.
     let mut stream = match time::timeout(reader.options.read_timeout, answer).await {
@@ -178,7 +178,7 @@ async fn transfer(
             Err(_elapsed) => return Err(Broken::Stalled),
         };
         job.part.progressed();
-        count(&reader.counters.fetched_bytes, piece.len() as u64);
+        count(&job.object.counters.fetched_bytes, piece.len() as u64);
         while !piece.is_empty() && body.at < body.end {
             let before = piece.len();
             let full = fill(reader, job, body, lease, &mut piece);

@@ -81,7 +81,7 @@ impl ReadHandle {
         let bytes = block::clip(offset, u64::from(len), self.object.version.size_bytes);
         let result = self.read_within_deadline(&bytes).await;
         if result.is_err() {
-            count(&self.object.reader.counters.failures, 1);
+            count(&self.object.counters.failures, 1);
         }
         result
     }
@@ -167,8 +167,9 @@ impl ReadHandle {
     /// Counts a read and lets the prefetcher see it.
     fn served(&self, bytes: &Range<u64>, waited: bool) {
         let reader = &self.object.reader;
-        count(&reader.counters.served_bytes, bytes.end - bytes.start);
-        count(if waited { &reader.counters.misses } else { &reader.counters.hits }, 1);
+        let counters = &*self.object.counters;
+        count(&counters.served_bytes, bytes.end - bytes.start);
+        count(if waited { &counters.misses } else { &counters.hits }, 1);
         let mut guard = self.pattern.lock();
         let pattern = &mut *guard;
         let streaming = !pattern.claims.is_empty();

@@ -63,8 +63,8 @@ impl Reader {
     }
 
     /// A load came true: what it fetched is opened.
-    pub fn load_was_useful(&self, size_bytes: u64) {
-        count(&self.shared.counters.useful_bytes, size_bytes);
+    pub fn load_was_useful(&self, version: &ObjectVersion) {
+        count(&self.shared.counters.of(&version.key).useful_bytes, version.size_bytes);
     }
 }
 

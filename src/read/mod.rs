@@ -42,8 +42,10 @@ mod tests;
 pub use handle::ReadHandle;
 pub use load::Loaded;
 pub use object::OpenObject;
+pub use stats::DatasetStats;
 pub use stats::ReadStats;
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -61,11 +63,12 @@ use crate::block::BLOCK_BYTES;
 use crate::cache::BlockCache;
 use crate::cache::VersionId;
 use crate::name::ETag;
+use crate::name::KeyPrefix;
 use crate::name::ObjectKey;
 use crate::read::hint::Hints;
 use crate::read::memory::Memory;
 use crate::read::prefetch::Limits;
-use crate::read::stats::Counters;
+use crate::read::stats::AllCounters;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
 
@@ -105,11 +108,18 @@ pub struct ReadOptions {
     pub read_timeout: Duration,
     /// GETs at a time, at most.
     pub requests_max: usize,
+    /// Where the datasets are: what is directly below is counted by itself.
+    pub datasets: KeyPrefix,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { memory_bytes: 256 * 1024 * 1024, read_timeout: Duration::from_secs(60), requests_max: 64 }
+        Self {
+            memory_bytes: 256 * 1024 * 1024,
+            read_timeout: Duration::from_secs(60),
+            requests_max: 64,
+            datasets: KeyPrefix::from_listing(""),
+        }
     }
 }
 
@@ -167,7 +177,7 @@ struct Shared {
     open: Mutex<HashMap<VersionId, Weak<OpenObject>>>,
     /// Handles with something being fetched ahead.
     streaming: AtomicUsize,
-    counters: Counters,
+    counters: AllCounters,
 }
 
 impl Reader {
@@ -187,6 +197,7 @@ impl Reader {
             identity: store_identity,
             cache,
             memory: Memory::new(options.memory_bytes),
+            counters: AllCounters::new(options.datasets.clone()),
             options,
             runtime,
             requests: Arc::new(Semaphore::new(requests)),
@@ -194,7 +205,6 @@ impl Reader {
             warming: Arc::new(Semaphore::new(WARMING_MAX)),
             open: Mutex::default(),
             streaming: AtomicUsize::new(0),
-            counters: Counters::default(),
         };
         let recent = Recent {
             small: Mutex::new(LruCache::new(RECENT_SMALL_MAX)),
@@ -285,12 +295,18 @@ impl Reader {
         &self.shared.cache
     }
 
+    /// What was read and fetched of each dataset.
+    #[must_use]
+    pub fn stats_by_dataset(&self) -> BTreeMap<String, DatasetStats> {
+        self.shared.counters.by_dataset()
+    }
+
     /// What was read and fetched so far, and what is under way.
     #[must_use]
     pub fn stats(&self) -> ReadStats {
         let shared = &*self.shared;
         let in_flight = shared.options.requests_max.max(REQUESTS_MIN) - shared.requests.available_permits();
-        shared.counters.read(in_flight as u64, shared.memory.used_bytes(), shared.memory.total_bytes())
+        shared.counters.sum(in_flight as u64, shared.memory.used_bytes(), shared.memory.total_bytes())
     }
 }
 

@@ -35,6 +35,7 @@ use crate::read::fetch::Job;
 use crate::read::load::Loading;
 use crate::read::memory::Keeper;
 use crate::read::memory::Lease;
+use crate::read::stats::Counters;
 use crate::read::stats::count;
 
 /// What a pending run becomes; `None` while it is pending.
@@ -47,6 +48,8 @@ pub struct OpenObject {
     pub(super) reader: Arc<Shared>,
     pub(super) recent: Weak<Recent>,
     pub(crate) version: ObjectVersion,
+    /// Its dataset's.
+    pub(super) counters: Arc<Counters>,
     id: VersionId,
     pub(crate) entry: Arc<Entry>,
     handles: AtomicUsize,
@@ -145,6 +148,7 @@ impl OpenObject {
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
+            counters: reader.counters.of(&version.key),
             reader,
             recent,
             version,
@@ -208,7 +212,7 @@ impl OpenObject {
             }
             RunState::Ready(_) | RunState::Pending { .. } => true,
         });
-        count(&self.reader.counters.wasted_bytes, unread.iter().map(|content| content.len() as u64).sum());
+        count(&self.counters.wasted_bytes, unread.iter().map(|content| content.len() as u64).sum());
     }
 
     /// Whether everything is in the cache already.
@@ -264,7 +268,7 @@ impl OpenObject {
             let content = &content[..(end - at) as usize];
             if !std::mem::replace(&mut run.used, true) && run.ahead {
                 let RunState::Ready(whole) = &run.state else { return None };
-                count(&self.reader.counters.useful_bytes, whole.len() as u64);
+                count(&self.counters.useful_bytes, whole.len() as u64);
             }
             let RunState::Ready(whole) = &run.state else { return None };
             if at == bytes.start && end == bytes.end {
@@ -358,7 +362,7 @@ impl OpenObject {
         }
         if !std::mem::replace(&mut run.used, true) && run.ahead {
             let bytes = self.byte_range(&(first..run.end));
-            count(&self.reader.counters.useful_bytes, bytes.end - bytes.start);
+            count(&self.counters.useful_bytes, bytes.end - bytes.start);
         }
         Some(match &run.state {
             RunState::Ready(content) => {
@@ -519,7 +523,7 @@ impl OpenObject {
             if run.is_of(part) {
                 if run.ahead && !run.used {
                     let bytes = self.byte_range(&(at..end));
-                    count(&self.reader.counters.wasted_bytes, bytes.end - bytes.start);
+                    count(&self.counters.wasted_bytes, bytes.end - bytes.start);
                 }
                 runs.remove(&at);
             }
@@ -567,7 +571,7 @@ impl Keeper for OpenObject {
         }
         let bytes = content.len() as u64;
         if *ahead && !used {
-            count(&self.reader.counters.wasted_bytes, bytes);
+            count(&self.counters.wasted_bytes, bytes);
         }
         let run = runs.remove(&token);
         drop(runs);
@@ -583,7 +587,7 @@ impl Drop for OpenObject {
                 && run.ahead
                 && !run.used
             {
-                count(&self.reader.counters.wasted_bytes, content.len() as u64);
+                count(&self.counters.wasted_bytes, content.len() as u64);
             }
         }
         self.reader.closed(&self.id);

@@ -367,7 +367,7 @@ impl StagedDataset {
         Ok(())
     }
 
-    fn remove(&self, trees: &Trees, path: &RelPath, flags: AtFlags) -> Result<(), StagingError> {
+    pub(super) fn remove(&self, trees: &Trees, path: &RelPath, flags: AtFlags) -> Result<(), StagingError> {
         let failed = |err: Errno| self.failed(path, err.into());
         let tree = trees.open.as_ref().ok_or_else(|| failed(Errno::NOENT))?;
         let parent = tree.dir(&path.parent()).map_err(failed)?;

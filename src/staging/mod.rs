@@ -32,6 +32,7 @@
 
 mod base;
 mod dataset;
+mod discard;
 mod file;
 mod import;
 mod lease;
@@ -59,6 +60,7 @@ use crate::name::RelPath;
 pub use base::Base;
 pub use base::BaseKind;
 pub use dataset::StagedDataset;
+pub use discard::Shown;
 pub use file::StagedFile;
 pub use import::StagedImport;
 pub use lock::Holder;

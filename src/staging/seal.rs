@@ -272,50 +272,6 @@ impl StagedDataset {
         Ok(())
     }
 
-    /// Forgets what is staged at `dir` and below it, and what it would have replaced or deleted.
-    ///
-    /// # Errors
-    /// [`StagingError::Sealed`] if a commit has it, and the local disk's.
-    pub fn discard(&self, dir: &DirPath) -> Result<(), StagingError> {
-        let failed = |source| StagingError::io(self.dir.join(dir.as_str()), source);
-        let mut trees = self.trees.write();
-        if let (Some(sealed), Some(path)) = (&trees.sealed, dir.as_path())
-            && sealed.tree.stat(&path).map_err(failed)?.is_some()
-        {
-            return Err(StagingError::Sealed { path });
-        }
-        let below = |path: &RelPath| dir.contains(path) || dir.as_str() == path.as_str();
-        for (path, _) in trees.bases.all().into_iter().filter(|(path, _)| below(path)) {
-            trees.bases.clear(&self.open_dir().join("base"), &path).map_err(failed)?;
-        }
-        let top = self.open_dir().join("tree");
-        let Some(tree) = trees.open.as_ref() else { return Ok(()) };
-        let stat = match dir.as_path() {
-            Some(path) => tree.stat(&path).map_err(failed)?,
-            None => Some(
-                rustix::fs::fstat(tree.dir(dir).map_err(|err| failed(err.into()))?)
-                    .map_err(|err| failed(err.into()))?,
-            ),
-        };
-        let Some(stat) = stat else { return Ok(()) };
-        let done = self.dir.join("done").join(format!("discarded-{}", stat.st_ino));
-        let from = if dir.is_root() { top } else { top.join(dir.as_str()) };
-        move_aside(&from, &done)?;
-        let mut files = self.files.lock();
-        files.moved(tree::identity(&stat), None);
-        files.moved_dir(dir, None);
-        drop(files);
-        if let Some(path) = dir.as_path() {
-            tree.prune(&path.parent());
-        } else {
-            trees.open = None;
-        }
-        drop(trees);
-        remove_any(&done);
-        self.remove_if_empty();
-        Ok(())
-    }
-
     /// Removes the dataset's directory if nothing is staged in it.
     pub(super) fn remove_if_empty(&self) -> bool {
         let mut trees = self.trees.write();
@@ -337,12 +293,12 @@ impl StagedDataset {
 }
 
 /// The deciding rename.
-fn move_aside(from: &Path, to: &Path) -> Result<(), StagingError> {
+pub(super) fn move_aside(from: &Path, to: &Path) -> Result<(), StagingError> {
     let made = to.parent().map_or(Ok(()), durable::create_private_dirs);
     made.and_then(|()| durable::rename(from, to)).map_err(|source| StagingError::io(from, source))
 }
 
-fn remove_any(path: &Path) {
+pub(super) fn remove_any(path: &Path) {
     if fs::remove_file(path).is_err() {
         fs::remove_dir_all(path).ok();
     }

@@ -169,6 +169,12 @@ struct Probe<'p> {
 /// What a write that should have been refused came to.
 type Verdict = Result<Option<String>, StoreError>;
 
+/// A race is not run where one writer alone has shown what follows: a server that looks at no condition
+/// is not made for several writers of one key either, and may fail over them.
+fn untried() -> Verdict {
+    Ok(Some("not tried, since a single write failed already".into()))
+}
+
 fn is_refusal(err: &StoreError) -> bool {
     matches!(
         err,
@@ -193,12 +199,17 @@ impl Probe<'_> {
             checks.push(CheckOutcome { check, passed: detail.is_none(), detail });
             Ok(())
         };
-        note(Check::PutExisting, self.put_existing().await)?;
+        let put_existing = self.put_existing().await;
+        let is_put_settled = !matches!(put_existing, Ok(None));
+        note(Check::PutExisting, put_existing)?;
         note(Check::ReplaceStale, self.replace_stale().await)?;
-        note(Check::PutRace, self.put_race().await)?;
-        note(Check::CompleteExisting, self.complete_onto("complete-existing", true).await)?;
-        note(Check::CompleteAppeared, self.complete_onto("complete-appeared", false).await)?;
-        note(Check::CompleteRace, self.complete_race().await)?;
+        note(Check::PutRace, if is_put_settled { untried() } else { self.put_race().await })?;
+        let existing = self.complete_onto("complete-existing", true).await;
+        let appeared = self.complete_onto("complete-appeared", false).await;
+        let is_complete_settled = !matches!((&existing, &appeared), (Ok(None), Ok(None)));
+        note(Check::CompleteExisting, existing)?;
+        note(Check::CompleteAppeared, appeared)?;
+        note(Check::CompleteRace, if is_complete_settled { untried() } else { self.complete_race().await })?;
         note(Check::GetStale, self.get_stale().await)?;
         note(Check::DeleteStale, self.delete_stale().await)?;
         note(Check::ListAfterWrite, self.list_after_write().await)?;
@@ -358,7 +369,10 @@ impl Probe<'_> {
     fn attributes(&self) -> PutAttributes {
         let values =
             [(META_TXID, self.id.clone()), (META_SHA256, "0".repeat(64)), (META_MTIME, "1.5".into())];
-        PutAttributes { metadata: values.map(|(name, value)| (name.to_owned(), value)).into() }
+        PutAttributes {
+            metadata: values.map(|(name, value)| (name.to_owned(), value)).into(),
+            ..PutAttributes::default()
+        }
     }
 
     /// Whose an object is, when the answer to a write was lost, is told by its metadata alone: where that

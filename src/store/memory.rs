@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -15,6 +16,8 @@ use parking_lot::Mutex;
 use sha2::Digest;
 use sha2::Sha256;
 
+use crate::clock::Clock;
+use crate::clock::SystemClock;
 use crate::name::ETag;
 use crate::name::KeyPrefix;
 use crate::name::ObjectKey;
@@ -36,6 +39,8 @@ pub struct MemoryStore {
     state: Mutex<State>,
     /// `ETag`s are hashes of the content, so that the same content is the same version again.
     content_etags: bool,
+    /// The server's own clock; `None`: the system's.
+    clock: Option<Arc<dyn Clock>>,
 }
 
 #[derive(Debug, Default)]
@@ -79,10 +84,15 @@ impl State {
         format!("v{}", self.next_serial())
     }
 
-    fn insert(&mut self, key: &ObjectKey, body: Bytes, version: &str, attributes: &PutAttributes) -> ETag {
+    fn insert(
+        &mut self,
+        key: &ObjectKey,
+        body: Bytes,
+        version: &str,
+        modified: SystemTime,
+        attributes: &PutAttributes,
+    ) -> ETag {
         let etag = ETag::from_server(version);
-        #[expect(clippy::disallowed_methods, reason = "stands for the server's own clock")]
-        let modified = SystemTime::now();
         let meta = ObjectMeta {
             size_bytes: body.len() as u64,
             etag: etag.clone(),
@@ -106,12 +116,22 @@ impl MemoryStore {
         Self { content_etags: true, ..Self::default() }
     }
 
+    /// One whose own clock is this one.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock: Some(clock), ..self }
+    }
+
+    fn now(&self) -> SystemTime {
+        self.clock.as_ref().map_or_else(|| SystemClock.now(), |clock| clock.now())
+    }
+
     /// Writes the way that another client of the bucket would: no precondition.
     /// Not part of the trait, so that dsfs itself cannot reach it.
     pub fn overwrite_out_of_band(&self, key: &ObjectKey, body: Bytes) -> ETag {
         let mut state = self.state.lock();
         let version = if self.content_etags { hash(&body) } else { state.next_version() };
-        state.insert(key, body, &version, &PutAttributes::default())
+        state.insert(key, body, &version, self.now(), &PutAttributes::default())
     }
 
     /// Deletes the way that another client of the bucket would.
@@ -206,7 +226,7 @@ impl ObjectStore for MemoryStore {
         let mut state = self.state.lock();
         state.check(key, expect)?;
         let version = if self.content_etags { hash(&body) } else { state.next_version() };
-        Ok(state.insert(key, body, &version, attributes))
+        Ok(state.insert(key, body, &version, self.now(), attributes))
     }
 
     async fn create_multipart(
@@ -267,7 +287,7 @@ impl ObjectStore for MemoryStore {
             true => format!("{}-{}", hash(&body), parts.len()),
             false => state.next_version(),
         };
-        Ok(state.insert(key, body.freeze(), &version, &upload.attributes))
+        Ok(state.insert(key, body.freeze(), &version, self.now(), &upload.attributes))
     }
 
     async fn abort_multipart(&self, _key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {

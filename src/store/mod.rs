@@ -213,6 +213,9 @@ pub enum Expect {
 pub struct PutAttributes {
     /// `x-amz-meta-*`: lower-case ASCII keys, ASCII values.
     pub metadata: BTreeMap<String, String>,
+    /// The SHA-256 of the body, from whoever knows it: a store that signs bodies need not compute it
+    /// again. It is not kept.
+    pub body_sha256: Option<[u8; 32]>,
 }
 
 /// One request for a page of keys.

@@ -481,7 +481,10 @@ mod tests {
     }
 
     fn ours() -> PutAttributes {
-        PutAttributes { metadata: BTreeMap::from([(META_TXID.to_owned(), "tx-1".to_owned())]) }
+        PutAttributes {
+            metadata: BTreeMap::from([(META_TXID.to_owned(), "tx-1".to_owned())]),
+            ..PutAttributes::default()
+        }
     }
 
     fn unavailable() -> Fault {
@@ -563,7 +566,10 @@ mod tests {
     async fn another_transaction_or_another_size_is_not_ours() {
         for (txid, body) in [("tx-2", "mine"), ("tx-1", "longer")] {
             let setup = setup();
-            let theirs = PutAttributes { metadata: BTreeMap::from([(META_TXID.into(), txid.into())]) };
+            let theirs = PutAttributes {
+                metadata: BTreeMap::from([(META_TXID.into(), txid.into())]),
+                ..PutAttributes::default()
+            };
             let body = Bytes::from_static(body.as_bytes());
             setup.memory.put(&key(), body, &Expect::Absent, &theirs).await.unwrap();
             setup.faulty.script(Operation::Put, unavailable());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 
+use crate::commit::places::SHARES;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::store::StoreError;
@@ -12,7 +13,6 @@ use crate::transfer::Transfer;
 use crate::transfer::TransferError;
 use crate::transfer::run;
 use crate::transfer::run::OnFailure;
-use crate::transfer::run::SHARES;
 
 /// What a deletion has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]

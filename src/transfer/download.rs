@@ -21,6 +21,8 @@ use sha2::Digest;
 use sha2::Sha256;
 use tokio::sync::OnceCell;
 
+use crate::commit::places::Places;
+use crate::commit::places::SHARES;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::record::ContentId;
@@ -41,8 +43,6 @@ use crate::transfer::partial::Partial;
 use crate::transfer::partial::PieceMap;
 use crate::transfer::run;
 use crate::transfer::run::OnFailure;
-use crate::transfer::run::Places;
-use crate::transfer::run::SHARES;
 
 /// Pieces are never larger than this, in bytes: each is fetched anew if it was not complete.
 const PIECE_BYTES_MAX: u64 = 64 << 20;
@@ -138,7 +138,10 @@ pub async fn download(
         .iter()
         .map(|file| (file.target.clone(), file.size_bytes > transfer.options.part_bytes))
         .collect();
-    let outcome = job.run(missing).await;
+    let outcome = match job.run(missing).await {
+        Ok(()) => Ok(()),
+        Err(err) => Err(err.interrupted(transfer, job.done.load(Ordering::Relaxed), report.files).await),
+    };
     let transient = outcome.as_ref().is_err_and(TransferError::is_transient);
     if outcome.is_err() {
         // Pieces of large files are what the next run goes on with, if there is to be one.
@@ -153,7 +156,7 @@ pub async fn download(
             notes.forget();
         }
     }
-    outcome.map_err(|err| err.interrupted(job.done.load(Ordering::Relaxed), report.files))?;
+    outcome?;
     report.checked_by_content = job.by_content.load(Ordering::Relaxed);
     report.checked_by_checksum = job.by_checksum.load(Ordering::Relaxed);
     report.unchecked = job.unchecked.load(Ordering::Relaxed);

@@ -201,7 +201,8 @@ pub enum TransferError {
         /// Files in all.
         files: u64,
     },
-    /// The remote could not be reached any more. The same transfer goes on where this one has stopped.
+    /// The remote could not be reached any more, or lets us do nothing any more. The same transfer goes
+    /// on where this one has stopped.
     #[error("interrupted after {done} of {files} files: {source}")]
     Interrupted {
         /// Files that are complete.
@@ -254,8 +255,18 @@ impl TransferError {
     }
 
     /// As the end of a transfer that had begun.
-    fn interrupted(self, done: u64, files: u64) -> Self {
-        if self.is_transient() { Self::Interrupted { done, files, source: Box::new(self) } } else { self }
+    async fn interrupted(self, transfer: &Transfer, done: u64, files: u64) -> Self {
+        if self.is_transient() || self.is_locked_out(transfer).await {
+            Self::Interrupted { done, files, source: Box::new(self) }
+        } else {
+            self
+        }
+    }
+
+    /// Whether it is who asks that is refused, not what is asked for: keys that have expired on the way.
+    /// Nothing is wrong with what has arrived, nor could it be tidied up.
+    async fn is_locked_out(&self, transfer: &Transfer) -> bool {
+        matches!(self, Self::Store(StoreError::Denied { .. })) && transfer.store.check_access().await.is_err()
     }
 }
 

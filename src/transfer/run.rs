@@ -1,42 +1,11 @@
-//! Many pieces of work at once: places, and what happens when one fails.
+//! Many pieces of work at once, and what happens when one fails.
 
 use std::future::Future;
 
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::transfer::TransferError;
-
-use std::sync::Arc;
-
-/// Small requests that share the place of a large one.
-pub(super) const SHARES: u32 = 8;
-/// A request of so many bytes takes one share, one of [`SHARES`] times as many a whole place.
-const SHARE_BYTES: u64 = 64 * 1024;
-
-/// The places of a transfer.
-#[derive(Clone, Debug)]
-pub(super) struct Places {
-    shares: Arc<Semaphore>,
-}
-
-impl Places {
-    pub fn new(workers: usize) -> Self {
-        Self { shares: Arc::new(Semaphore::new(workers.max(1) * SHARES as usize)) }
-    }
-
-    /// Waits for room for a request that moves so many bytes.
-    pub async fn take(&self, bytes: u64) -> OwnedSemaphorePermit {
-        let shares = Arc::clone(&self.shares);
-        shares.acquire_many_owned(shares_of(bytes)).await.expect("the semaphore is never closed")
-    }
-}
-
-fn shares_of(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(SHARE_BYTES)).unwrap_or(SHARES).clamp(1, SHARES)
-}
 
 /// What becomes of work that is under way when other work fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,11 +80,7 @@ pub(super) fn worst(failures: Vec<TransferError>) -> Option<TransferError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn small_requests_share_a_place() {
-        assert_eq!([0, 1, 64 << 10, (64 << 10) + 1, 512 << 10, 8 << 20].map(shares_of), [1, 1, 1, 2, 8, 8]);
-    }
+    use std::sync::Arc;
 
     #[tokio::test]
     async fn a_failure_ends_what_has_not_begun() {

@@ -10,10 +10,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use sha2::Digest;
-use sha2::Sha256;
 use ulid::Ulid;
 
 use crate::commit;
@@ -21,6 +20,9 @@ use crate::commit::CommitError;
 use crate::commit::CommitOptions;
 use crate::commit::blocking;
 use crate::commit::content::Content;
+use crate::commit::content::sha256;
+use crate::commit::places::Places;
+use crate::commit::places::SHARES;
 use crate::commit::send::Found;
 use crate::commit::send::Job;
 use crate::commit::send::SendError;
@@ -51,8 +53,6 @@ use crate::transfer::notes::UploadLine;
 use crate::transfer::notes::UploadLog;
 use crate::transfer::run;
 use crate::transfer::run::OnFailure;
-use crate::transfer::run::Places;
-use crate::transfer::run::SHARES;
 
 /// One local file and the object that it becomes.
 #[derive(Clone, Debug)]
@@ -133,10 +133,12 @@ pub async fn upload(
         done: AtomicU64::new(report.done_before),
         files: report.files,
     });
-    let outcome = job.run(planned.missing).await;
-    let done = job.done.load(Ordering::Relaxed);
+    let outcome = match job.run(planned.missing).await {
+        Ok(()) => Ok(()),
+        Err(err) => Err(err.interrupted(transfer, job.done.load(Ordering::Relaxed), report.files).await),
+    };
     job.tidy(outcome.as_ref().err()).await;
-    outcome.map(|()| report.clone()).map_err(|err| err.interrupted(done, report.files))
+    outcome.map(|()| report)
 }
 
 /// Creates one object; with `overwrite` it takes the place of the version that is there.
@@ -151,7 +153,7 @@ pub async fn upload_bytes(transfer: &Transfer, key: &ObjectKey, body: Bytes) -> 
         (Err(err), _) => return Err(err.into()),
     };
     let txid = format!("{UPLOAD_TXID_PREFIX}{}", Ulid::from_parts(millis(), rand::random()));
-    let cid = Some(ContentId::from_sha256(Sha256::digest(&body).into()));
+    let cid = Some(ContentId::from_sha256(sha256(&body)));
     let size_bytes = body.len() as u64;
     let modified = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(millis());
     let job = Job { key: key.clone(), size_bytes, cid, modified, expect };
@@ -318,8 +320,9 @@ impl FileNotes<'_> {
     }
 }
 
+#[async_trait]
 impl UploadNotes for FileNotes<'_> {
-    fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
+    async fn begun(&self, id: &UploadId, part_bytes: u64) -> Result<(), CommitError> {
         self.run.open.lock().insert(self.file.key.clone(), id.clone());
         self.add(&UploadLine::Begun(BegunUpload {
             path: self.file.path.clone(),
@@ -365,18 +368,11 @@ impl Run {
         let content = Content::of_file(opened, &file.path, file.size_bytes)?;
         let is_new = expect == Expect::Absent;
         let UploadFile { key, size_bytes, modified, .. } = file.clone();
-        let mut job = Job { key, size_bytes, cid: None, modified, expect };
+        let job = Job { key, size_bytes, cid: None, modified, expect };
         let sent = if file.size_bytes > self.transfer.options.part_bytes {
             self.large(file, &job, &content).await
         } else {
-            let _memory = self.sender.reserve(file.size_bytes).await;
-            let body = content.bytes(0, file.size_bytes).await?;
-            job.cid = Some(ContentId::from_sha256(Sha256::digest(&body).into()));
-            let sent = self.sender.put(&job, body).await;
-            if sent.is_ok() {
-                self.transfer.watch.moved(file.size_bytes);
-            }
-            sent
+            self.sender.put_file(&job, &content).await.map(|(etag, _)| etag)
         };
         sent.map_err(|err| of_sending(&file.key, err))?;
         self.open.lock().remove(&file.key);

@@ -121,7 +121,7 @@ async fn writes_and_reads(store: &dyn ObjectStore, prefix: &str) {
         (META_SHA256.to_owned(), "0".repeat(64)),
         (META_MTIME.to_owned(), "1700000000.123456789".to_owned()),
     ]);
-    let attributes = PutAttributes { metadata: metadata.clone() };
+    let attributes = PutAttributes { metadata: metadata.clone(), ..PutAttributes::default() };
     let whole = key(prefix, "whole");
     let body: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
     let etag = store.put(&whole, Bytes::from(body.clone()), &Expect::Absent, &attributes).await.unwrap();
@@ -305,7 +305,7 @@ async fn listings(store: &dyn ObjectStore, prefix: &str, quirks: &Quirks) {
 
 async fn begin(store: &dyn ObjectStore, name: &ObjectKey) -> UploadId {
     let metadata = BTreeMap::from([(META_TXID.to_owned(), "01J".to_owned())]);
-    store.create_multipart(name, &PutAttributes { metadata }).await.unwrap()
+    store.create_multipart(name, &PutAttributes { metadata, ..PutAttributes::default() }).await.unwrap()
 }
 
 async fn uploads(store: &dyn ObjectStore, prefix: &str, quirks: &Quirks) {

@@ -5,6 +5,7 @@
 
 mod common;
 
+mod answers;
 mod architecture;
 mod cli;
 mod clients;

@@ -86,7 +86,7 @@ fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> Option<i32> {
 
 #[test]
 fn a_day_without_a_network() {
-    let user = User::new(&[("run/a", "pinned"), ("run/sub/b", "not cached"), ("other/c", "c")]);
+    let user = User::new(&[("run/a", "pinned"), ("run/sub/b", "not cached"), ("other/deep/c", "c")]);
     user.must(&["mount", "mnt"]);
     assert_eq!(user.names(""), ["other", "run"]);
     assert_eq!(
@@ -106,10 +106,11 @@ fn a_day_without_a_network() {
         (user.names("run"), user.names("run/sub")),
         (vec!["a".into(), "sub".into()], vec!["b".into()])
     );
+    assert_eq!(user.names("other"), ["deep"], "listed by the mount before, though nobody looked");
     assert_eq!(fs::read(user.mnt("run/a")).unwrap(), b"pinned");
     assert_eq!(errno(fs::read(user.mnt("run/sub/b"))), Some(libc::ENETUNREACH));
     assert_eq!(
-        errno(fs::read_dir(user.mnt("other")).and_then(|mut dir| dir.next().transpose())),
+        errno(fs::read_dir(user.mnt("other/deep")).and_then(|mut dir| dir.next().transpose())),
         Some(libc::ENETUNREACH)
     );
     let status = user.home.status();
@@ -126,7 +127,7 @@ fn a_day_without_a_network() {
     user.must(&["commit", "fresh"]);
     assert_eq!(&*user.server.object("datasets/run/new").unwrap().0, b"staged on the way");
     assert_eq!(fs::read(user.mnt("run/sub/b")).unwrap(), b"not cached");
-    assert_eq!(user.names("other"), ["c"]);
+    assert_eq!(user.names("other/deep"), ["c"]);
 }
 
 #[test]

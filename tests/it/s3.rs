@@ -37,7 +37,10 @@ fn key() -> ObjectKey {
 }
 
 fn ours() -> PutAttributes {
-    PutAttributes { metadata: BTreeMap::from([(META_TXID.to_owned(), "tx-1".to_owned())]) }
+    PutAttributes {
+        metadata: BTreeMap::from([(META_TXID.to_owned(), "tx-1".to_owned())]),
+        ..PutAttributes::default()
+    }
 }
 
 fn on(switch: &AtomicBool) {

@@ -86,6 +86,7 @@ async fn retries_hide_a_server_that_is_busy() {
         let key = dsfs::name::ObjectKey::from_listing(&format!("busy/{number}"));
         let attributes = dsfs::store::PutAttributes {
             metadata: [(dsfs::store::META_TXID.to_owned(), number.to_string())].into(),
+            ..Default::default()
         };
         store.put(&key, double_body.clone(), &dsfs::store::Expect::Absent, &attributes).await.unwrap();
         assert_eq!(store.head(&key).await.unwrap().size_bytes, 1);
@@ -103,9 +104,14 @@ async fn guarantees_are_graded_by_what_the_server_does() {
     let failed: Vec<Check> = report.failures().map(|outcome| outcome.check).collect();
     assert_eq!(failed, [Check::CompleteExisting, Check::CompleteAppeared, Check::CompleteRace]);
 
+    // Such servers may fail over racing writers (rclone does), who could show nothing new.
     on(&double.switches().ignore_put_conditions);
+    double.forget_requests();
     let report = graded(&double.store().await).await;
     assert_eq!(report.guarantee, Guarantee::BestEffort, "{report:?}");
+    let raced: Vec<_> =
+        double.requests().into_iter().filter(|request| request.key.contains("race")).collect();
+    assert!(raced.is_empty(), "{raced:?}");
 
     // Reads and deletes are compared by the client, so that they are right on any server.
     let double = Double::start();
@@ -170,9 +176,7 @@ async fn rclone_obeys_all_but_conditions_and_is_best_effort() {
         ..Quirks::S3
     };
     contract::check(&store, "datasets/", &quirks).await;
-    // Now and then it answers 500 to one of many who write one key at once.
-    let retrying = RetryingStore::new(std::sync::Arc::new(store), RetryOptions::default());
-    let report = graded(&retrying).await;
+    let report = graded(&store).await;
     assert_eq!(report.guarantee, Guarantee::BestEffort, "{report:?}");
     let failed: Vec<Check> = report.failures().map(|outcome| outcome.check).collect();
     for check in [Check::PutExisting, Check::ReplaceStale, Check::PutRace, Check::CompleteExisting] {

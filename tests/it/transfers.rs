@@ -14,6 +14,7 @@ use crate::common::double::ACCESS_KEY;
 use crate::common::double::BUCKET;
 use crate::common::double::Double;
 use crate::common::double::HttpFault;
+use crate::common::double::Recorded;
 use crate::common::double::SECRET_KEY;
 use crate::common::home::Home;
 use crate::common::home::Said;
@@ -364,6 +365,57 @@ fn a_target_that_cannot_be_written_is_told_and_nothing_is_left() {
     lab.run(&["r2", "upload", "missing", "y"]).failed(1, &["missing"]);
     lab.run(&["r2", "upload", "file", "a//b"]).failed(2, &["cannot be a file name"]);
     lab.run(&["r2", "upload", "file", ".dsfs/datasets/log/x/1"]).failed(1, &["own state"]);
+}
+
+#[test]
+fn a_read_only_target_is_told_before_anything_is_fetched() {
+    let lab = Lab::new();
+    lab.server.put_out_of_band("x/large", &body(LARGE));
+    let disk = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "ro", "none"]).arg(disk.path()).status();
+    assert!(mounted.unwrap().success(), "a small file system can be mounted");
+    let out = disk.path().join("out");
+    lab.run(&["r2", "download", "x", "-o", out.to_str().unwrap()])
+        .failed(1, &[out.to_str().unwrap(), "Read-only file system"]);
+    assert_eq!(lab.server.count(Operation::Get), 0);
+    assert!(Command::new("umount").arg(disk.path()).status().unwrap().success());
+}
+
+#[test]
+fn keys_that_expire_on_the_way_only_interrupt() {
+    let lab = Lab::new();
+    lab.write("up/large", &body(LARGE));
+    lab.ok(&["r2", "upload", "up/large", "probed"]);
+    let expired = || HttpFault::Status(400, "ExpiredToken");
+    // One part arrives; then nothing is allowed any more, whatever is asked for.
+    lab.server.forget_requests();
+    lab.server.spell(3..usize::MAX, expired()); // after HEAD, CreateMultipartUpload and a part
+    let said = lab.run(&["r2", "upload", "up", "x", "-w", "1"]);
+    said.failed(6, &["interrupted after 0 of 1", "ExpiredToken"]);
+    lab.server.end_spell();
+    assert_eq!((lab.body("x/large"), lab.server.open_uploads()), (None, 1));
+    lab.server.forget_requests();
+    lab.ok(&["r2", "upload", "up", "x", "-w", "1"]);
+    assert_eq!(lab.server.count(Operation::PutPart), 2, "what has arrived is not sent again");
+    assert_eq!((lab.body("x/large"), lab.server.open_uploads()), (Some(body(LARGE)), 0));
+
+    lab.server.forget_requests();
+    lab.ok(&["r2", "download", "x", "-w", "1", "-o", "once"]);
+    let is_get = |request: &Recorded| request.operation == Some(Operation::Get);
+    let first_get = lab.server.requests().iter().position(is_get).unwrap();
+    lab.server.forget_requests();
+    lab.server.spell(first_get + 1..usize::MAX, expired());
+    lab.run(&["r2", "download", "x", "-w", "1"]).failed(6, &["interrupted after 0 of 1", "ExpiredToken"]);
+    lab.server.end_spell();
+    assert!(!lab.home.path("temp/x/large").exists());
+    lab.server.forget_requests();
+    lab.ok(&["r2", "download", "x", "-w", "1"]);
+    assert_eq!(lab.server.count(Operation::Get), 2, "what has arrived is not fetched again");
+    assert_eq!(lab.files("temp/x")["large"], body(LARGE));
+    // What is refused for itself is refused.
+    lab.server.script(Operation::Get, HttpFault::Status(403, "AccessDenied"));
+    lab.run(&["r2", "download", "x", "-o", "other"]).failed(5, &["AccessDenied"]);
+    assert!(!lab.home.path("other").exists());
 }
 
 #[test]

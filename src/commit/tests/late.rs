@@ -16,8 +16,8 @@ struct LateDeletion {
 }
 
 impl LateDeletion {
-    fn new() -> Arc<Self> {
-        let inner = Arc::new(MemoryStore::with_content_etags());
+    fn new(clock: Arc<SetClock>) -> Arc<Self> {
+        let inner = Arc::new(MemoryStore::with_content_etags().with_clock(clock));
         let yes = || AtomicBool::new(true);
         Arc::new(Self { inner, held: Mutex::default(), intrudes: yes(), armed: yes() })
     }
@@ -102,7 +102,8 @@ fn clock() -> Arc<SetClock> {
 /// again before the deletion can no longer come.
 #[tokio::test(start_paused = true)]
 async fn what_was_taken_back_is_not_published_anew_while_a_deletion_may_come_late() {
-    let (store, clock) = (LateDeletion::new(), clock());
+    let clock = clock();
+    let store = LateDeletion::new(clock.clone());
     let machine = Machine::new("ann");
     machine.stage(&[("a", b"1"), ("b", b"2"), ("data.jsonl", b"{}")]);
     let context =
@@ -134,9 +135,9 @@ async fn what_was_taken_back_is_not_published_anew_while_a_deletion_may_come_lat
 
 #[tokio::test(start_paused = true)]
 async fn a_deletion_that_is_done_again_spares_what_was_published_anew() {
-    let bucket = Arc::new(MemoryStore::with_content_etags());
-    let etag = bucket.overwrite_out_of_band(&key("old"), Bytes::from_static(b"1"));
     let clock = clock();
+    let bucket = Arc::new(MemoryStore::with_content_etags().with_clock(clock.clone()));
+    let etag = bucket.overwrite_out_of_band(&key("old"), Bytes::from_static(b"1"));
     let mut ann = Machine::new("ann");
     ann.stage(&[("new", b"2")]);
     let gone = Base { etag, size_bytes: 1, kind: BaseKind::Delete };
@@ -230,4 +231,115 @@ async fn a_conflict_names_whose_the_published_file_is() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// A machine's clock, some hours off.
+#[derive(Debug)]
+struct WrongClock {
+    right: Arc<SetClock>,
+    hours: i64,
+}
+
+impl Clock for WrongClock {
+    fn now(&self) -> SystemTime {
+        let off = Duration::from_secs(self.hours.unsigned_abs() * 60 * 60);
+        if self.hours < 0 { self.right.now() - off } else { self.right.now() + off }
+    }
+}
+
+/// Whose clock is how wrong makes no difference: the server's counts.
+#[tokio::test(start_paused = true)]
+async fn deletions_that_may_come_late_are_waited_for_by_the_servers_clock() {
+    for (ann_hours, bob_hours) in [(0, 0), (-5, 0), (5, 0), (0, -5), (0, 5), (-5, 5), (5, -5)] {
+        let what = format!("{ann_hours} and {bob_hours} hours");
+        let right = clock();
+        let store = LateDeletion::new(right.clone());
+        let context = |machine: &Machine, hours| CommitContext {
+            clock: Arc::new(WrongClock { right: right.clone(), hours }),
+            ..machine.context(store.clone())
+        };
+        let (ann, bob) = (Machine::new("ann"), Machine::new("bob"));
+        for machine in [&ann, &bob] {
+            machine.stage(&[("a", b"1"), ("data.jsonl", b"{}")]);
+        }
+        assert_eq!(conflicts(commit(&context(&ann, ann_hours)).await), ["data.jsonl"], "{what}");
+        store.inner.delete_out_of_band(&key("data.jsonl"));
+        let ctx = context(&bob, bob_hours);
+        assert_eq!(conflicts(commit(&ctx).await), ["a", "data.jsonl"], "{what}");
+        assert_eq!(bob.staged().len(), 2, "{what}");
+        *right.0.lock() += LATE_MAX;
+        store.carry_out().await;
+        commit(&ctx).await.unwrap_or_else(|err| panic!("{what}: {err}"));
+        assert_eq!(objects(&store.inner).len(), 2, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn committers_whose_clocks_are_hours_apart_see_each_other() {
+    let right = clock();
+    let bucket = Arc::new(MemoryStore::default().with_clock(right.clone()));
+    let context = |machine: &Machine, hours| CommitContext {
+        clock: Arc::new(WrongClock { right: right.clone(), hours }),
+        ..machine.context(bucket.clone())
+    };
+    let (ann, bob) = (Machine::new("ann"), Machine::new("bob"));
+    for (round, hours) in [(-5, 5), (5, -5), (-20, 20)].into_iter().enumerate() {
+        let own = format!("{round}/ann");
+        ann.stage(&[(&own, b"1")]);
+        bob.stage(&[(&format!("{round}/bob"), b"2"), (&format!("{round}/both"), b"bob")]);
+        let (ann_ctx, bob_ctx) = (context(&ann, hours.0), context(&bob, hours.1));
+        let (first, second) = tokio::join!(commit(&ann_ctx), commit(&bob_ctx));
+        let mut numbers = [first.unwrap().seq, second.unwrap().seq];
+        numbers.sort();
+        let before = 2 * round as u64;
+        assert_eq!(numbers, [Some(before + 1), Some(before + 2)], "{hours:?}");
+        ann.stage(&[(&format!("{round}/both"), b"ann")]);
+        assert_eq!(conflicts(commit(&ann_ctx).await), [format!("{round}/both")], "{hours:?}");
+        ann.dataset().discard(&crate::name::DirPath::root()).unwrap();
+        let author = Author::default();
+        let store: Arc<dyn ObjectStore> = bucket.clone();
+        let clock = WrongClock { right: right.clone(), hours: hours.1 };
+        let report = gc(&store, &prefix(), &name(), &author, &clock, &GcOptions::default()).await.unwrap();
+        assert_eq!(report, GcReport::default(), "{hours:?}");
+    }
+    assert_eq!(log(&bucket).snapshot(6).await.unwrap().entries.len(), 9);
+}
+
+/// Its notice was left behind, and its record is by a clock that is days ahead of all later ones.
+#[tokio::test(start_paused = true)]
+async fn gc_does_not_end_a_commit_that_is_in_the_log_whatever_the_clocks_say() {
+    let right = clock();
+    let bucket = Arc::new(MemoryStore::default().with_clock(right.clone()));
+    let context = |machine: &Machine, hours| CommitContext {
+        clock: Arc::new(WrongClock { right: right.clone(), hours }),
+        ..machine.context(bucket.clone())
+    };
+    let (ann, bob) = (Machine::new("ann"), Machine::new("bob"));
+    ann.stage(&[("a", b"1")]);
+    let report = commit(&context(&ann, 24 * 7)).await.unwrap();
+    let record = log(&bucket).record(1).await.unwrap().unwrap();
+    let left = Intent {
+        dataset: name(),
+        txid: report.txid.clone(),
+        author: record.body.author.clone(),
+        time: record.body.time,
+        creates: vec![path("a")],
+        markers: Vec::new(),
+        replaces: Vec::new(),
+        deletes: Vec::new(),
+        deleting: None,
+    };
+    let notice = prefix().intent_key(&name(), &report.txid);
+    bucket.overwrite_out_of_band(&notice, left.encode().unwrap());
+    for file in ["b", "c"] {
+        bob.stage(&[(file, b"2")]);
+        commit(&context(&bob, 0)).await.unwrap();
+    }
+    let store: Arc<dyn ObjectStore> = bucket.clone();
+    for _ in 0..4 {
+        *right.0.lock() += Duration::from_secs(2 * 24 * 60 * 60);
+        gc(&store, &prefix(), &name(), &Author::default(), &*right, &GcOptions::default()).await.unwrap();
+    }
+    assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(log(&bucket).head().await.unwrap(), 3, "nothing was ended");
 }

@@ -35,7 +35,10 @@ async fn all_keys(store: &DirectoryStore, keys_max: u16) -> Vec<String> {
 }
 
 fn with_txid(txid: &str) -> PutAttributes {
-    PutAttributes { metadata: BTreeMap::from([(META_TXID.to_owned(), txid.to_owned())]) }
+    PutAttributes {
+        metadata: BTreeMap::from([(META_TXID.to_owned(), txid.to_owned())]),
+        ..PutAttributes::default()
+    }
 }
 
 #[tokio::test]

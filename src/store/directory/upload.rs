@@ -85,7 +85,7 @@ impl Bucket {
         self.root()?;
         match opened() {
             Ok((dir, about)) if about.key == key.as_str() => {
-                Ok((dir, PutAttributes { metadata: about.metadata }))
+                Ok((dir, PutAttributes { metadata: about.metadata, ..PutAttributes::default() }))
             }
             Ok(_) => Err(gone()),
             Err(err) if place::is_absence(&err) => Err(gone()),

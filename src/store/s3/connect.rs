@@ -1,6 +1,8 @@
 //! Building the SDK's client: one HTTP client, our own retries, no surprises.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -31,10 +33,12 @@ use aws_smithy_http_client::tls::TrustStore;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
+use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::store::StoreError;
@@ -177,18 +181,47 @@ impl Intercept for ExtraHeaders {
     }
 }
 
+/// Up to here hashing costs less than handing the work to another thread, in bytes.
+const HASHED_INLINE_BYTES_MAX: usize = 64 * 1024;
+
+fn sha256_hex(body: &[u8]) -> String {
+    HEXLOWER.encode(ring::digest::digest(&ring::digest::SHA256, body).as_ref())
+}
+
+/// Whether somebody on the way could change what is sent to `endpoint`.
+pub(super) fn is_exposed(endpoint: &str, proxy: &S3Proxy) -> bool {
+    let Some(rest) = endpoint.strip_prefix("http://") else { return !endpoint.starts_with("https://") };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = authority.parse::<SocketAddr>().map(|address| address.ip());
+    let host = host.or_else(|_| authority.trim_matches(['[', ']']).parse::<IpAddr>());
+    let is_here = match host {
+        Ok(address) => address.is_loopback(),
+        Err(_) => authority.split(':').next() == Some("localhost"),
+    };
+    !is_here || matches!(proxy, S3Proxy::Url(_))
+}
+
 /// What a request's signature says of its body: nothing, or its SHA-256. That one is computed here: the
 /// client's own code for it takes three times as long on a CPU without instructions for SHA.
 #[derive(Clone, Debug)]
 pub(super) struct BodySignature(PayloadSigningOverride);
 
 impl BodySignature {
-    pub fn of(body: &[u8], unsigned: bool) -> Self {
+    /// Of a body whose SHA-256 may be `known`.
+    pub async fn of(body: &Bytes, known: Option<[u8; 32]>, unsigned: bool) -> Self {
         if unsigned {
             return Self(PayloadSigningOverride::UnsignedPayload);
         }
-        let digest = ring::digest::digest(&ring::digest::SHA256, body);
-        Self(PayloadSigningOverride::Precomputed(HEXLOWER.encode(digest.as_ref())))
+        let digest = match known {
+            Some(known) => HEXLOWER.encode(&known),
+            None if body.len() <= HASHED_INLINE_BYTES_MAX => sha256_hex(body),
+            None => {
+                let shared = body.clone();
+                // It is cancelled with the runtime only, when nobody waits for it.
+                spawn_blocking(move || sha256_hex(&shared)).await.unwrap_or_else(|_| sha256_hex(body))
+            }
+        };
+        Self(PayloadSigningOverride::Precomputed(digest))
     }
 }
 
@@ -364,5 +397,35 @@ fn config(options: &S3Options, region: &str, http: &SharedHttpClient) -> aws_sdk
     match &options.endpoint {
         Some(endpoint) => config.endpoint_url(endpoint),
         None => config,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_way_over_a_network_is_exposed() {
+        let proxy = S3Proxy::Url("http://proxy:3128".into());
+        for here in [
+            "http://127.0.0.1:9000",
+            "http://localhost/",
+            "http://localhost:8333",
+            "http://[::1]:80/x",
+            "http://[::1]",
+        ] {
+            assert!(!is_exposed(here, &S3Proxy::Direct), "{here}");
+            assert!(is_exposed(here, &proxy), "{here} through a proxy");
+        }
+        assert!(!is_exposed("https://minio.lab", &proxy));
+        for exposed in [
+            "http://minio.lab:9000",
+            "http://10.0.0.7",
+            "http://localhost.lab",
+            "http://[fd00::1]:9000",
+            "http://",
+        ] {
+            assert!(is_exposed(exposed, &S3Proxy::Direct), "{exposed}");
+        }
     }
 }

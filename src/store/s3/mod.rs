@@ -89,7 +89,8 @@ pub struct S3Store {
     bucket: String,
     endpoint: Option<String>,
     request_timeout: Duration,
-    /// Whether bodies travel unsigned: over TLS the signature of a body adds nothing but SHA-256.
+    /// Whether bodies travel unsigned: over TLS, and within one machine, the signature of a body adds
+    /// nothing but the time for its SHA-256.
     unsigned_bodies: bool,
     clock: ServerClock,
 }
@@ -107,7 +108,7 @@ impl S3Store {
         let clock = ServerClock::default();
         let direct = DirectGet::new(options, Arc::clone(&clock.components)).map(Arc::new);
         let client = (!options.find_region).then(|| connect::client(options, &options.region, &clock));
-        let plain = options.endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
+        let exposed = options.endpoint.as_deref().is_some_and(|url| connect::is_exposed(url, &options.proxy));
         Self {
             options: options.clone(),
             client: RwLock::new(Arc::new(OnceCell::new_with(client))),
@@ -115,7 +116,7 @@ impl S3Store {
             bucket: options.bucket.clone(),
             endpoint: options.endpoint.clone(),
             request_timeout: options.request_timeout,
-            unsigned_bodies: !plain && !matches!(options.credentials, S3Credentials::Anonymous),
+            unsigned_bodies: !exposed && !matches!(options.credentials, S3Credentials::Anonymous),
             clock,
         }
     }
@@ -351,7 +352,7 @@ impl ObjectStore for S3Store {
         for (name, value) in &attributes.metadata {
             call = call.metadata(name, value);
         }
-        let signature = BodySignature::of(&body, self.unsigned_bodies);
+        let signature = BodySignature::of(&body, attributes.body_sha256, self.unsigned_bodies).await;
         let call = call.body(SdkStream::from(body)).customize().interceptor(signature);
         let output = self.answer(Subject::Write(key, expect), allowance, call.send()).await?;
         self.written_etag(key, output.e_tag()).await
@@ -396,7 +397,7 @@ impl ObjectStore for S3Store {
     ) -> Result<PartReceipt, StoreError> {
         let allowance = upload_allowance(body.len());
         let checksum = crc32c_header(&body);
-        let signature = BodySignature::of(&body, self.unsigned_bodies);
+        let signature = BodySignature::of(&body, None, self.unsigned_bodies).await;
         let call = self
             .client()
             .await?

@@ -50,6 +50,21 @@ fn files_are_read_byte_for_byte_at_any_offset() {
 }
 
 #[test]
+fn a_file_is_the_same_while_it_goes_over_to_the_kernel() {
+    let mount = TestMount::new();
+    let body = patterned(3_000_000);
+    mount.publish("run/a", body.clone());
+    let path = mount.path("run/a");
+    // The first reads come through the daemon, later ones from the cache's file; in between the
+    // pages of the first ones are dropped, while others may be reading them.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..25).for_each(|_| assert!(fs::read(&path).unwrap() == body)));
+        }
+    });
+}
+
+#[test]
 fn files_can_be_mapped() {
     let mount = TestMount::new();
     let body = patterned(3_000_000);

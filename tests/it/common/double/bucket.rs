@@ -1,87 +1,36 @@
-//! An S3 server in this process: the `s3s` traits over a map under one lock, exact where S3 is
-//! exact, and wrong on command.
-//!
-//! [`Bucket`] is the server that S3 documents; its switches are the ways in which real servers
-//! depart from that. [`Double`] serves it over HTTP and adds what networks do: errors before
-//! anything happened, answers that are lost afterwards, silence, bodies that break off.
-//!
-//! It runs on a thread and runtime of its own, so that tests of every kind, and the real
-//! binary, can use it as an endpoint.
+//! One bucket behind the `s3s` traits, exact where S3 is exact; its switches are the ways in which
+//! real servers depart from that.
 
 use std::collections::BTreeMap;
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use bytes::BytesMut;
 use data_encoding::BASE64;
 use data_encoding::HEXLOWER;
-use dsfs::store::fault::Operation;
-use dsfs::store::s3::S3Credentials;
-use dsfs::store::s3::S3Options;
-use dsfs::store::s3::S3Store;
 use futures_util::StreamExt;
 use futures_util::stream;
-use hyper::Method;
-use hyper::Request;
-use hyper::Response;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use percent_encoding::AsciiSet;
 use percent_encoding::NON_ALPHANUMERIC;
-use percent_encoding::percent_decode_str;
 use percent_encoding::utf8_percent_encode;
 use s3s::S3;
-use s3s::S3ErrorCode;
 use s3s::S3Request;
 use s3s::S3Response;
 use s3s::S3Result;
-use s3s::auth::SimpleAuth;
 use s3s::dto;
 use s3s::dto::StreamingBlob;
 use s3s::s3_error;
-use s3s::service::S3Service;
-use s3s::service::S3ServiceBuilder;
 use sha2::Digest;
 use sha2::Sha256;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 
 pub const BUCKET: &str = "assets";
-pub const ACCESS_KEY: &str = "testkey1";
-pub const SECRET_KEY: &str = "testsecret1";
 const PART_BYTES_MIN: usize = 5 * 1024 * 1024;
-
-/// What goes wrong with one request.
-#[derive(Clone, Debug)]
-pub enum HttpFault {
-    /// This status and code are answered; nothing else happens.
-    Status(u16, &'static str),
-    /// The request is carried out, then the connection is closed without an answer.
-    LostReply,
-    /// The connection is closed; nothing else happens.
-    Reset,
-    /// There is no answer, ever; nothing else happens.
-    Stall,
-    /// The body breaks off after so many bytes.
-    Truncate(usize),
-    /// The body stops after so many bytes, and the connection stays open.
-    StallBody(usize),
-    /// Status 200 with this error in the body; nothing else happens.
-    OkWithError(&'static str),
-    /// The header of this name is left out of the answer.
-    DropHeader(&'static str),
-}
 
 /// Ways in which servers depart from S3.
 #[derive(Debug, Default)]
@@ -105,21 +54,6 @@ pub struct Switches {
     pub slow_down_every: AtomicU32,
     /// Every n-th request ends in a connection that is closed without an answer; 0 is never.
     pub reset_every: AtomicU32,
-}
-
-/// One request as it came in.
-#[derive(Clone, Debug)]
-pub struct Recorded {
-    pub operation: Option<Operation>,
-    pub key: String,
-    pub query: String,
-}
-
-impl Recorded {
-    /// The part's number, of an `UploadPart`.
-    pub fn part(&self) -> Option<u32> {
-        self.query.split('&').find_map(|pair| pair.strip_prefix("partNumber="))?.parse().ok()
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -148,7 +82,7 @@ struct State {
 #[derive(Clone, Debug, Default)]
 pub struct Bucket {
     state: Arc<Mutex<State>>,
-    switches: Arc<Switches>,
+    pub switches: Arc<Switches>,
 }
 
 fn etag_of(body: &[u8]) -> String {
@@ -202,6 +136,30 @@ impl Bucket {
         #[expect(clippy::disallowed_methods, reason = "the server's own clock")]
         let modified = SystemTime::now();
         state.objects.insert(key.to_owned(), Object { body, etag, modified, metadata });
+    }
+
+    pub fn put_out_of_band(&self, key: &str, body: &[u8]) -> String {
+        let etag = etag_of(body);
+        let body = Bytes::copy_from_slice(body);
+        Self::insert(&mut self.state.lock(), key, body, etag.clone(), BTreeMap::new());
+        etag
+    }
+
+    pub fn object(&self, key: &str) -> Option<(Bytes, BTreeMap<String, String>)> {
+        let state = self.state.lock();
+        state.objects.get(key).map(|object| (object.body.clone(), object.metadata.clone()))
+    }
+
+    pub fn keys(&self) -> Vec<String> {
+        self.state.lock().objects.keys().cloned().collect()
+    }
+
+    pub fn forget_uploads(&self) {
+        self.state.lock().uploads.clear();
+    }
+
+    pub fn open_uploads(&self) -> usize {
+        self.state.lock().uploads.len()
     }
 }
 
@@ -449,245 +407,4 @@ impl S3 for Bucket {
         Self::check_bucket(&req.input.bucket)?;
         Ok(S3Response::new(dto::HeadBucketOutput::default()))
     }
-}
-
-/// What the HTTP side knows.
-#[derive(Debug, Default)]
-struct Wire {
-    script: Mutex<VecDeque<(Operation, HttpFault)>>,
-    requests: Mutex<Vec<Recorded>>,
-    connections: AtomicU32,
-}
-
-/// The server, gone when dropped.
-pub struct Double {
-    address: SocketAddr,
-    bucket: Bucket,
-    wire: Arc<Wire>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for Double {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("the server thread does not panic");
-        }
-    }
-}
-
-impl Double {
-    /// Starts a server with an empty bucket.
-    pub fn start() -> Self {
-        let bucket = Bucket::default();
-        let wire = Arc::new(Wire::default());
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
-        listener.set_nonblocking(true).expect("a socket");
-        let address = listener.local_addr().expect("bound");
-        let (stop, stopped) = oneshot::channel();
-        let mut service = S3ServiceBuilder::new(bucket.clone());
-        service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-        let serving = serve(listener, service.build(), Arc::clone(&wire), Arc::clone(&bucket.switches));
-        let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async {
-                tokio::select! {
-                    () = serving => {}
-                    _ = stopped => {}
-                }
-            });
-        });
-        Self { address, bucket, wire, stop: Some(stop), thread: Some(thread) }
-    }
-
-    /// `http://127.0.0.1:…`
-    pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// Options that reach it.
-    pub fn options(&self) -> S3Options {
-        let credentials = S3Credentials::keys(ACCESS_KEY, SECRET_KEY);
-        S3Options::new(BUCKET, Some(&self.endpoint()), "us-east-1", credentials)
-    }
-
-    /// A client of it.
-    pub async fn store(&self) -> S3Store {
-        S3Store::new(&self.options())
-    }
-
-    pub fn switches(&self) -> &Switches {
-        &self.bucket.switches
-    }
-
-    /// Lets the next request of this kind go wrong; further calls queue up behind it.
-    pub fn script(&self, operation: Operation, fault: HttpFault) {
-        self.wire.script.lock().push_back((operation, fault));
-    }
-
-    /// All requests so far.
-    pub fn requests(&self) -> Vec<Recorded> {
-        self.wire.requests.lock().clone()
-    }
-
-    /// How many requests of a kind there were.
-    pub fn count(&self, operation: Operation) -> usize {
-        self.wire.requests.lock().iter().filter(|request| request.operation == Some(operation)).count()
-    }
-
-    pub fn forget_requests(&self) {
-        self.wire.requests.lock().clear();
-    }
-
-    /// TCP connections so far.
-    pub fn connections(&self) -> u32 {
-        self.wire.connections.load(Ordering::SeqCst)
-    }
-
-    /// Writes the way that another client would: no condition. Returns the `ETag`.
-    pub fn put_out_of_band(&self, key: &str, body: &[u8]) -> String {
-        let etag = etag_of(body);
-        let mut state = self.bucket.state.lock();
-        Bucket::insert(&mut state, key, Bytes::copy_from_slice(body), etag.clone(), BTreeMap::new());
-        etag
-    }
-
-    /// An object's bytes and metadata.
-    pub fn object(&self, key: &str) -> Option<(Bytes, BTreeMap<String, String>)> {
-        let state = self.bucket.state.lock();
-        state.objects.get(key).map(|object| (object.body.clone(), object.metadata.clone()))
-    }
-
-    pub fn keys(&self) -> Vec<String> {
-        self.bucket.state.lock().objects.keys().cloned().collect()
-    }
-
-    /// Uploads that are neither completed nor aborted.
-    pub fn open_uploads(&self) -> usize {
-        self.bucket.state.lock().uploads.len()
-    }
-}
-
-async fn serve(
-    listener: std::net::TcpListener,
-    service: S3Service,
-    wire: Arc<Wire>,
-    switches: Arc<Switches>,
-) {
-    let listener = TcpListener::from_std(listener).expect("a socket");
-    loop {
-        let Ok((socket, _)) = listener.accept().await else { continue };
-        socket.set_nodelay(true).expect("a socket");
-        wire.connections.fetch_add(1, Ordering::SeqCst);
-        let (service, wire, switches) = (service.clone(), Arc::clone(&wire), Arc::clone(&switches));
-        let handler = service_fn(move |request| {
-            answer(service.clone(), Arc::clone(&wire), Arc::clone(&switches), request)
-        });
-        tokio::spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .keep_alive(true)
-                .serve_connection(TokioIo::new(socket), handler);
-            // A scripted fault ends the connection with an error: that is its purpose.
-            let _ended = connection.await;
-        });
-    }
-}
-
-fn operation_of(method: &Method, has_key: bool, query: &str) -> Option<Operation> {
-    let has = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
-    Some(match (method.as_str(), has_key) {
-        ("GET", false) => Operation::List,
-        ("HEAD", true) => Operation::Head,
-        ("GET", true) => Operation::Get,
-        ("PUT", true) if has("partNumber") => Operation::PutPart,
-        ("PUT", true) => Operation::Put,
-        ("POST", true) if has("uploads") => Operation::CreateMultipart,
-        ("POST", true) if has("uploadId") => Operation::CompleteMultipart,
-        ("DELETE", true) if has("uploadId") => Operation::AbortMultipart,
-        ("DELETE", true) => Operation::Delete,
-        _ => return None,
-    })
-}
-
-fn error_answer(status: u16, code: &str) -> Response<s3s::Body> {
-    let body = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>scripted: {code}</Message></Error>"
-    );
-    let answer = Response::builder().status(status).header("content-type", "application/xml");
-    answer.body(s3s::Body::from(body)).expect("a valid answer")
-}
-
-/// The connection is closed when the service fails.
-fn hang_up() -> io::Error {
-    io::ErrorKind::ConnectionReset.into()
-}
-
-async fn answer(
-    service: S3Service,
-    wire: Arc<Wire>,
-    switches: Arc<Switches>,
-    request: Request<Incoming>,
-) -> Result<Response<s3s::Body>, io::Error> {
-    let path = percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
-    let key = path.trim_start_matches('/').split_once('/').map_or("", |(_, key)| key).to_owned();
-    let query = request.uri().query().unwrap_or_default().to_owned();
-    let operation = operation_of(request.method(), !key.is_empty(), &query);
-    let nth = {
-        let mut requests = wire.requests.lock();
-        requests.push(Recorded { operation, key, query });
-        requests.len() as u32
-    };
-    let fault = {
-        let mut script = wire.script.lock();
-        let at = script.iter().position(|(wanted, _)| Some(*wanted) == operation);
-        at.and_then(|at| script.remove(at)).map(|(_, fault)| fault)
-    };
-    let every = switches.slow_down_every.load(Ordering::SeqCst);
-    if fault.is_none() && every > 0 && nth.is_multiple_of(every) {
-        return Ok(error_answer(503, S3ErrorCode::SlowDown.as_str()));
-    }
-    let every = switches.reset_every.load(Ordering::SeqCst);
-    if fault.is_none() && every > 0 && nth.is_multiple_of(every) {
-        return Err(hang_up());
-    }
-    match &fault {
-        Some(HttpFault::Status(status, code)) => return Ok(error_answer(*status, code)),
-        Some(HttpFault::OkWithError(code)) => return Ok(error_answer(200, code)),
-        Some(HttpFault::Reset) => return Err(hang_up()),
-        Some(HttpFault::Stall) => return std::future::pending().await,
-        _ => {}
-    }
-    let answered = hyper::service::Service::call(&service, request).await;
-    let mut answered = answered.map_err(|_| hang_up())?;
-    match fault {
-        Some(HttpFault::LostReply) => Err(hang_up()),
-        Some(HttpFault::Truncate(bytes)) => Ok(answered.map(|body| cut(body, bytes, true))),
-        Some(HttpFault::StallBody(bytes)) => Ok(answered.map(|body| cut(body, bytes, false))),
-        Some(HttpFault::DropHeader(name)) => {
-            answered.headers_mut().remove(name);
-            Ok(answered)
-        }
-        _ => Ok(answered),
-    }
-}
-
-/// The first bytes of a body, then a broken connection or silence.
-fn cut(body: s3s::Body, bytes: usize, breaks: bool) -> s3s::Body {
-    let pieces = stream::unfold((body, bytes), move |(mut body, left)| async move {
-        if left == 0 {
-            if !breaks {
-                std::future::pending::<Infallible>().await;
-            }
-            // What was sent has to leave the house before the door is shut.
-            tokio::task::yield_now().await;
-            return Some((Err(hang_up()), (body, 0)));
-        }
-        let mut piece = body.next().await?.ok()?;
-        piece.truncate(left);
-        let left = left - piece.len();
-        Some((Ok(piece), (body, left)))
-    });
-    s3s::Body::from(StreamingBlob::wrap(pieces))
 }

@@ -41,15 +41,15 @@
 //! [`tail_entries_max`], the snapshot of the record before it is written and becomes its base;
 //! so a tail stays small against its snapshot, and nobody has to read thousands of records.
 
+mod content_id;
+mod time;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::io::Read;
-use std::time::Duration;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use data_encoding::BASE32_NOPAD;
 use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -57,6 +57,12 @@ use serde::de::DeserializeOwned;
 use crate::name::DatasetName;
 use crate::name::ETag;
 use crate::name::RelPath;
+
+pub use content_id::ContentId;
+pub use time::format_mtime;
+use time::mtime;
+pub use time::parse_mtime;
+use time::rfc3339;
 
 /// The format version that this program writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -104,164 +110,6 @@ pub enum RecordError {
     /// Not the JSON that it should be.
     #[error("cannot be read: {0}")]
     Json(#[source] serde_json::Error),
-}
-
-/// The name of a file's content: a CIDv1 of its SHA-256.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ContentId([u8; 32]);
-
-/// CIDv1, raw bytes, SHA-256, 32 bytes of digest.
-const CID_PREFIX: [u8; 4] = [0x01, 0x55, 0x12, 0x20];
-
-impl ContentId {
-    /// That of no bytes at all.
-    pub const OF_NOTHING: Self = Self([
-        0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27,
-        0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
-    ]);
-
-    /// The content id of bytes with this SHA-256.
-    #[must_use]
-    pub fn from_sha256(digest: [u8; 32]) -> Self {
-        Self(digest)
-    }
-
-    /// The SHA-256 in it.
-    #[must_use]
-    pub fn sha256(&self) -> &[u8; 32] {
-        &self.0
-    }
-
-    /// The SHA-256 as 64 lower-case hexadecimal digits.
-    #[must_use]
-    pub fn sha256_hex(&self) -> String {
-        data_encoding::HEXLOWER.encode(&self.0)
-    }
-
-    /// Reads 64 lower-case hexadecimal digits.
-    #[must_use]
-    pub fn from_sha256_hex(text: &str) -> Option<Self> {
-        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?;
-        Some(Self(bytes.try_into().ok()?))
-    }
-
-    /// Reads its text.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let base32 = text.strip_prefix('b')?;
-        if base32.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            return None;
-        }
-        let bytes = BASE32_NOPAD.decode(base32.to_ascii_uppercase().as_bytes()).ok()?;
-        let digest = bytes.strip_prefix(&CID_PREFIX)?;
-        Some(Self(digest.try_into().ok()?))
-    }
-}
-
-impl fmt::Display for ContentId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = [CID_PREFIX.as_slice(), &self.0].concat();
-        write!(f, "b{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
-    }
-}
-
-impl fmt::Debug for ContentId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Serialize for ContentId {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for ContentId {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a content id")))
-    }
-}
-
-/// A file's modification time as S3 metadata has it: seconds since 1970 with nine decimals.
-#[must_use]
-pub fn format_mtime(time: SystemTime) -> String {
-    let (sign, distance) = match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => ("", after),
-        Err(before) => ("-", before.duration()),
-    };
-    format!("{sign}{}.{:09}", distance.as_secs(), distance.subsec_nanos())
-}
-
-/// Reads what [`format_mtime`] or rclone wrote: seconds, with or without a fraction.
-#[must_use]
-pub fn parse_mtime(text: &str) -> Option<SystemTime> {
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text),
-    };
-    let (seconds, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if !fraction.bytes().all(|byte| byte.is_ascii_digit())
-        || !seconds.starts_with(|c: char| c.is_ascii_digit())
-    {
-        return None;
-    }
-    let nanoseconds: u32 = format!("{:0<9.9}", fraction).parse().ok()?;
-    let distance = Duration::new(seconds.parse().ok()?, nanoseconds);
-    if negative {
-        SystemTime::UNIX_EPOCH.checked_sub(distance)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_add(distance)
-    }
-}
-
-mod mtime {
-    use super::*;
-
-    pub fn serialize<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format_mtime(*time))
-    }
-
-    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        parse_mtime(&text).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a time")))
-    }
-}
-
-mod rfc3339 {
-    use super::*;
-
-    pub fn serialize<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        let time = jiff::Timestamp::try_from(*time).map_err(serde::ser::Error::custom)?;
-        serializer.collect_str(&time)
-    }
-
-    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.parse::<jiff::Timestamp>().map(SystemTime::from).map_err(serde::de::Error::custom)
-    }
-
-    pub mod option {
-        use super::*;
-
-        #[expect(clippy::ref_option, reason = "serde hands it over so")]
-        pub fn serialize<S: serde::Serializer>(
-            time: &Option<SystemTime>,
-            serializer: S,
-        ) -> Result<S::Ok, S::Error> {
-            match time {
-                Some(time) => super::serialize(time, serializer),
-                None => serializer.serialize_none(),
-            }
-        }
-
-        pub fn deserialize<'de, D: serde::Deserializer<'de>>(
-            deserializer: D,
-        ) -> Result<Option<SystemTime>, D::Error> {
-            super::deserialize(deserializer).map(Some)
-        }
-    }
 }
 
 /// Who commits, and where.
@@ -634,6 +482,8 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn path(text: &str) -> RelPath {
@@ -685,43 +535,6 @@ mod tests {
 
     fn json_of(object: &[u8]) -> serde_json::Value {
         serde_json::from_slice(&zstd::decode_all(object).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn a_content_id_is_what_other_tools_compute() {
-        // Computed with another base32: of an empty file and of "hello world".
-        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        let cid = ContentId::from_sha256_hex(empty).unwrap();
-        assert_eq!(cid, ContentId::OF_NOTHING);
-        assert_eq!(cid.to_string(), "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku");
-        let hello = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
-        let cid = ContentId::from_sha256_hex(hello).unwrap();
-        assert_eq!(cid.to_string(), "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e");
-        assert_eq!(ContentId::parse(&cid.to_string()), Some(cid));
-        assert_eq!(cid.sha256_hex(), hello);
-        for bad in ["", "b", "bafkrei", "BAFKREI", &cid.to_string().to_uppercase(), "zafk"] {
-            assert_eq!(ContentId::parse(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn mtimes_are_exact_and_read_what_rclone_writes() {
-        for (text, nanos) in
-            [("0.000000000", 0i128), ("1.000000001", 1_000_000_001), ("-1.500000000", -1_500_000_000)]
-        {
-            let distance = Duration::from_nanos(nanos.unsigned_abs() as u64);
-            let time =
-                if nanos < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance };
-            assert_eq!(format_mtime(time), text);
-            assert_eq!(parse_mtime(text), Some(time));
-        }
-        let at = |seconds, nanos| Some(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos));
-        assert_eq!(parse_mtime("1700000000"), at(1_700_000_000, 0));
-        assert_eq!(parse_mtime("1700000000.5"), at(1_700_000_000, 500_000_000));
-        assert_eq!(parse_mtime("1.0000000019"), at(1, 1));
-        for bad in ["", ".", "-", "x", "1.x", "1e9", "+1", ".5", "--1", "99999999999999999999"] {
-            assert_eq!(parse_mtime(bad), None, "{bad}");
-        }
     }
 
     #[test]

@@ -1,0 +1,74 @@
+//! What is likely to be asked for first is listed when a mount begins.
+//!
+//! A listing is three requests, one after the other (objects, intents, log), and whoever reads
+//! the first file of a new mount would wait for all of them before its GET can be sent. So the
+//! datasets and the tops of the first few are listed while the mount is being made; who comes
+//! meanwhile waits for the listing that is under way.
+
+use std::collections::BTreeSet;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use crate::catalog::Catalog;
+use crate::catalog::Level;
+use crate::catalog::RemoteEntry;
+use crate::catalog::ask::Extent;
+use crate::name::DatasetName;
+use crate::name::DirPath;
+
+/// Datasets whose top is listed: three requests each.
+const TOPS_MAX: usize = 16;
+
+impl Catalog {
+    /// Lists the datasets, and the tops of some of them: those that were looked into before come
+    /// first. Nothing that takes more than a page, and nothing that is known already. A failure is
+    /// nobody's: whoever needs the level asks again.
+    pub async fn warm_up(&self) {
+        let mut tops = BTreeSet::new();
+        if let Some(disk) = self.disk.clone() {
+            let known = tokio::task::spawn_blocking(move || disk.datasets()).await.unwrap_or_default();
+            tops.extend(known.into_iter().take(TOPS_MAX));
+        }
+        let before = tops.clone();
+        let (_, more) = tokio::join!(self.warm_tops(tops), async {
+            self.warm(&Level::Datasets).await;
+            let datasets = self.fresh(&Level::Datasets)?;
+            let directories = datasets.listing.entries.iter().filter(|(_, entry)| is_directory(entry));
+            let names = directories.filter_map(|(name, _)| DatasetName::parse(name).ok());
+            Some(names.filter(|name| !before.contains(name)).take(TOPS_MAX - before.len()).collect())
+        });
+        self.warm_tops(more.unwrap_or_default()).await;
+    }
+
+    async fn warm_tops(&self, names: BTreeSet<DatasetName>) {
+        let each = |name| async move { self.warm(&Level::Directory(name, DirPath::root())).await };
+        stream::iter(names).for_each_concurrent(TOPS_MAX, each).await;
+    }
+
+    async fn warm(&self, level: &Level) {
+        if let (Level::Directory(name, _), Some(disk)) = (level, &self.disk)
+            && !self.histories.has(name)
+        {
+            let (disk, dataset) = (disk.clone(), name.clone());
+            let known = tokio::task::spawn_blocking(move || disk.dataset(&dataset)).await.ok().flatten();
+            if let Some(known) = known {
+                self.histories.restore(name, known.seq, known.snapshot);
+                self.noted_on_disk(name);
+            }
+        }
+        let slot = self.levels.slot(level);
+        let _asking = slot.asking.lock().await;
+        if slot.known().is_some() {
+            return;
+        }
+        if let Err(err) = self.list_into(level, &slot, Extent::OnePage).await {
+            tracing::debug!("{level} could not be listed ahead: {err}");
+        }
+        slot.asked.notify_waiters();
+    }
+}
+
+fn is_directory(entry: &RemoteEntry) -> bool {
+    *entry == RemoteEntry::Directory
+}

@@ -1,0 +1,157 @@
+//! Several committers of one dataset, and those that are taken for dead.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn two_committers_of_different_files_take_successive_numbers() {
+    let bucket = Arc::new(MemoryStore::default());
+    let (ann, bob) = (Machine::new("ann"), Machine::new("bob"));
+    ann.stage(&[("a/1", b"1"), ("a/2", &BIG)]);
+    bob.stage(&[("b/1", b"1"), ("a/3", b"3")]);
+    let (ann_ctx, bob_ctx) = (ann.context(bucket.clone()), bob.context(bucket.clone()));
+    let (first, second) = tokio::join!(commit(&ann_ctx), commit(&bob_ctx));
+    let mut numbers = [first.unwrap().seq, second.unwrap().seq];
+    numbers.sort();
+    assert_eq!(numbers, [Some(1), Some(2)]);
+    let tree = log(&bucket).snapshot(2).await.unwrap();
+    assert_eq!(tree.entries.len(), 4);
+    assert!(state(&bucket, "intents").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_overlapping_committers_at_most_one_wins_and_the_other_changes_nothing() {
+    for round in 0..20 {
+        let bucket = Arc::new(MemoryStore::default());
+        let (ann, bob) = (Machine::new("ann"), Machine::new("bob"));
+        ann.stage(&[("a", b"ann"), ("shared", b"ann")]);
+        bob.stage(&[("b", b"bob"), ("shared", b"bob"), ("data.jsonl", b"{}")]);
+        let slow = TripStore::new(bucket.clone(), None);
+        let (ann_ctx, bob_ctx) = (ann.context(slow), bob.context(bucket.clone()));
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(round * 3)).await;
+            commit(&bob_ctx).await
+        };
+        let (first, second) = tokio::join!(commit(&ann_ctx), late);
+        let published = objects(&bucket);
+        match (first, second) {
+            (Ok(_), Err(CommitError::Conflict { conflicts })) => {
+                assert_eq!(published.keys().collect::<Vec<_>>(), ["a", "shared"]);
+                assert_eq!(conflicts[0].path, "shared");
+                assert_eq!(bob.staged().len(), 3);
+            }
+            (Err(CommitError::Conflict { conflicts }), Ok(_)) => {
+                assert_eq!(published.keys().collect::<Vec<_>>(), ["b", "data.jsonl", "shared"]);
+                assert_eq!(conflicts[0].path, "shared");
+                assert_eq!(ann.staged().len(), 2);
+            }
+            (Err(CommitError::Conflict { .. }), Err(CommitError::Conflict { .. })) => {
+                assert!(published.is_empty());
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(state(&bucket, "intents").is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_committers_may_yield_but_never_neither() {
+    let bucket: Arc<dyn ObjectStore> = Arc::new(MemoryStore::default());
+    let intents = Intents {
+        store: bucket.clone(),
+        prefix: prefix(),
+        dataset: name(),
+        guarantee: Guarantee::Enforced,
+        clock: Arc::new(SystemClock),
+        jitter: Mutex::new(rand::SeedableRng::seed_from_u64(0)),
+    };
+    let intent = |txid: &str, creates: &[&str]| Intent {
+        dataset: name(),
+        txid: txid.into(),
+        author: Author { user: txid.into(), host: "lab".into() },
+        time: SystemTime::UNIX_EPOCH,
+        creates: creates.iter().map(|at| path(at)).collect(),
+        markers: Vec::new(),
+        replaces: Vec::new(),
+        deletes: Vec::new(),
+        deleting: None,
+    };
+    let log = Log::new(bucket.clone(), prefix(), name());
+    intents.announce(&intent("A", &["x/y"]), &log).await.unwrap();
+    intents.announce(&intent("B", &["z"]), &log).await.unwrap();
+    match intents.announce(&intent("C", &["x"]), &log).await {
+        Err(CommitError::Conflict { conflicts }) => {
+            assert_eq!(conflicts.len(), 1);
+            assert_eq!(conflicts[0].to_string(), "x is being published by A@lab (commit A)");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(intents.all().await.unwrap().len(), 2, "the third one has withdrawn");
+    intents.withdraw("A").await.unwrap();
+    intents.announce(&intent("C", &["x"]), &log).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_commit_is_ended_by_others_and_cannot_come_back() {
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let clock = Arc::new(SetClock(Mutex::new(start)));
+    let day = Duration::from_secs(24 * 60 * 60);
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    let bucket = with_foreign(MemoryStore::default().with_clock(clock.clone()));
+    let mut machine = Machine::new("ann");
+    machine.stage(FILES);
+    // It is taken for dead while it publishes: the answer to its last marker never comes.
+    let store = TripStore::new(bucket.clone(), Some((total - 7, Trip::CrashAfter)));
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(store.clone()) };
+    assert!(store.until_crash(commit(&ctx)).await.is_none());
+    drop(ctx);
+    assert!(objects(&bucket).len() > 2 && log(&bucket).head().await.unwrap() == 0);
+    let shared: Arc<dyn ObjectStore> = bucket.clone();
+    let bob = Author { user: "bob".into(), host: "desk".into() };
+    let collect = || {
+        let (shared, bob, clock) = (shared.clone(), bob.clone(), clock.clone());
+        async move { gc(&shared, &prefix(), &name(), &bob, &*clock, &GcOptions::default()).await.unwrap() }
+    };
+    assert_eq!(collect().await.live.len(), 1, "it may still be at work");
+    *clock.0.lock() += day;
+    assert_eq!(collect().await.ended.len(), 1);
+    assert_eq!(collect().await.waiting.len(), 1, "and its intent goes on hiding its files");
+    assert_eq!(state(&bucket, "intents").len(), 1);
+    // The one that was taken for dead comes back, and finds the log ahead of it.
+    machine.restart();
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(bucket.clone()) };
+    match resume(&ctx).await {
+        Err(CommitError::Fenced { by, .. }) => assert_eq!(by, "bob@desk"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"]);
+    assert_eq!(machine.staged().len(), 4);
+    *clock.0.lock() += day;
+    assert_eq!(collect().await.cleared.len(), 1);
+    assert!(state(&bucket, "intents").is_empty());
+    assert_eq!(commit(&ctx).await.unwrap().seq, Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn gc_sweeps_what_a_dead_commit_left() {
+    let clock = Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))));
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    let bucket = with_foreign(MemoryStore::default().with_clock(clock.clone()));
+    let machine = Machine::new("ann");
+    machine.stage(FILES);
+    let store = TripStore::new(bucket.clone(), Some((total - 7, Trip::CrashAfter)));
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(store.clone()) };
+    assert!(store.until_crash(commit(&ctx)).await.is_none());
+    let left = objects(&bucket).len() - 1;
+    assert!(left > 0);
+    let shared: Arc<dyn ObjectStore> = bucket.clone();
+    let mut reports = Vec::new();
+    for _ in 0..3 {
+        *clock.0.lock() += Duration::from_secs(24 * 60 * 60);
+        let options = GcOptions::default();
+        let report = gc(&shared, &prefix(), &name(), &Author::default(), &*clock, &options).await.unwrap();
+        reports.push(report);
+    }
+    assert_eq!((reports[0].ended.len(), reports[1].removed.len(), reports[1].cleared.len()), (1, left, 1));
+    assert_eq!(reports[2], GcReport::default());
+    assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"]);
+}
