@@ -116,12 +116,14 @@ fn group_states(leader: &Child) -> Vec<char> {
 }
 
 impl Lab {
-    /// Datasets `run` (listed, `pinned` pinned), `never0` and so on (not looked at), `mine` (staged).
+    /// Datasets `run` (listed, `pinned` pinned), `never0` and so on (not looked at: a new mount lists 16
+    /// datasets by itself, which come before them), `mine` (staged).
     fn new(direct: bool) -> Self {
         let server = Server::seaweedfs();
         server.make_bucket_with_boto3();
         server.boto3(
-            "for name in ['run', 'never0', 'never1', 'never2', 'never3']:\n\
+            "for n in range(16): s3.put_object(Bucket=bucket, Key=f'datasets/a{n:02}/x', Body=b'x')\n\
+             for name in ['run', 'never0', 'never1', 'never2', 'never3']:\n\
              \x20   for n in range(6): s3.put_object(Bucket=bucket, Key=f'datasets/{name}/f{n}', Body=bytes([n]) * 300000)\n\
              s3.put_object(Bucket=bucket, Key='datasets/run/pinned', Body=b'kept here')\n",
         );
