@@ -6,7 +6,7 @@
 million    a dataset of 1 000 000 objects, 200 000 of them in one directory: the first `ls` of small parts,
            `find | wc -l` cold, warm and after a remount, the daemon's peak RSS
 committed  100 000 files that dsfs itself has committed: `find` by a machine that has seen none of them, beside
-           the time that listing them takes
+           the time that listing them takes; with answers at once, and 50 ms later
 rclone     50 000 entries in one directory, by dsfs and by `rclone mount`, one behind the other
 
 The server is part of this script: it keeps keys in memory and answers from there, on loopback, since no S3 server
@@ -100,7 +100,7 @@ def escape(text):
 
 class Server:
     def __init__(self, keys):
-        self.bucket, self.requests = Bucket(keys), 0
+        self.bucket, self.requests, self.delay_ms = Bucket(keys), 0, 0
 
     def listing(self, query):
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
@@ -128,6 +128,7 @@ class Server:
         path, _, raw = target.partition("?")
         query = dict(urllib.parse.parse_qsl(raw, keep_blank_values=True))
         if path == "/requests":
+            self.delay_ms = int(query.get("delay_ms", self.delay_ms))
             return 200, {}, str(self.requests).encode()
         self.requests += 1
         _, _, key = urllib.parse.unquote(path).lstrip("/").partition("/")
@@ -180,6 +181,8 @@ class Server:
                 headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:] if line)}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 status, out, content = self.answer(method, target, headers, body)
+                if self.delay_ms and not target.startswith("/requests"):
+                    await asyncio.sleep(self.delay_ms / 1000)
                 out.setdefault("Content-Length", len(content))
                 head = f"HTTP/1.1 {status} -\r\n" + "".join(f"{k}: {v}\r\n" for k, v in out.items()) + "\r\n"
                 writer.write(head.encode("latin-1") + (b"" if method == "HEAD" else content))
@@ -224,8 +227,8 @@ class Run:
                 time.sleep(0.1)
         sys.exit("bench-tree: the server does not answer")
 
-    def requests(self):
-        return int(urllib.request.urlopen(f"http://127.0.0.1:{PORT}/requests").read())
+    def requests(self, delay=""):
+        return int(urllib.request.urlopen(f"http://127.0.0.1:{PORT}/requests{delay}").read())
 
     def dsfs(self, home, *arguments):
         os.makedirs(f"{self.work}/{home}/run", exist_ok=True)
@@ -299,12 +302,15 @@ def committed():
     run.dsfs("a", "commit", "run")
     print(f"commit of 100 000 files: {time.monotonic() - began:.1f} s")
     run.umount("a")
-    mnt = run.mount("b")
-    first = run.timed("find of what was committed, cold", f"find {mnt}/run | wc -l")
-    run.umount("b")
     env = f"HOME={run.work}/c R2_ACCESS_KEY_ID=k R2_SECRET_ACCESS_KEY=s R2_REGION_NAME=us-east-1 R2_BUCKET={BUCKET} R2_ENDPOINT=http://127.0.0.1:{PORT}"
-    listing = run.timed("listing it: dsfs r2 list", f"{env} {DSFS} r2 list datasets/run/ | wc -l", run.server.pid)
-    print(f"find in {first / listing:.2f} of the time that listing takes")
+    for delay in 0, 50:
+        run.requests(f"?delay_ms={delay}")
+        home = f"b{delay}"
+        mnt = run.mount(home)
+        first = run.timed(f"find of what was committed, cold, {delay} ms", f"find {mnt}/run | wc -l")
+        run.umount(home)
+        listing = run.timed(f"listing it: dsfs r2 list, {delay} ms", f"{env} {DSFS} r2 list datasets/run/ | wc -l", run.server.pid)
+        print(f"find in {first / listing:.2f} of the time that listing takes")
     run.close()
 
 

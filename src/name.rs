@@ -297,6 +297,16 @@ impl DirPath {
     }
 }
 
+impl<'de> serde::Deserialize<'de> for DirPath {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Ok(Self::root());
+        }
+        RelPath::parse(&text).map(Self::from).map_err(serde::de::Error::custom)
+    }
+}
+
 impl From<RelPath> for DirPath {
     fn from(path: RelPath) -> Self {
         Self(path.0)
@@ -329,6 +339,12 @@ impl ObjectKey {
     #[must_use]
     pub fn from_listing(key: &str) -> Self {
         Self(key.into())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for ObjectKey {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::from_listing(&<std::borrow::Cow<'de, str>>::deserialize(deserializer)?))
     }
 }
 

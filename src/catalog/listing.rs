@@ -18,7 +18,7 @@ use crate::store::ListPage;
 use crate::store::ListedObject;
 
 /// A published file: one version of one object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RemoteFile {
     /// The object.
     pub key: ObjectKey,

@@ -28,7 +28,7 @@ use crate::store::ObjectStore;
 const FILES_MAX: usize = 500_000;
 
 /// One past state of a dataset.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct SnapshotId {
     /// The dataset.
     pub dataset: DatasetName,

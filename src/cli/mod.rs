@@ -34,6 +34,7 @@ mod status;
 mod target;
 mod top;
 mod umount;
+mod upgrade;
 mod url;
 mod verify;
 
@@ -93,6 +94,7 @@ Exit codes:
 enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Status(status::StatusArgs),
     Stat(stat::StatArgs),
     Top(top::TopArgs),
@@ -199,6 +201,7 @@ fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
     match command {
         Command::Mount(args) => mount::run(args, cx),
         Command::Umount(args) => umount::run(args, cx),
+        Command::Upgrade(args) => upgrade::run(args, cx),
         Command::Status(args) => status::run(args, cx),
         Command::Stat(args) => stat::run(args, cx),
         Command::Top(args) => top::run(args, cx),

@@ -19,6 +19,10 @@ use crate::daemon::failure;
 use crate::daemon::lifecycle;
 use crate::daemon::lifecycle::MountRequest;
 use crate::daemon::operations;
+use crate::daemon::remote;
+use crate::daemon::upgrade;
+use crate::daemon::upgrade::Inheritance;
+use crate::daemon::upgrade::Program;
 use crate::observe;
 
 /// The log file of a daemon in the background, in its remote's state directory.
@@ -76,6 +80,12 @@ pub struct MountOptions {
     /// Stay in the foreground, and log to stderr
     #[arg(short, long)]
     foreground: bool,
+    /// Only say whether this program can go on with a mount that was handed over in this form.
+    #[arg(long, hide = true, value_name = "FORMAT")]
+    can_take_over: Option<u32>,
+    /// Go on with a mount that the program before this one has served: where it has written that down.
+    #[arg(long, hide = true, value_name = "DESCRIPTOR")]
+    take_over: Option<i32>,
     /// This is the daemon that `dsfs mount` has started; its stdout is a pipe.
     #[arg(long = "in-background", hide = true, conflicts_with = "foreground")]
     in_background: bool,
@@ -122,6 +132,13 @@ pub fn mount(
     let mountpoint = std::path::absolute(mountpoint).map_err(|err| {
         Failure::new(FailureKind::Usage, format!("{} cannot be a mount point: {err}", mountpoint.display()))
     })?;
+    if let Some(format) = options.can_take_over {
+        return can_take_over(format, &config).map(|()| None);
+    }
+    let inheritance = options.take_over.map(Inheritance::open).transpose()?;
+    let program = Program::this().map_err(|err| {
+        Failure::new(FailureKind::Failed, format!("this program's file is not known: {err}"))
+    })?;
     let search_path = cx.env.get("PATH").unwrap_or_default().to_owned();
     let request = |config, log| MountRequest {
         config,
@@ -130,22 +147,36 @@ pub fn mount(
         log,
         search_path,
         metrics: options.metrics,
+        program,
     };
     if options.foreground {
         cx.log_to_stderr("info");
-        return lifecycle::run(&request(config, None), &Reporter::Log).map(|()| None);
+        return lifecycle::run(&request(config, None), &Reporter::Log, inheritance).map(|()| None);
     }
     if options.in_background {
         let log = prepare_log(&config)?;
         observe::log_to_file(&log, cx.verbosity(), cx.env.get("DSFS_LOG"))
             .map_err(|err| failure::of_directory("log", &log, &err))?;
-        background::detach_from_terminal().map_err(|err| {
+        let reporter = match inheritance {
+            Some(_) => Reporter::Log, // the command that once started it has long ended
+            None => Reporter::Pipe,
+        };
+        background::detach_from_terminal(inheritance.is_none()).map_err(|err| {
             Failure::new(FailureKind::Failed, format!("cannot go into the background: {err}"))
         })?;
-        return lifecycle::run(&request(config, Some(log)), &Reporter::Pipe).map(|()| None);
+        return lifecycle::run(&request(config, Some(log)), &reporter, inheritance).map(|()| None);
     }
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     start_daemon(&arguments, &config, cx).map(Some)
+}
+
+/// Whether a mount of these settings, written down in this form, can be gone on with.
+fn can_take_over(format: u32, config: &Config) -> Result<(), Failure> {
+    if format != upgrade::FORMAT {
+        let message = format!("it goes on with mounts of the form {}, not {format}", upgrade::FORMAT);
+        return Err(Failure::new(FailureKind::Failed, message));
+    }
+    remote::runtime()?.block_on(remote::open(config)).map(|_| ())
 }
 
 /// Starts a daemon with these arguments, and waits until its mount answers.

@@ -113,9 +113,10 @@ fn show(status: &Status, files: bool, cx: &mut Context) {
         cx.out.line("nothing is mounted, and nothing is staged");
     }
     for mount in &status.mounts {
+        let upgraded = mount.upgraded.as_ref().map(|at| format!(", upgraded {at}")).unwrap_or_default();
         let read_only = if mount.read_only { ", read-only" } else { "" };
         cx.out.line(format!(
-            "{} (pid {}, since {}{read_only})",
+            "{} (pid {}, since {}{upgraded}{read_only})",
             mount.mountpoint.display(),
             mount.pid,
             mount.mounted

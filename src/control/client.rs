@@ -45,20 +45,19 @@ impl Client {
     ///
     /// # Errors
     /// What the daemon says; or that it says nothing, or not what was expected.
-    pub fn call(
+    pub fn call(self, request: &Request, on_progress: &mut dyn FnMut(&Progress)) -> Result<Reply, Failure> {
+        self.call_until_end(request, on_progress)?.ok_or_else(|| lost(io::ErrorKind::UnexpectedEof.into()))
+    }
+
+    /// As [`Self::call`]; `None` if the connection ends without an outcome.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn call_until_end(
         mut self,
         request: &Request,
         on_progress: &mut dyn FnMut(&Progress),
-    ) -> Result<Reply, Failure> {
-        let lost = |err: io::Error| {
-            let silent = matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-            let what = if silent {
-                format!("the daemon has not answered for {} seconds", SILENCE_MAX.as_secs())
-            } else {
-                format!("the connection to the daemon broke: {err}")
-            };
-            Failure::new(FailureKind::Failed, what).hint("its log says more: `dsfs status` names the file")
-        };
+    ) -> Result<Option<Reply>, Failure> {
         let mut line = serde_json::to_vec(&Frame { version: PROTOCOL_VERSION, request })
             .map_err(|err| lost(err.into()))?;
         line.push(b'\n');
@@ -68,6 +67,9 @@ impl Client {
             line.clear();
             let mut bounded = (&mut self.stream).take(LINE_BYTES_MAX as u64);
             bounded.read_until(b'\n', &mut line).map_err(lost)?;
+            if line.is_empty() {
+                return Ok(None);
+            }
             if line.pop() != Some(b'\n') {
                 return Err(lost(io::ErrorKind::UnexpectedEof.into()));
             }
@@ -84,10 +86,20 @@ impl Client {
             }
             match answer {
                 Answer::Progress(progress) => on_progress(&progress),
-                Answer::Done(reply) => return Ok(reply),
+                Answer::Done(reply) => return Ok(Some(reply)),
                 Answer::Failed(failure) => return Err(failure),
                 Answer::Part { .. } => return Err(lost(io::ErrorKind::InvalidData.into())),
             }
         }
     }
+}
+
+fn lost(err: io::Error) -> Failure {
+    let silent = matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+    let what = if silent {
+        format!("the daemon has not answered for {} seconds", SILENCE_MAX.as_secs())
+    } else {
+        format!("the connection to the daemon broke: {err}")
+    };
+    Failure::new(FailureKind::Failed, what).hint("its log says more: `dsfs status` names the file")
 }

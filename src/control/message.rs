@@ -62,6 +62,9 @@ pub enum Request {
     },
     /// What is kept on the local disk.
     Keep(KeepRequest),
+    /// Let the program that is installed now go on with the mount. There is no answer if that succeeds:
+    /// the connection ends.
+    Upgrade,
     /// Unmount and end.
     Unmount {
         /// Detach at once, also if files are open.
@@ -172,6 +175,9 @@ pub struct MountStatus {
     pub version: String,
     /// When it was mounted, as RFC 3339.
     pub mounted: String,
+    /// When the program was last changed without unmounting, as RFC 3339.
+    #[serde(default)]
+    pub upgraded: Option<String>,
     /// The remote, for people.
     pub remote: String,
     /// The remote's id: the name of its directory in the state directory.

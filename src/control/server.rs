@@ -252,6 +252,7 @@ mod tests {
                     Ok(Reply::Unmounted)
                 }
                 Request::Status { .. }
+                | Request::Upgrade
                 | Request::Select { .. }
                 | Request::Commit(_)
                 | Request::History(_)

@@ -106,12 +106,15 @@ impl Reporter {
     }
 }
 
-/// Makes this process, which [`start`] has started, independent of the terminal.
+/// Makes this process, which [`start`] has started, independent of the terminal; it leads a session of its
+/// own already, unless it is `new`.
 ///
 /// # Errors
 /// That of setsid(2).
-pub fn detach_from_terminal() -> io::Result<()> {
-    rustix::process::setsid()?;
+pub fn detach_from_terminal(new: bool) -> io::Result<()> {
+    if new {
+        rustix::process::setsid()?;
+    }
     rustix::process::chdir("/")?;
     Ok(())
 }

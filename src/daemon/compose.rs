@@ -1,5 +1,6 @@
 //! The composition root: every layer made once, from one configuration, in one place.
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::daemon::guarantee::Remembered;
 use crate::daemon::operations;
 use crate::daemon::remote::OpenRemote;
 use crate::daemon::turn::Turns;
+use crate::daemon::upgrade::Inheritance;
 use crate::fs::DatasetFs;
 use crate::fs::FsOptions;
 use crate::fuse::MountOptions;
@@ -35,6 +37,9 @@ const CATALOG_DIR: &str = "catalog";
 /// Share of the memory limit that the cache takes for blocks on their way to its disk; the rest is the
 /// reader's.
 const CACHE_MEMORY_SHARE: u64 = 4;
+
+/// Published files that the kernel may hold at a time: some 150 MB here. `find` alone makes none.
+const INODES_MAX: usize = 200_000;
 
 /// A remote with its local side: what a commit works with, mounted or not.
 #[derive(Debug)]
@@ -69,10 +74,25 @@ impl Workspace {
         operations::prepare_state_dir(&dir, &remote.remote.to_string())
             .map_err(|err| failure::of_directory("state directory", &dir, &err))?;
         let staging = Staging::open(&dir, holder).map_err(|err| failure::of_staging(&err))?;
+        Ok(Self::over(config, remote, staging))
+    }
+
+    /// Goes on with the staging area of the program before this one, whose lock this is.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn adopt(config: &Config, remote: OpenRemote, lock: File) -> Result<Self, Failure> {
+        let staging =
+            Staging::adopt(&config.remote_state_dir(), lock).map_err(|err| failure::of_staging(&err))?;
+        Ok(Self::over(config, remote, staging))
+    }
+
+    fn over(config: &Config, remote: OpenRemote, staging: Staging) -> Self {
+        let dir = config.remote_state_dir();
         let cache = open_cache(config);
         let state_dir = config.state_dir.value.clone();
         let guarantee = RwLock::new(guarantee::known(&remote, &state_dir));
-        Ok(Self {
+        Self {
             remote,
             staging: Arc::new(staging),
             cache,
@@ -82,7 +102,7 @@ impl Workspace {
             author: Author { user: config.user.clone(), host: host() },
             turns: Turns::default(),
             guarantee,
-        })
+        }
     }
 
     /// What the remote enforces, if that is known.
@@ -131,7 +151,7 @@ pub fn catalog(config: &Config, remote: &OpenRemote) -> Arc<Catalog> {
     Arc::new(Catalog::new(Arc::clone(&remote.gated), prefix, config.list_ttl.value).with_disk(&path))
 }
 
-/// Puts the file system on top of a workspace, and mounts it.
+/// Puts the file system on top of a workspace, and mounts it, or goes on with a mount that is there.
 ///
 /// # Errors
 /// The mount cannot be made.
@@ -141,12 +161,14 @@ pub fn mount(
     catalog: Arc<Catalog>,
     mountpoint: &std::path::Path,
     runtime: &tokio::runtime::Handle,
+    inheritance: Option<Inheritance>,
 ) -> Result<(Arc<DatasetFs>, MountedFs), Failure> {
     let reader = reader(config, workspace, runtime);
     let options = FsOptions {
         read_only: config.read_only.value,
         allow_replace: config.allow_replace.value,
         passthrough: true,
+        inodes_max: INODES_MAX,
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
         state_dir: workspace.remote_state_dir.clone(),
@@ -157,8 +179,13 @@ pub fn mount(
         allow_other: config.allow_other.value,
         fs_name: workspace.remote.remote.fs_name(),
     };
-    let mounted = MountedFs::mount(Arc::clone(&fs), runtime.clone(), mountpoint, &options)
-        .map_err(|err| of_mount(&err, mountpoint, config))?;
+    let mounted = match inheritance {
+        None => MountedFs::mount(Arc::clone(&fs), runtime.clone(), mountpoint, &options),
+        Some(inheritance) => inheritance.restore(&fs).and_then(|inherited| {
+            MountedFs::take_over(Arc::clone(&fs), runtime.clone(), mountpoint, &options, inherited)
+        }),
+    };
+    let mounted = mounted.map_err(|err| of_mount(&err, mountpoint, config))?;
     Ok((fs, mounted))
 }
 

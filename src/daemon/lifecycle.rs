@@ -4,6 +4,8 @@
 //! it is ready. Down, in this order: unmount, the FUSE session's end, the control socket, background
 //! work, the runtime. Each wait has an end; staged files need none of them to be safe.
 //!
+//! A mount that another program has served is gone on with: `daemon::upgrade`.
+//!
 //! A signal unmounts. If the mount is busy then, its users are named and have [`BUSY_GRACE`]; after that,
 //! or at a second signal, it is detached, and they can go on with the files that they have open as long
 //! as this process waits for them: [`DETACHED_GRACE`].
@@ -22,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::sync::RwLock;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -55,6 +58,9 @@ use crate::daemon::remote;
 use crate::daemon::remote::OpenRemote;
 use crate::daemon::service::Service;
 use crate::daemon::service::UnmountRequest;
+use crate::daemon::upgrade::Inheritance;
+use crate::daemon::upgrade::Program;
+use crate::daemon::upgrade::Upgrade;
 use crate::fuse::MountedFs;
 use crate::fuse::Unmounter;
 use crate::staging::Holder;
@@ -93,16 +99,22 @@ pub struct MountRequest {
     pub search_path: String,
     /// Where Prometheus may ask.
     pub metrics: Option<SocketAddr>,
+    /// How this program was started.
+    pub program: Program,
 }
 
-/// Mounts, serves, and returns when the mount is gone.
+/// Mounts, or goes on with a mount; serves, and returns when the mount is gone.
 ///
 /// # Errors
 /// The mount could not be made. What happens to it later is logged.
-pub fn run(request: &MountRequest, reporter: &Reporter) -> Result<(), Failure> {
+pub fn run(
+    request: &MountRequest,
+    reporter: &Reporter,
+    inheritance: Option<Inheritance>,
+) -> Result<(), Failure> {
     process::prepare();
     let result = remote::runtime().and_then(|runtime| {
-        let result = runtime.block_on(live(request, reporter, runtime.handle()));
+        let result = runtime.block_on(live(request, reporter, runtime.handle(), inheritance));
         runtime.shutdown_timeout(DRAIN_TIMEOUT);
         result
     });
@@ -124,9 +136,20 @@ struct Running {
     signals: Signals,
 }
 
-async fn live(request: &MountRequest, reporter: &Reporter, runtime: &Handle) -> Result<(), Failure> {
+async fn live(
+    request: &MountRequest,
+    reporter: &Reporter,
+    runtime: &Handle,
+    inheritance: Option<Inheritance>,
+) -> Result<(), Failure> {
     let signals = Signals::new()?;
-    let running = start(request, reporter, runtime, signals).await?;
+    let running = match inheritance {
+        None => start(request, reporter, runtime, signals).await?,
+        Some(inherited) => {
+            let mountpoint = Mountpoint { path: inherited.mountpoint().clone(), created: false };
+            start_at(&mountpoint, request, reporter, runtime, signals, Some(inherited)).await?
+        }
+    };
     serve(running).await;
     Ok(())
 }
@@ -139,7 +162,7 @@ async fn start(
 ) -> Result<Running, Failure> {
     mountpoint::check_fuse(&request.search_path, rustix::process::geteuid().is_root())?;
     let mountpoint = mountpoint::prepare(&request.mountpoint, request.nonempty)?;
-    let result = start_at(&mountpoint, request, reporter, runtime, signals).await;
+    let result = start_at(&mountpoint, request, reporter, runtime, signals, None).await;
     if result.is_err() && mountpoint.created {
         let _ = fs::remove_dir(&mountpoint.path); // if something is in it by now, it stays
     }
@@ -152,6 +175,7 @@ async fn start_at(
     reporter: &Reporter,
     runtime: &Handle,
     signals: Signals,
+    inheritance: Option<Inheritance>,
 ) -> Result<Running, Failure> {
     let config = &request.config;
     let path = mountpoint.path.clone();
@@ -159,17 +183,26 @@ async fn start_at(
         Some(address) => Some(metrics::listen(address).await?),
         None => None,
     };
-    let (workspace, socket) = open_workspace(config, &path).await?;
+    let (workspace, socket) = open_workspace(config, &path, inheritance.as_ref()).await?;
     let workspace = Arc::new(workspace);
     let catalog = compose::catalog(config, &workspace.remote);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let (warming, stopped) = (Arc::clone(&catalog), stop.clone());
     tasks.spawn(async move { stopped.run_until_cancelled(warming.warm_up()).await.unwrap_or_default() });
-    check_access(config, &workspace.remote, &catalog, reporter).await?;
+    match &inheritance {
+        None => check_access(config, &workspace.remote, &catalog, reporter).await?,
+        Some(_) => workspace.remote.link.look_now(), // the mount's users wait
+    }
+    let now = guarantee::timestamp(SystemClock.now());
+    let (mounted_at, upgraded_at) = match &inheritance {
+        None => (now, None),
+        Some(inherited) => (inherited.mounted().to_owned(), Some(now)),
+    };
     let server =
         Server::bind(&socket).map_err(|err| failure::of_directory("control socket", &socket, &err))?;
-    let (fs, mounted) = compose::mount(config, &workspace, Arc::clone(&catalog), &path, runtime)?;
+    let (fs, mounted) =
+        compose::mount(config, &workspace, Arc::clone(&catalog), &path, runtime, inheritance)?;
     let unmounter = mounted.unmounter();
     if let Err(failure) = wait_for_answer(&path, &mounted).await {
         let _ = unmounter.unmount(true);
@@ -188,7 +221,10 @@ async fn start_at(
         fs,
         keeper: Arc::clone(&keeper),
         mountpoint: path.clone(),
-        mounted: guarantee::timestamp(SystemClock.now()),
+        mounted: mounted_at,
+        upgraded: upgraded_at,
+        upgrade: Upgrade { program: request.program.clone(), standstill: mounted.standstill() },
+        commands: RwLock::default(),
         log: request.log.clone(),
         started: Instant::now(),
         unmount,
@@ -198,12 +234,14 @@ async fn start_at(
         tasks.spawn(metrics::serve(listener, Arc::clone(&service), stop.clone()));
     }
     tasks.spawn(server.serve(service, stop.clone()));
-    tasks.spawn(notify::watchdog(stop.clone()));
-    tasks.spawn(learn_guarantee(Arc::clone(&workspace), stop.clone()));
-    tasks.spawn(Arc::clone(&catalog).refresh_wanted(stop.clone()));
-    tasks.spawn(watch_link(workspace.remote.clone(), catalog, Arc::clone(&keeper), stop.clone()));
-    tasks.spawn(keeper.follow_pins(stop.clone()));
-    let name = workspace.remote.remote.to_string();
+    spawn_background(&mut tasks, &workspace, &catalog, &keeper, &stop);
+    announce(mountpoint, &workspace.remote, reporter);
+    Ok(Running { unmounter, mountpoint: path, ended: watch_session(mounted), unmounts, tasks, stop, signals })
+}
+
+/// Says that the mount answers, to everybody who waits for that.
+fn announce(mountpoint: &Mountpoint, remote: &OpenRemote, reporter: &Reporter) {
+    let (path, name) = (&mountpoint.path, remote.remote.to_string());
     if mountpoint.created {
         reporter.notice(&format!("made the directory {}", path.display()));
     }
@@ -213,17 +251,42 @@ async fn start_at(
         warn!("stdout cannot be given up: {err}");
     }
     notify::ready(&format!("{name} at {}", path.display()));
-    Ok(Running { unmounter, mountpoint: path, ended: watch_session(mounted), unmounts, tasks, stop, signals })
+}
+
+/// What goes on until `stop`, whoever asks for anything.
+fn spawn_background(
+    tasks: &mut JoinSet<()>,
+    workspace: &Arc<Workspace>,
+    catalog: &Arc<Catalog>,
+    keeper: &Arc<Keeper>,
+    stop: &CancellationToken,
+) {
+    tasks.spawn(notify::watchdog(stop.clone()));
+    tasks.spawn(learn_guarantee(Arc::clone(workspace), stop.clone()));
+    tasks.spawn(Arc::clone(catalog).refresh_wanted(stop.clone()));
+    let remote = workspace.remote.clone();
+    tasks.spawn(watch_link(remote, Arc::clone(catalog), Arc::clone(keeper), stop.clone()));
+    tasks.spawn(Arc::clone(keeper).follow_pins(stop.clone()));
 }
 
 /// Locks the staging area and asks the remote for the first time; names the control socket.
-async fn open_workspace(config: &Config, mountpoint: &Path) -> Result<(Workspace, PathBuf), Failure> {
+async fn open_workspace(
+    config: &Config,
+    mountpoint: &Path,
+    inheritance: Option<&Inheritance>,
+) -> Result<(Workspace, PathBuf), Failure> {
     let uid = rustix::process::getuid().as_raw();
     let runtime_dir = config.directories.prepare_runtime(uid).map_err(|err| {
         Failure::new(FailureKind::Failed, format!("no place for the control socket: {err}"))
     })?;
     let socket = control::socket_path(&runtime_dir, mountpoint);
     let remote = remote::open(config).await?;
+    if let Some(inherited) = inheritance {
+        let lock = inherited.lock().map_err(|err| {
+            Failure::new(FailureKind::Failed, format!("the lock of the staging area was not kept: {err}"))
+        })?;
+        return Ok((Workspace::adopt(config, remote, lock)?, socket));
+    }
     let holder = Holder {
         pid: std::process::id(),
         socket: Some(socket.clone()),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use tokio::sync::RwLock;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
@@ -25,6 +26,7 @@ use crate::daemon::history::Source;
 use crate::daemon::keep::Keeper;
 use crate::daemon::operations;
 use crate::daemon::publish;
+use crate::daemon::upgrade::Upgrade;
 use crate::fs::DatasetFs;
 use crate::name::DatasetName;
 
@@ -50,6 +52,12 @@ pub struct Service {
     pub mountpoint: PathBuf,
     /// Since when, as RFC 3339.
     pub mounted: String,
+    /// When this program took it over from another one, as RFC 3339.
+    pub upgraded: Option<String>,
+    /// What changes the program.
+    pub upgrade: Upgrade,
+    /// Held for reading by commands under way, for writing by an upgrade.
+    pub commands: RwLock<()>,
     /// The log file, unless stderr is the log.
     pub log: Option<PathBuf>,
     /// When it was mounted.
@@ -61,6 +69,22 @@ pub struct Service {
 #[async_trait]
 impl Handler for Service {
     async fn handle(&self, request: Request, progress: watch::Sender<Progress>) -> Result<Reply, Failure> {
+        let _under_way = match &request {
+            Request::Status { .. }
+            | Request::Stat
+            | Request::Select { .. }
+            | Request::Upgrade
+            | Request::Unmount { .. } => None,
+            Request::List
+            | Request::Commit(_)
+            | Request::Discard { .. }
+            | Request::History(_)
+            | Request::Refresh { .. }
+            | Request::Keep(_) => {
+                let upgrading = |_| Failure::new(FailureKind::Failed, "the daemon is being upgraded");
+                Some(self.commands.try_read().map_err(upgrading)?)
+            }
+        };
         match request {
             Request::Status { files_of } => {
                 self.status(files_of.as_ref()).map(|status| Reply::Status(Box::new(status)))
@@ -90,6 +114,16 @@ impl Handler for Service {
                 outcome.map(Reply::Refreshed)
             }
             Request::Keep(request) => self.keeper.handle(request, progress).await.map(Reply::Kept),
+            Request::Upgrade => {
+                let _alone = self.commands.try_write().map_err(|_| {
+                    Failure::new(FailureKind::Failed, "a command is under way")
+                        .hint("nothing has changed; try again when it has ended")
+                })?;
+                Err(self
+                    .upgrade
+                    .run(&self.fs, &self.workspace.staging, &self.mountpoint, &self.mounted)
+                    .await)
+            }
             Request::Unmount { lazy } => {
                 let (done, outcome) = oneshot::channel();
                 let ending = || Failure::new(FailureKind::Failed, "the daemon is ending already");
@@ -127,6 +161,7 @@ impl Service {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mounted: self.mounted.clone(),
+            upgraded: self.upgraded.clone(),
             remote: self.workspace.remote.remote.to_string(),
             remote_id: self.workspace.remote.remote.id(),
             guarantee: self.workspace.guarantee().map(|known| known.describe()),

@@ -18,7 +18,7 @@ const PAST_DIRECTORY_MODE: u32 = 0o555;
 const REPLACEABLE_MODE: u32 = 0o644;
 
 /// A file or a directory: there is nothing else in a mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Kind {
     /// A regular file.
     File,

@@ -5,6 +5,7 @@
 //! seen twice or missed.
 
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use crate::fs::DatasetFs;
@@ -62,7 +63,21 @@ pub enum DirLookup {
     Gone,
 }
 
+/// A [`DirSnapshot`] as it is handed to another program.
+pub(super) type Written = (Node, Duration, Vec<(Arc<str>, Kind, Ino, Option<Found>)>);
+
 impl DirSnapshot {
+    pub(super) fn write(&self) -> Written {
+        let left = self.expires.saturating_duration_since(Instant::now());
+        let entry = |entry: &DirEntry| (Arc::clone(&entry.name), entry.kind, entry.ino, entry.found.clone());
+        (self.node.clone(), left, self.entries.iter().map(entry).collect())
+    }
+
+    pub(super) fn read((node, left, entries): Written) -> Self {
+        let entries = entries.into_iter().map(|(name, kind, ino, found)| DirEntry { name, kind, ino, found });
+        Self { node, expires: Instant::now() + left, entries: entries.collect() }
+    }
+
     /// The entries from a position on, each with the position behind it.
     pub fn from(&self, offset: u64) -> impl Iterator<Item = (u64, &DirEntry)> {
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.entries.len());

@@ -14,7 +14,7 @@
 //! 3. No lock of this module is held across an `.await` or a call into the kernel.
 //!
 //! `dir` lists, `ahead` and `walk` guess what is opened next, `file` reads and writes, `past` shows what was committed before, `change` makes, moves and removes, `xattr` tells a
-//! file's state, `open` keeps the handles, `error` has the table of errnos.
+//! file's state, `open` keeps the handles, `handover` gives them to another program, `error` has the table of errnos.
 
 mod ahead;
 pub mod attr;
@@ -22,6 +22,7 @@ pub mod change;
 pub mod dir;
 pub mod error;
 pub mod file;
+pub mod handover;
 pub mod open;
 mod past;
 pub mod walk;
@@ -71,6 +72,9 @@ const PUBLISHED_ATTR_TTL: Duration = Duration::from_secs(24 * 3600);
 /// How long the kernel may keep other attributes; its own changes it knows at once.
 const ATTR_TTL: Duration = Duration::from_secs(1);
 
+/// Inodes that are looked at for each new one, once there are too many.
+const SWEPT_FOR_EACH: u64 = 4;
+
 /// How a mount behaves.
 #[derive(Clone, Debug)]
 pub struct FsOptions {
@@ -80,6 +84,9 @@ pub struct FsOptions {
     pub allow_replace: bool,
     /// Whole local files may be handed to the kernel, where it permits that.
     pub passthrough: bool,
+    /// Inodes of published files that the kernel may hold before it is asked to let go of the oldest: each
+    /// takes room here too.
+    pub inodes_max: usize,
     /// The owner of everything shown.
     pub uid: u32,
     /// The group of everything shown.
@@ -397,8 +404,25 @@ impl DatasetFs {
         self.entry(node, found, ttl)
     }
 
+    /// Has the kernel let go of published files that it looked up long ago, where it holds too many. Those
+    /// that are open stay, and so do directories, in which somebody may stand.
+    fn bound_inodes(&self) {
+        let Some(kernel) = self.kernel.get().filter(|_| self.inodes.len() > self.options.inodes_max) else {
+            return;
+        };
+        for (ino, node) in self.inodes.next_oldest(SWEPT_FOR_EACH) {
+            if let Node::Published(dataset, path, _) = node
+                && self.open.mode(ino).is_none()
+                && let Some(parent) = self.inodes.number(&Node::Directory(dataset, path.parent()))
+            {
+                kernel.entry_changed(parent, path.file_name());
+            }
+        }
+    }
+
     fn entry(&self, node: Node, found: &Found, entry_ttl: Duration) -> Entry {
         let ino = self.inodes.lookup(node);
+        self.bound_inodes();
         let (attr, attr_ttl) = match found {
             Found::Directory(staged) => (self.rules.directory(ino, staged.as_ref()), ATTR_TTL),
             Found::Staged(staged) => (self.rules.staged(ino, staged), ATTR_TTL),

@@ -133,6 +133,40 @@ impl OpenTable {
         self.inodes.lock().get(&ino).and_then(|open| open.local.clone())
     }
 
+    /// All handles, by number.
+    pub(super) fn handles(&self) -> Vec<(u64, Arc<Handle>)> {
+        self.handles.read().iter().map(|(fh, handle)| (*fh, Arc::clone(handle))).collect()
+    }
+
+    /// The files that the kernel reads and writes without us, by inode.
+    pub(super) fn passed(&self) -> Vec<(Ino, Arc<File>)> {
+        let inodes = self.inodes.lock();
+        let passed = inodes.iter().filter_map(|(ino, open)| match &open.mode {
+            IoMode::Passthrough(file) => Some((*ino, Arc::clone(file))),
+            IoMode::Cached => None,
+        });
+        passed.collect()
+    }
+
+    /// The last number that was given.
+    pub(super) fn last(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
+    /// Puts a handle back that an earlier table had.
+    pub(super) fn restore(&self, fh: u64, handle: Handle, mode: IoMode, local: Option<Arc<File>>) {
+        if let Some(ino) = handle.ino() {
+            let fresh = OpenInode { handles: 0, mode, local };
+            self.inodes.lock().entry(ino).or_insert(fresh).handles += 1;
+        }
+        self.handles.write().insert(fh, Arc::new(handle));
+    }
+
+    /// Gives no number up to this one.
+    pub(super) fn begin_behind(&self, last: u64) {
+        self.last.fetch_max(last, Ordering::Relaxed);
+    }
+
     /// How many files and directories are open.
     #[must_use]
     pub fn len(&self) -> usize {

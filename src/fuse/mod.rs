@@ -13,9 +13,11 @@
 //! [`crate::fs`].
 
 mod backing;
+mod gate;
 mod interrupt;
 mod reply;
 mod session;
+mod takeover;
 
 use std::ffi::OsStr;
 use std::future::Future;
@@ -28,6 +30,7 @@ use std::task::Waker;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use fuser::BackingId;
 use fuser::BsdFileFlags;
 use fuser::Errno;
 use fuser::FileAttr;
@@ -56,8 +59,10 @@ use fuser::Request;
 use fuser::TimeOrNow;
 use fuser::WriteFlags;
 
+pub use crate::fuse::session::Inherited;
 pub use crate::fuse::session::MountOptions;
 pub use crate::fuse::session::MountedFs;
+pub use crate::fuse::session::Standstill;
 pub use crate::fuse::session::Unmounter;
 
 use crate::fs::DatasetFs;
@@ -69,6 +74,7 @@ use crate::fs::dir::DirLookup;
 use crate::fs::error::FsError;
 use crate::fs::open::Opened;
 use crate::fuse::backing::Backings;
+use crate::fuse::gate::Gate;
 use crate::fuse::interrupt::interruptible;
 use crate::fuse::reply::absent;
 use crate::fuse::reply::file_attr;
@@ -108,11 +114,12 @@ pub struct FuseAdapter {
     fs: Arc<DatasetFs>,
     runtime: tokio::runtime::Handle,
     backings: Arc<Backings>,
+    gate: Arc<Gate>,
 }
 
 impl FuseAdapter {
     fn new(fs: Arc<DatasetFs>, runtime: tokio::runtime::Handle) -> Self {
-        Self { fs, runtime, backings: Arc::default() }
+        Self { fs, runtime, backings: Arc::default(), gate: Arc::default() }
     }
 
     /// Runs `work`, here and now if it need not wait; then replies.
@@ -128,10 +135,11 @@ impl FuseAdapter {
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => reply(result.map_err(|err| log_errno(operation, &err))),
             Poll::Pending => {
-                let tid = request.pid();
+                let (tid, under_way) = (request.pid(), self.gate.begin());
                 self.runtime.spawn(async move {
                     let result = interruptible(tid, work).await;
                     reply(result.map_err(|err| log_errno(operation, &err)));
+                    drop(under_way);
                 });
             }
         }
@@ -162,6 +170,18 @@ fn cached_flags(opened: &Opened) -> FopenFlags {
     } else {
         FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
     }
+}
+
+#[expect(unsafe_code, reason = "an id that the program before this one has registered")]
+fn wrap_opened(reply: &ReplyOpen, id: u32) -> BackingId {
+    // SAFETY: it was registered with this connection, and belongs to nobody else (`Backings`).
+    unsafe { reply.wrap_backing(id) }
+}
+
+#[expect(unsafe_code, reason = "as for files that are opened")]
+fn wrap_created(reply: &ReplyCreate, id: u32) -> BackingId {
+    // SAFETY: as in `wrap_opened`.
+    unsafe { reply.wrap_backing(id) }
 }
 
 fn time(time: TimeOrNow, fs: &DatasetFs) -> SystemTime {
@@ -325,7 +345,8 @@ impl Filesystem for FuseAdapter {
             Err(errno) => reply.error(errno),
             Ok(opened) => {
                 let fh = FileHandle(opened.fh);
-                match backings.of(&answer, ino.0, &opened, |file| reply.open_backing(file)) {
+                let register = |file: &_| reply.open_backing(file);
+                match backings.of(&answer, ino.0, &opened, register, |id| wrap_opened(&reply, id)) {
                     Some(id) => reply.opened_passthrough(fh, FopenFlags::empty(), &id),
                     None => reply.opened(fh, cached_flags(&opened)),
                 }
@@ -351,7 +372,8 @@ impl Filesystem for FuseAdapter {
             Ok((entry, opened)) => {
                 let attr = file_attr(&answer, &entry.attr);
                 let (fh, ttl) = (FileHandle(opened.fh), entry.entry_ttl.min(entry.attr_ttl));
-                match backings.of(&answer, entry.attr.ino, &opened, |file| reply.open_backing(file)) {
+                let register = |file: &_| reply.open_backing(file);
+                match backings.of(&answer, entry.attr.ino, &opened, register, |id| wrap_created(&reply, id)) {
                     Some(id) => {
                         reply.created_passthrough(&ttl, &attr, GENERATION, fh, FopenFlags::empty(), &id);
                     }
@@ -524,6 +546,7 @@ impl Filesystem for FuseAdapter {
             ),
             Err(err) => reply.error(log_errno("statfs", &err)),
         }
+        self.gate.rest();
     }
 
     fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use fuser::BackingId;
 use fuser::Config;
@@ -24,6 +27,9 @@ use rustix::mount::UnmountFlags;
 use crate::fs::DatasetFs;
 use crate::fs::KernelCache;
 use crate::fuse::FuseAdapter;
+use crate::fuse::backing::Backings;
+use crate::fuse::gate::Gate;
+use crate::fuse::takeover;
 use crate::tree::inode::Ino;
 
 /// FUSE worker threads: two suffice, since none of them ever waits for the network.
@@ -52,7 +58,27 @@ pub struct MountOptions {
 pub struct MountedFs {
     mountpoint: PathBuf,
     passthrough: bool,
+    standstill: Standstill,
     session: JoinHandle<io::Result<()>>,
+}
+
+/// Brings a session to a standstill, so that another program can go on with it.
+#[derive(Clone, Debug)]
+pub struct Standstill {
+    device: Arc<OwnedFd>,
+    gate: Arc<Gate>,
+    backings: Arc<Backings>,
+    mountpoint: PathBuf,
+    threads: usize,
+}
+
+/// What a program before this one has left of a session.
+#[derive(Debug)]
+pub struct Inherited {
+    /// The connection to the kernel.
+    pub device: OwnedFd,
+    /// What the kernel calls the files that it reads without us, by inode.
+    pub backings: Vec<(Ino, u32)>,
 }
 
 /// Unmounts from any thread.
@@ -72,25 +98,51 @@ impl MountedFs {
         mountpoint: &Path,
         options: &MountOptions,
     ) -> io::Result<Self> {
-        let mut config = Config::default();
-        config.mount_options = vec![
-            MountOption::FSName(options.fs_name.clone()),
-            // Not `Subtype`: that reaches fusermount3 only, and root's mounts would be plain `fuse`.
-            MountOption::CUSTOM("subtype=dsfs".into()),
-            MountOption::DefaultPermissions,
-            MountOption::NoAtime,
-            MountOption::NoDev,
-            MountOption::NoSuid,
-            if options.read_only { MountOption::RO } else { MountOption::RW },
-        ];
-        config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-        config.n_threads = Some(thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS_MAX));
-        config.clone_fd = true;
-        let session = Session::new(FuseAdapter::new(Arc::clone(&fs), runtime), mountpoint, &config)?;
+        let config = config(options);
+        let adapter = FuseAdapter::new(Arc::clone(&fs), runtime);
+        let standing = (Arc::clone(&adapter.gate), Arc::clone(&adapter.backings));
+        let session = Session::new(adapter, mountpoint, &config)?;
+        let device = Arc::new(session.as_fd().try_clone_to_owned()?);
+        Self::run(&fs, session, mountpoint, Standstill::new(device, standing, mountpoint, &config))
+    }
+
+    /// Goes on with a mount that is there already.
+    ///
+    /// # Errors
+    /// The connection is none, or no threads can be started.
+    pub fn take_over(
+        fs: Arc<DatasetFs>,
+        runtime: tokio::runtime::Handle,
+        mountpoint: &Path,
+        options: &MountOptions,
+        inherited: Inherited,
+    ) -> io::Result<Self> {
+        let config = config(options);
+        let adapter = FuseAdapter::new(Arc::clone(&fs), runtime);
+        let standing = (Arc::clone(&adapter.gate), Arc::clone(&adapter.backings));
+        let device = Arc::new(inherited.device);
+        adapter.backings.adopt(&inherited.backings, &device);
+        let session = takeover::session(adapter, &device, &config)?;
+        Self::run(&fs, session, mountpoint, Standstill::new(device, standing, mountpoint, &config))
+    }
+
+    fn run(
+        fs: &Arc<DatasetFs>,
+        session: Session<FuseAdapter>,
+        mountpoint: &Path,
+        standstill: Standstill,
+    ) -> io::Result<Self> {
         let passthrough = passthrough_permitted(&session, &fs.options().state_dir);
-        fs.attach(Arc::new(NoticeQueue::start(session.notifier())?), passthrough);
+        let notices = NoticeQueue::start(session.notifier(), Arc::clone(&standstill.gate))?;
+        fs.attach(Arc::new(notices), passthrough);
         let session = thread::Builder::new().name("dsfs-fuse".into()).spawn(move || session.run())?;
-        Ok(Self { mountpoint: mountpoint.to_owned(), passthrough, session })
+        Ok(Self { mountpoint: mountpoint.to_owned(), passthrough, standstill, session })
+    }
+
+    /// What brings it to a standstill.
+    #[must_use]
+    pub fn standstill(&self) -> Standstill {
+        self.standstill.clone()
     }
 
     /// Whether whole local files are handed to the kernel.
@@ -127,6 +179,69 @@ impl MountedFs {
             Ok(result) => result,
             Err(_) => Err(io::Error::other("a FUSE thread panicked")),
         }
+    }
+}
+
+/// The session's settings.
+fn config(options: &MountOptions) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(options.fs_name.clone()),
+        // Not `Subtype`: that reaches fusermount3 only, and root's mounts would be plain `fuse`.
+        MountOption::CUSTOM("subtype=dsfs".into()),
+        MountOption::DefaultPermissions,
+        MountOption::NoAtime,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        if options.read_only { MountOption::RO } else { MountOption::RW },
+    ];
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS_MAX));
+    config.clone_fd = true;
+    config
+}
+
+impl Standstill {
+    fn new(
+        device: Arc<OwnedFd>,
+        (gate, backings): (Arc<Gate>, Arc<Backings>),
+        mountpoint: &Path,
+        config: &Config,
+    ) -> Self {
+        Self {
+            device,
+            gate,
+            backings,
+            mountpoint: mountpoint.to_owned(),
+            threads: config.n_threads.unwrap_or(1),
+        }
+    }
+
+    /// Comes to a standstill: when this returns, every request has been answered, and nobody takes another
+    /// one from the kernel, where they wait. [`Self::go_on`] ends it.
+    ///
+    /// # Errors
+    /// Requests that were not answered in time; then it goes on already.
+    pub fn stand_still(&self, patience: Duration) -> io::Result<Inherited> {
+        self.gate.close();
+        self.wait_for_rest(patience).inspect_err(|_| self.gate.open())
+    }
+
+    fn wait_for_rest(&self, patience: Duration) -> io::Result<Inherited> {
+        for _ in 0..self.threads {
+            // Each is answered by a thread that rests from then on.
+            let mountpoint = self.mountpoint.clone();
+            thread::Builder::new().name("dsfs-poke".into()).spawn(move || rustix::fs::statvfs(mountpoint))?;
+        }
+        if !self.gate.wait_for_rest(self.threads, patience) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "requests to the mount wait for an answer"));
+        }
+        Ok(Inherited { device: self.device.try_clone()?, backings: self.backings.numbers(&self.device) })
+    }
+
+    /// Takes requests again.
+    pub fn go_on(&self) {
+        self.gate.open();
     }
 }
 
@@ -198,10 +313,11 @@ impl fmt::Debug for NoticeQueue {
 }
 
 impl NoticeQueue {
-    fn start(notifier: Notifier) -> io::Result<Self> {
+    fn start(notifier: Notifier, gate: Arc<Gate>) -> io::Result<Self> {
         let (notices, inbox) = mpsc::sync_channel::<Notice>(NOTICES_MAX);
         thread::Builder::new().name("dsfs-notify".into()).spawn(move || {
             for notice in inbox {
+                let _under_way = gate.begin_when_open();
                 let taken = match &notice {
                     Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(*parent), name.as_ref()),
                     Notice::Content(ino) => notifier.inval_inode(INodeNo(*ino), 0, WHOLE_FILE),

@@ -89,7 +89,7 @@ const RECENT_SMALL_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero"
 const RECENT_LARGE_MAX: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 
 /// One version of one object: what a file is when it is opened.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct ObjectVersion {
     /// The object.
     pub key: ObjectKey,

@@ -284,6 +284,26 @@ impl StagedDataset {
         Ok(StagedFile::new(file, Arc::clone(self), id, state, writable))
     }
 
+    /// Takes over a file that the program before this one had open, with what it knew of it.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn adopt_file(
+        self: &Arc<Self>,
+        file: File,
+        path: Option<&RelPath>,
+        state: StagedState,
+        writable: bool,
+    ) -> io::Result<StagedFile> {
+        let id = tree::identity(&rustix::fs::fstat(&file)?);
+        self.files.lock().adopted(id, path, writable);
+        Ok(StagedFile::new(file, Arc::clone(self), id, state, writable))
+    }
+
+    pub(super) fn path_of(&self, id: Identity) -> Option<RelPath> {
+        self.files.lock().path_of(id).cloned()
+    }
+
     /// Makes a directory, which is published even if it stays empty.
     ///
     /// # Errors

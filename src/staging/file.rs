@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::name::DatasetName;
 use crate::name::DirPath;
 use crate::name::RelPath;
 use crate::staging::StagedAttr;
@@ -43,6 +44,13 @@ impl OpenFiles {
         file.handles += 1;
         file.writers += usize::from(writer);
         file.path = Some(path.clone());
+    }
+
+    /// As [`Self::opened`], for a file that was open before this process's table of them.
+    pub fn adopted(&mut self, id: Identity, path: Option<&RelPath>, writer: bool) {
+        let file = self.open.entry(id).or_insert(OpenFile { handles: 0, writers: 0, path: path.cloned() });
+        file.handles += 1;
+        file.writers += usize::from(writer);
     }
 
     pub fn closed(&mut self, id: Identity, writer: bool) {
@@ -136,6 +144,24 @@ impl StagedFile {
     #[must_use]
     pub fn is_writable(&self) -> bool {
         self.writable
+    }
+
+    /// Open or sealed when it was opened.
+    #[must_use]
+    pub fn state(&self) -> StagedState {
+        self.state
+    }
+
+    /// The dataset that it belongs to.
+    #[must_use]
+    pub fn dataset(&self) -> &DatasetName {
+        self.dataset.name()
+    }
+
+    /// Where it is in the open tree; `None` if it is no longer there.
+    #[must_use]
+    pub fn path(&self) -> Option<RelPath> {
+        self.dataset.path_of(self.id)
     }
 
     /// Its attributes now.

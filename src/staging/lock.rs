@@ -38,7 +38,19 @@ pub struct Holder {
 /// The lock, held until dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// The open file that holds the lock: whoever has it after an exec has the lock.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The lock of the program that ran before in this process.
+    pub(super) fn adopted(file: File) -> Self {
+        Self { file }
+    }
 }
 
 fn open_lock_file(dir: &Path, create: bool) -> io::Result<File> {
@@ -67,7 +79,7 @@ pub(super) fn acquire(dir: &Path, holder: &Holder) -> Result<Lock, StagingError>
     }
     let text = serde_json::to_vec(holder).map_err(|err| failed(err.into()))?;
     file.set_len(0).and_then(|()| file.write_all(&text)).map_err(failed)?;
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 /// Who has the lock, if anybody.

@@ -152,7 +152,7 @@ fn list<T: std::fmt::Display>(items: &[T]) -> String {
 }
 
 /// File or directory: nothing else is ever staged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum StagedKind {
     /// A regular file.
     File,
@@ -161,7 +161,7 @@ pub enum StagedKind {
 }
 
 /// Whether it can still be changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum StagedState {
     /// It can.
     Open,
@@ -179,7 +179,7 @@ pub enum Access {
 }
 
 /// The attributes of something staged.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StagedAttr {
     /// File or directory.
     pub kind: StagedKind,
@@ -248,7 +248,7 @@ pub struct Staging {
     dir: PathBuf,
     /// Every dataset that was ever staged in this process's life: one name is always one object.
     datasets: Mutex<BTreeMap<DatasetName, Arc<StagedDataset>>>,
-    _lock: lock::Lock,
+    lock: lock::Lock,
 }
 
 impl Staging {
@@ -259,13 +259,32 @@ impl Staging {
     pub fn open(dir: &Path, holder: &Holder) -> Result<Self, StagingError> {
         let root = datasets_dir(dir);
         durable::create_private_dirs(&root).map_err(|source| StagingError::io(&root, source))?;
-        let lock = lock::acquire(dir, holder)?;
+        Self::locked(dir, lock::acquire(dir, holder)?)
+    }
+
+    /// Goes on with a staging area that the program before this one, in this process, had opened, with its
+    /// lock: the file that [`Self::lock_file`] returned there.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn adopt(dir: &Path, lock: std::fs::File) -> Result<Self, StagingError> {
+        Self::locked(dir, lock::Lock::adopted(lock))
+    }
+
+    /// The file that holds the lock.
+    #[must_use]
+    pub fn lock_file(&self) -> &std::fs::File {
+        self.lock.file()
+    }
+
+    fn locked(dir: &Path, lock: lock::Lock) -> Result<Self, StagingError> {
+        let root = datasets_dir(dir);
         let mut datasets = BTreeMap::new();
         for name in names_in(&root)? {
             let dataset = StagedDataset::load(name.clone(), root.join(name.as_str()))?;
             datasets.insert(name, dataset);
         }
-        Ok(Self { dir: dir.to_path_buf(), datasets: Mutex::new(datasets), _lock: lock })
+        Ok(Self { dir: dir.to_path_buf(), datasets: Mutex::new(datasets), lock })
     }
 
     /// Who works on a staging area, if anybody does.
@@ -296,6 +315,20 @@ impl Staging {
     pub fn dataset(&self, name: &DatasetName) -> Option<Arc<StagedDataset>> {
         let dataset = self.datasets.lock().get(name).cloned();
         dataset.filter(|dataset| dataset.exists())
+    }
+
+    /// One dataset, whether anything is staged for it or not: of files that are open without a name.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn known_dataset(&self, name: &DatasetName) -> Result<Arc<StagedDataset>, StagingError> {
+        let mut datasets = self.datasets.lock();
+        if let Some(dataset) = datasets.get(name) {
+            return Ok(Arc::clone(dataset));
+        }
+        let dataset = StagedDataset::load(name.clone(), datasets_dir(&self.dir).join(name.as_str()))?;
+        datasets.insert(name.clone(), Arc::clone(&dataset));
+        Ok(dataset)
     }
 
     /// One dataset, staged from now on if it was not.

@@ -12,6 +12,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use parking_lot::RwLock;
@@ -31,7 +33,7 @@ pub type Ino = u64;
 pub const ROOT: Ino = 1;
 
 /// What an inode number stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Node {
     /// The directory of datasets.
     Root,
@@ -105,6 +107,8 @@ impl Node {
 #[derive(Debug, Default)]
 pub struct InodeTable {
     state: RwLock<State>,
+    /// Where [`Self::next_oldest`] goes on.
+    hand: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -210,6 +214,44 @@ impl InodeTable {
             entry.node.version().is_some_and(|file| file.key == *key && file.etag.as_ref() == Some(etag))
         };
         state.nodes.iter().filter(|(_, entry)| shows(entry)).map(|(ino, _)| *ino).collect()
+    }
+
+    /// The next inodes in the order of their numbers, from the oldest on and round again.
+    #[must_use]
+    pub fn next_oldest(&self, count: u64) -> Vec<(Ino, Node)> {
+        let state = self.state.read();
+        let from = self.hand.fetch_add(count, Ordering::Relaxed);
+        if from >= state.last {
+            self.hand.store(ROOT + 1, Ordering::Relaxed);
+        }
+        let known = |ino| Some((ino, state.nodes.get(&ino)?.node.clone()));
+        (from..from + count).filter_map(known).collect()
+    }
+
+    /// Calls `each` with every inode, its lookup count, and what it stands for; returns the last number given.
+    ///
+    /// # Errors
+    /// Those of `each`.
+    pub fn for_each<E>(&self, mut each: impl FnMut(Ino, u64, &Node) -> Result<(), E>) -> Result<Ino, E> {
+        let state = self.state.read();
+        state.nodes.iter().try_for_each(|(ino, entry)| each(*ino, entry.lookups, &entry.node))?;
+        Ok(state.last)
+    }
+
+    /// Puts an inode back that an earlier table had.
+    pub fn restore(&self, ino: Ino, lookups: u64, node: Node) {
+        let mut state = self.state.write();
+        if let Some(identity) = node.identity() {
+            state.numbers.insert(identity, ino);
+        }
+        state.nodes.insert(ino, Entry { node, lookups });
+        state.last = state.last.max(ino);
+    }
+
+    /// Gives no number up to this one.
+    pub fn begin_behind(&self, last: Ino) {
+        let mut state = self.state.write();
+        state.last = state.last.max(last);
     }
 
     /// How many inodes the kernel knows.

@@ -50,7 +50,7 @@ pub enum TreeError {
 }
 
 /// What is at a path.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub enum Found {
     /// A directory; with the attributes of its staged side, where there is one.
     Directory(Option<StagedAttr>),

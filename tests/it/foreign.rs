@@ -119,7 +119,7 @@ fn judge(path: &str, read: &[(Instant, String)], versions: &Versions) {
     }
     let reads = seen.len();
     seen.dedup();
-    println!("{path}: {reads} reads of {} versions, {refused} refused", seen.len());
+    eprintln!("{path}: {reads} reads of {} versions, {refused} refused", seen.len());
     assert!(seen.len() > 1, "{path}: {seen:?}");
 }
 
@@ -206,7 +206,7 @@ fn what_others_change_is_read_in_one_version_or_not_at_all() {
         pairs = in_pairs.join().unwrap();
     });
     wait_until("the last commit", || number(&reader.mnt("pair/y")) == commits);
-    println!("{commits} commits, {pairs} looks at two files of them; {stale} slow readers were told ESTALE");
+    eprintln!("{commits} commits, {pairs} looks at two files of them; {stale} slow readers were told ESTALE");
     let versions = versions(&tool.end());
     for (path, read) in paths.into_iter().zip(loops) {
         judge(path, &read.end(), &versions);

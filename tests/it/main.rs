@@ -25,3 +25,4 @@ mod stores;
 mod stuck;
 mod tools;
 mod transfers;
+mod upgrade;

@@ -116,12 +116,14 @@ fn group_states(leader: &Child) -> Vec<char> {
 }
 
 impl Lab {
-    /// Datasets `run` (listed, `pinned` pinned), `never0` and so on (not looked at), `mine` (staged).
+    /// Datasets `run` (listed, `pinned` pinned), `never0` and so on (not looked at: a new mount lists 16
+    /// datasets by itself, which come before them), `mine` (staged).
     fn new(direct: bool) -> Self {
         let server = Server::seaweedfs();
         server.make_bucket_with_boto3();
         server.boto3(
-            "for name in ['run', 'never0', 'never1', 'never2', 'never3']:\n\
+            "for n in range(16): s3.put_object(Bucket=bucket, Key=f'datasets/a{n:02}/x', Body=b'x')\n\
+             for name in ['run', 'never0', 'never1', 'never2', 'never3']:\n\
              \x20   for n in range(6): s3.put_object(Bucket=bucket, Key=f'datasets/{name}/f{n}', Body=bytes([n]) * 300000)\n\
              s3.put_object(Bucket=bucket, Key='datasets/run/pinned', Body=b'kept here')\n",
         );
@@ -195,7 +197,7 @@ impl Lab {
         for signal in [Signal::INT, Signal::KILL] {
             for victim in self.victims() {
                 let what = victim.what;
-                println!("{state}: {what} ended {:?} after {signal:?}", victim.ends_at(signal));
+                eprintln!("{state}: {what} ended {:?} after {signal:?}", victim.ends_at(signal));
             }
         }
         let began = Instant::now();
@@ -205,7 +207,7 @@ impl Lab {
         fs::write(self.mnt("mine/more"), "more").unwrap();
         let began = Instant::now();
         let err = fs::read(self.mnt("run/f2")).unwrap_err();
-        println!("{state}: a read failed after {:?}: {err}", began.elapsed());
+        eprintln!("{state}: a read failed after {:?}: {err}", began.elapsed());
         assert_eq!(err.raw_os_error(), Some(libc::ENETUNREACH), "{err}");
         assert!(began.elapsed() < READ_WITHIN);
         let began = Instant::now();
@@ -242,7 +244,7 @@ fn a_stopped_server_holds_nobody() {
     drop(victims);
     let began = Instant::now();
     lab.must(&["umount", "mnt"]);
-    println!("stopped: unmounted after {:?}", began.elapsed());
+    eprintln!("stopped: unmounted after {:?}", began.elapsed());
     assert!(began.elapsed() < AT_ONCE * 2, "{:?}", began.elapsed());
 
     lab.mount();
@@ -254,7 +256,7 @@ fn a_stopped_server_holds_nobody() {
         kill_process(daemon, Signal::TERM).is_err() || began.elapsed() > Duration::from_millis(500)
     });
     wait_until("the daemon has ended", || kill_process(daemon, Signal::CONT).is_err());
-    println!("stopped: the daemon ended {:?} after SIGTERM", began.elapsed());
+    eprintln!("stopped: the daemon ended {:?} after SIGTERM", began.elapsed());
     for mut victim in victims {
         wait_until(victim.what, || victim.has_ended());
     }
@@ -275,9 +277,9 @@ fn a_killed_server_holds_nobody() {
     for victim in &mut victims {
         wait_until(victim.what, || victim.has_ended());
     }
-    println!("killed: everybody was told within {:?}", began.elapsed());
+    eprintln!("killed: everybody was told within {:?}", began.elapsed());
     assert!(began.elapsed() < READ_WITHIN);
-    println!("killed: the commit ended {:?} after Ctrl-C", commit.ends_at(Signal::INT));
+    eprintln!("killed: the commit ended {:?} after Ctrl-C", commit.ends_at(Signal::INT));
     wait_until("it is noticed", || !lab.home.status()["mounts"][0]["offline"].is_null());
     assert_eq!(fs::read(lab.mnt("run/pinned")).unwrap(), b"kept here");
     let began = Instant::now();
@@ -312,7 +314,7 @@ fn after_a_sleep_new_connections_are_made() {
     kill_process(daemon, Signal::CONT).unwrap();
     let began = Instant::now();
     wait_until("reads", || fs::read(lab.mnt("run/f1")).is_ok_and(|body| body == [1; 300_000]));
-    println!("slept: read again after {:?}", began.elapsed());
+    eprintln!("slept: read again after {:?}", began.elapsed());
     assert!(began.elapsed() < READ_WITHIN);
     assert_eq!(fs::read_dir(lab.mnt("never0")).unwrap().count(), 6);
 }

@@ -46,6 +46,7 @@ pub struct Setup {
     pub read_only: bool,
     pub allow_replace: bool,
     pub passthrough: bool,
+    pub inodes_max: usize,
     pub catalog_ttl: Duration,
     pub read_timeout: Duration,
     /// Elsewhere than beside the mount.
@@ -59,6 +60,7 @@ impl Default for Setup {
             read_only: false,
             allow_replace: false,
             passthrough: true,
+            inodes_max: 100_000,
             catalog_ttl: Duration::from_secs(60),
             read_timeout: Duration::from_secs(20),
             state_dir: None,
@@ -71,6 +73,7 @@ impl Default for Setup {
 pub struct TestMount {
     pub store: Arc<MemoryStore>,
     pub staging: Arc<Staging>,
+    pub fs: Arc<DatasetFs>,
     mounted: Option<MountedFs>,
     runtime: Option<Runtime>,
     dir: TempDir,
@@ -108,6 +111,7 @@ impl TestMount {
             read_only: setup.read_only,
             allow_replace: setup.allow_replace,
             passthrough: setup.passthrough,
+            inodes_max: setup.inodes_max,
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
             state_dir,
@@ -125,7 +129,7 @@ impl TestMount {
             MountOptions { read_only: setup.read_only, allow_other: false, fs_name: "dsfs-test".into() };
         let mounted = MountedFs::mount(Arc::clone(&fs), runtime.handle().clone(), &mountpoint, &options)
             .expect("a FUSE mount, for which these tests need /dev/fuse and the right to use it");
-        Self { store: memory, staging, mounted: Some(mounted), runtime: Some(runtime), dir }
+        Self { store: memory, staging, fs, mounted: Some(mounted), runtime: Some(runtime), dir }
     }
 
     /// A path in the mount.

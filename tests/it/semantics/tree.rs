@@ -3,14 +3,18 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use rustix::fs::RenameFlags;
 
+use crate::common::mount::Setup;
 use crate::common::mount::TestMount;
+use crate::common::mount::wait_until;
 use crate::semantics::errno;
 
 fn names(path: &Path) -> BTreeSet<String> {
@@ -102,6 +106,25 @@ fn ten_thousand_files_in_one_directory() {
     let total: u64 =
         fs::read_dir(mount.path("run")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert_eq!(total, 10_000);
+}
+
+#[test]
+fn the_kernel_lets_go_of_what_was_looked_up_long_ago() {
+    let setup = Setup { inodes_max: 100, ..Setup::default() };
+    let mount = TestMount::with(&setup);
+    let name = |n: usize| format!("run/{n:03}");
+    (0..600).for_each(|n| drop(mount.publish(&name(n), name(n))));
+    let first = File::open(mount.path(&name(0))).unwrap();
+    (0..600).for_each(|n| assert_eq!(fs::metadata(mount.path(&name(n))).unwrap().len(), 7));
+    wait_until("most are forgotten", || {
+        fs::metadata(mount.path(&name(0))).unwrap();
+        mount.fs.inode_count() <= 200
+    });
+    let same = fs::metadata(mount.path(&name(0))).unwrap().ino();
+    assert_eq!(first.metadata().unwrap().ino(), same, "what is open stays");
+    for n in [0, 1, 300, 599] {
+        assert_eq!(fs::read_to_string(mount.path(&name(n))).unwrap(), name(n));
+    }
 }
 
 #[test]
