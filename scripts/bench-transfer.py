@@ -153,7 +153,7 @@ class Bench:
         if name == "dsfs":
             argv = [self.args.dsfs, "r2", "upload", "-b", BUCKET, "--quiet", f"{root}/", prefix]
             if verb == "down":
-                argv = [self.args.dsfs, "r2", "download", "-b", BUCKET, "--quiet", prefix, f"{root}/"]
+                argv = [self.args.dsfs, "r2", "download", "-b", BUCKET, "--quiet", "-o", root, prefix]
             return argv
         if name == "s5cmd":
             return [f"{tools}/s5cmd", "--log", "error", "cp",
@@ -230,7 +230,8 @@ class Bench:
         target = f"{self.work}/target"
         os.makedirs(target)
         figures = self.run(self.client(name, "down", prefix, target))
-        self.check(root, target)
+        below = f"{target}/{os.path.basename(root)}"  # where dsfs puts a prefix
+        self.check(root, below if os.path.isdir(below) else target)
         shutil.rmtree(target)
         return figures
 

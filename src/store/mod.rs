@@ -47,7 +47,8 @@ use crate::name::ObjectKey;
 pub const META_TXID: &str = "dsfs-txid";
 /// What the ids of plain uploads begin with: those are not commits, and no log names them.
 pub const UPLOAD_TXID_PREFIX: &str = "upload-";
-/// Metadata key of an object's SHA-256, 64 lower-case hexadecimal digits.
+/// Metadata key of an object's SHA-256, 64 lower-case hexadecimal digits; of objects that went up in one
+/// request.
 pub const META_SHA256: &str = "dsfs-sha256";
 /// Metadata key of a file's modification time: seconds with a fraction, rclone's convention.
 pub const META_MTIME: &str = "mtime";
