@@ -56,7 +56,7 @@ pub struct CommitArgs {
     /// Undo a commit that was interrupted; what was staged is staged again
     #[arg(long, conflicts_with = "dry_run")]
     abort: bool,
-    /// Uploads at a time
+    /// Large bodies sent at a time; small files go eight to a place
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
     /// As JSON
