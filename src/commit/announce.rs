@@ -150,19 +150,18 @@ impl Intents {
             let author = format!("{}@{}", other.author.user, other.author.host);
             let txid = other.txid.clone();
             let left = other.deleting.and_then(|_| self.still_late(modified, written));
-            let (overlap, reason) = match left {
-                Some(left) => {
-                    let until = self.clock.now() + left;
-                    (own.overlap(&other), ConflictReason::BeingDeleted { txid, author, until })
-                }
-                None => (self.overlap(own, &other), ConflictReason::Intent { txid, author }),
-            };
-            let is_over = matches!(reason, ConflictReason::Intent { .. });
-            if overlap.is_empty() || (is_over && self.has_ended(&other, log).await?) {
+            let shared: Vec<String> = own.overlap(&other).iter().map(RelPath::to_string).collect();
+            let (overlap, reason) = if self.is_alone() && !self.has_ended(&other, log).await? {
+                (named(own), ConflictReason::Intent { txid, author })
+            } else if let Some(left) = left {
+                let until = self.clock.now() + left;
+                (shared, ConflictReason::BeingDeleted { txid, author, until })
+            } else if !shared.is_empty() && !self.has_ended(&other, log).await? {
+                (shared, ConflictReason::Intent { txid, author })
+            } else {
                 continue;
-            }
-            let conflict = |path: RelPath| Conflict { path: path.to_string(), reason: reason.clone() };
-            conflicts.extend(overlap.into_iter().map(conflict));
+            };
+            conflicts.extend(overlap.into_iter().map(|path| Conflict { path, reason: reason.clone() }));
         }
         conflicts.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(conflicts)
@@ -185,15 +184,14 @@ impl Intents {
         !conflicts.iter().all(comes_first)
     }
 
-    fn overlap(&self, own: &Intent, other: &Intent) -> Vec<RelPath> {
-        if self.guarantee == Guarantee::BestEffort {
-            // Nothing but the intents keeps two records from taking one number there.
-            return own.paths().cloned().collect();
-        }
-        own.overlap(other)
+    /// Whether a commit has to be the only one of its dataset: where nothing but the intents keeps two
+    /// records from taking one number.
+    pub fn is_alone(&self) -> bool {
+        self.guarantee == Guarantee::BestEffort
     }
 
-    async fn has_ended(&self, intent: &Intent, log: &Log) -> Result<bool, CommitError> {
+    /// Whether the log has a record of that commit.
+    pub async fn has_ended(&self, intent: &Intent, log: &Log) -> Result<bool, CommitError> {
         let head = log.head().await?;
         Ok(log.find_since(&intent.txid, head, intent.time).await?.is_some())
     }
@@ -328,4 +326,10 @@ impl Intents {
             Err(err) => Err(err),
         }
     }
+}
+
+/// Everything that an intent is about.
+fn named(intent: &Intent) -> Vec<String> {
+    let paths: Vec<String> = intent.paths().map(RelPath::to_string).collect();
+    if paths.is_empty() { vec![".".into()] } else { paths }
 }

@@ -1,6 +1,7 @@
 //! Before anything is visible: what is in the way, and the parts of what is large.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -12,6 +13,7 @@ use crate::commit::CommitError;
 use crate::commit::Conflict;
 use crate::commit::ConflictReason;
 use crate::commit::Phase;
+use crate::commit::announce::Noticed;
 use crate::commit::content::Content;
 use crate::commit::journal::Note;
 use crate::commit::plan::AlreadyThere;
@@ -56,6 +58,9 @@ pub(super) struct Surveyed {
 /// The large files, of which only the last request is missing.
 pub(super) type Uploads = HashMap<RelPath, Uploaded>;
 
+/// How often the survey is repeated because other commits ended meanwhile.
+const LOOKS_MORE: usize = 4;
+
 enum Verdict {
     Write(PlannedFile),
     Done(PlannedFile, ETag),
@@ -64,12 +69,65 @@ enum Verdict {
 }
 
 impl Run<'_> {
-    /// Staged files against the listing; what is doubtful is settled by content.
+    /// Staged files against what is published.
     pub(super) async fn survey(
         &self,
         contents: &Contents,
         sealed: Option<&Sealed>,
     ) -> Result<Surveyed, CommitError> {
+        let mut surveyed = self.look(contents, sealed).await?;
+        for _ in 0..LOOKS_MORE {
+            // Commits that were under way when the log was read may have ended since.
+            if !self.name_those_under_way(&mut surveyed).await? {
+                break;
+            }
+            surveyed = self.look(contents, sealed).await?;
+        }
+        Ok(surveyed)
+    }
+
+    /// Says of what is there and not in the log whether a commit that is under way has put it there.
+    /// True: the log has grown since it was read, so that nothing can be said of leftovers.
+    async fn name_those_under_way(&self, surveyed: &mut Surveyed) -> Result<bool, CommitError> {
+        let conflicts = &mut surveyed.plan.conflicts;
+        let is_leftover = |conflict: &Conflict| matches!(conflict.reason, ConflictReason::Leftover { .. });
+        let is_unnamed =
+            |conflict: &Conflict| matches!(conflict.reason, ConflictReason::Exists { by: None, .. });
+        if !conflicts.iter().any(|conflict| is_leftover(conflict) || is_unnamed(conflict)) {
+            return Ok(false);
+        }
+        // In this order: a commit is recorded before its intent goes.
+        let (intents, _) = self.intents.found().await?;
+        let mut live = Vec::with_capacity(intents.len());
+        for Noticed { intent, .. } in intents {
+            if intent.txid != self.txid && !self.intents.has_ended(&intent, &self.log).await? {
+                live.push(intent);
+            }
+        }
+        let seen = surveyed.snapshot.as_ref().map_or(0, |snapshot| snapshot.seq);
+        if conflicts.iter().any(is_leftover) && self.log.head_from(seen).await? > seen {
+            return Ok(true);
+        }
+        for intent in live {
+            let author = format!("{}@{}", intent.author.user, intent.author.host);
+            let paths: HashSet<&str> = intent.paths().map(RelPath::as_str).collect();
+            for conflict in &mut *conflicts {
+                let is_its = match &conflict.reason {
+                    ConflictReason::Leftover { txid } => *txid == intent.txid,
+                    ConflictReason::Exists { by: None, .. } => paths.contains(conflict.path.as_str()),
+                    _ => false,
+                };
+                if is_its {
+                    let (txid, author) = (intent.txid.clone(), author.clone());
+                    conflict.reason = ConflictReason::Intent { txid, author };
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Staged files against the listing; what is doubtful is settled by content.
+    async fn look(&self, contents: &Contents, sealed: Option<&Sealed>) -> Result<Surveyed, CommitError> {
         let ctx = self.ctx;
         let mut survey = Survey::new(contents, &ctx.prefix, ctx.dataset(), self.overwrite)?;
         let mut request = ListRequest::recursive(ctx.prefix.dataset(ctx.dataset()));

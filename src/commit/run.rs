@@ -451,15 +451,25 @@ impl<'c> Run<'c> {
         let state = self.state.lock().clone();
         let lost = self.ctx.store.lost_answers() > self.lost_before;
         let ambiguous = lost || self.sender.ambiguous.load(Ordering::Relaxed);
-        if let (true, Some(head)) = (ambiguous, state.intent_head) {
-            self.end_in_the_log(head).await?;
-        }
         let contents = contents_of(sealed)?;
         let lost_before = self.ctx.store.lost_answers();
-        let mut deleting = match state.publishing {
-            true => Some(self.begin_taking_back(&contents).await?),
-            false => None,
-        };
+        let end_behind = state.intent_head.filter(|_| ambiguous);
+        let mut deleting = None;
+        if self.intents.is_alone() {
+            // The record of the end may take the number of another commit's, unless that one waits for this.
+            if state.publishing {
+                deleting = Some(self.begin_taking_back(&contents).await?);
+            } else if end_behind.is_some() {
+                let announced = self.intents.announce(&self.intent_of(&contents), &self.log).await;
+                announced.map_err(|err| self.others_come_first(err))?;
+            }
+        }
+        if let Some(head) = end_behind {
+            self.end_in_the_log(head).await?;
+        }
+        if state.publishing && deleting.is_none() {
+            deleting = Some(self.begin_taking_back(&contents).await?);
+        }
         let not_restored = self.take_back(&contents, &state, deleting.as_mut()).await?;
         let lost =
             self.ctx.store.lost_answers() > lost_before || self.sender.lost_deletion.load(Ordering::Relaxed);
@@ -521,13 +531,16 @@ impl<'c> Run<'c> {
 
     async fn begin_taking_back(&self, contents: &Contents) -> Result<Deleting, CommitError> {
         let begun = self.intents.begin_deleting(self.intent_of(contents), &self.log).await;
-        begun.map_err(|err| {
-            if matches!(err, CommitError::Conflict { .. }) {
-                // Another commit is about to create the same files: it has to end first.
+        begun.map_err(|err| self.others_come_first(err))
+    }
+
+    /// Another commit is about to create the same files: it has to end before this can be taken back.
+    fn others_come_first(&self, err: CommitError) -> CommitError {
+        match err {
+            CommitError::Conflict { .. } => {
                 CommitError::Interrupted { txid: self.txid.clone(), source: Box::new(err) }
-            } else {
-                err
             }
-        })
+            err => err,
+        }
     }
 }

@@ -138,9 +138,13 @@ pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
                 .hint("close them first")
         }
         CommitError::Conflict { conflicts } => {
-            let only_wait = |conflict: &Conflict| matches!(conflict.reason, ConflictReason::BeingDeleted { .. });
-            let hint = if conflicts.iter().all(only_wait) {
+            let being_deleted =
+                |conflict: &Conflict| matches!(conflict.reason, ConflictReason::BeingDeleted { .. });
+            let under_way = |conflict: &Conflict| matches!(conflict.reason, ConflictReason::Intent { .. });
+            let hint = if conflicts.iter().all(being_deleted) {
                 "wait until then, or finish what was interrupted: the same command, on the machine that began it"
+            } else if conflicts.iter().all(under_way) {
+                "wait until that commit is through; if it was interrupted, whoever began it can resume or abort it, and `dsfs gc` ends it"
             } else {
                 "rename or discard what is staged there; published files are never overwritten"
             };

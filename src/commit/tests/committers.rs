@@ -53,6 +53,48 @@ async fn of_two_overlapping_committers_at_most_one_wins_and_the_other_changes_no
     }
 }
 
+/// Ann pauses at one request, Bob at another; Ann goes on to the end, and then Bob.
+#[tokio::test(start_paused = true)]
+async fn who_loses_is_told_to_whom_at_every_moment() {
+    let requests = requests_of(&[("a", b"1"), ("b", b"2")], Guarantee::Enforced).await;
+    let mut told = BTreeMap::new();
+    for (ann_at, bob_at) in (0..requests).flat_map(|at| (0..requests).map(move |other| (at, other))) {
+        let bucket = Arc::new(MemoryStore::default());
+        let both = [("ann", "longer", ann_at), ("bob", "long", bob_at)];
+        let [(ann, ann_store), (bob, bob_store)] = both.map(|(user, other, at)| {
+            let machine = Machine::new(user);
+            machine.stage(&[("a", user.as_bytes()), ("b", other.as_bytes())]);
+            (machine, TripStore::new(bucket.clone(), Some((at, Trip::Pause))))
+        });
+        let (ann_ctx, bob_ctx) = (ann.context(ann_store.clone()), bob.context(bob_store.clone()));
+        let (mut first, mut second) = (Box::pin(commit(&ann_ctx)), Box::pin(commit(&bob_ctx)));
+        let mut ann_said = ann_store.until_crash(&mut first).await;
+        let mut bob_said = bob_store.until_crash(&mut second).await;
+        ann_store.go_on();
+        bob_store.go_on();
+        if ann_said.is_none() {
+            ann_said = Some(first.await);
+        }
+        if bob_said.is_none() {
+            bob_said = Some(second.await);
+        }
+        for (said, other) in [(ann_said.unwrap(), "bob@lab"), (bob_said.unwrap(), "ann@lab")] {
+            let Err(err) = said else { continue };
+            let CommitError::Conflict { conflicts } = err else { panic!("{ann_at} {bob_at}: {err:?}") };
+            for conflict in conflicts {
+                let kind = match &conflict.reason {
+                    ConflictReason::Exists { by: Some(by), .. } if by.starts_with(other) => "published",
+                    ConflictReason::Intent { author, .. } if author == other => "under way",
+                    reason => panic!("{ann_at} {bob_at}: {reason:?}"),
+                };
+                *told.entry(kind).or_insert(0) += 1;
+            }
+        }
+        assert!(state(&bucket, "intents").is_empty(), "{ann_at} {bob_at}");
+    }
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), ["published", "under way"], "{told:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn both_committers_may_yield_but_never_neither() {
     let bucket: Arc<dyn ObjectStore> = Arc::new(MemoryStore::default());

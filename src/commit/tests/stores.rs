@@ -15,6 +15,8 @@ pub(super) enum Trip {
     LostReply,
     /// It is refused.
     Denied,
+    /// It is carried out when [`TripStore::go_on`] says so.
+    Pause,
 }
 
 /// A store at whose n-th request something happens.
@@ -24,6 +26,7 @@ pub(super) struct TripStore {
     pub(super) requests: AtomicUsize,
     pub(super) log: Mutex<Vec<String>>,
     crashed: tokio::sync::Notify,
+    going_on: tokio::sync::Notify,
 }
 
 impl fmt::Debug for TripStore {
@@ -35,7 +38,8 @@ impl fmt::Debug for TripStore {
 impl TripStore {
     pub(super) fn new(inner: Arc<dyn ObjectStore>, at: Option<(usize, Trip)>) -> Arc<Self> {
         let (requests, log) = (AtomicUsize::new(0), Mutex::default());
-        Arc::new(Self { inner, at, requests, log, crashed: tokio::sync::Notify::new() })
+        let (crashed, going_on) = (tokio::sync::Notify::new(), tokio::sync::Notify::new());
+        Arc::new(Self { inner, at, requests, log, crashed, going_on })
     }
 
     async fn trip<T>(
@@ -62,6 +66,11 @@ impl TripStore {
                     request.await.ok();
                     unavailable()
                 }
+                Trip::Pause => {
+                    self.crashed.notify_one();
+                    self.going_on.notified().await;
+                    request.await
+                }
                 Trip::Denied => Err(StoreError::Denied { key: "trip".into(), reason: "injected".into() }),
                 Trip::Unreachable => unavailable(),
             },
@@ -69,7 +78,11 @@ impl TripStore {
         }
     }
 
-    /// Runs a commit until it ends, or until the crash: `None`.
+    pub(super) fn go_on(&self) {
+        self.going_on.notify_one();
+    }
+
+    /// Runs a commit until it ends, or until the crash or pause: `None`.
     pub(super) async fn until_crash<T>(&self, run: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

@@ -54,11 +54,15 @@ pub fn tool(name: &str) -> PathBuf {
     path
 }
 
-/// Ports that nobody uses at this moment, all different.
+/// Ports that nobody uses at this moment, all different. They lie below those that the kernel gives to
+/// outgoing connections, which would take one away before the server has it.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners: [TcpListener; N] =
-        std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").expect("loopback"));
-    listeners.map(|listener| listener.local_addr().expect("bound").port())
+    let mut listeners = Vec::with_capacity(N);
+    while listeners.len() < N {
+        listeners.extend(TcpListener::bind(("127.0.0.1", rand::random_range(10_000..32_768))));
+    }
+    let mut ports = listeners.iter().map(|listener| listener.local_addr().expect("bound").port());
+    std::array::from_fn(|_| ports.next().expect("as many as asked for"))
 }
 
 /// The status of a bare request, without any client library.
