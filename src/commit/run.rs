@@ -308,7 +308,8 @@ impl<'c> Run<'c> {
         self.sent.store(true, Ordering::Relaxed);
         let uploads = self.prepare(sealed, &surveyed).await?;
         self.note(Note::Intent { head })?;
-        self.intents.announce(&intent, &self.log).await?;
+        let hides = self.state.lock().publishing;
+        self.intents.announce(&intent, &self.log, hides).await?;
         self.still_as_seen(&surveyed.plan).await?;
         self.note(Note::Publishing)?;
         let written = self.publish(sealed, &surveyed, &uploads).await?;
@@ -460,7 +461,7 @@ impl<'c> Run<'c> {
             if state.publishing {
                 deleting = Some(self.begin_taking_back(&contents).await?);
             } else if end_behind.is_some() {
-                let announced = self.intents.announce(&self.intent_of(&contents), &self.log).await;
+                let announced = self.intents.announce(&self.intent_of(&contents), &self.log, false).await;
                 announced.map_err(|err| self.others_come_first(err))?;
             }
         }
