@@ -188,6 +188,11 @@ impl Catalog {
     /// was just read.
     async fn take_news(&self, name: &DatasetName, reading: &Reading) {
         let (news, snapshot) = (&reading.news, &reading.history.snapshot);
+        // The first time a log is read, all of it is new, and most often nobody has relied on less.
+        if reading.first && !self.knows_part_of(name) {
+            self.histories.show(name, reading);
+            return self.note_on_disk(name, reading);
+        }
         let key_of = |path: &RelPath| self.prefix.key(name, path).ok();
         let files: Vec<(RelPath, RemoteFile)> = news
             .entries
@@ -203,9 +208,7 @@ impl Catalog {
             })
             .collect();
         let deleted: Vec<RelPath> = news.deleted.iter().map(|gone| gone.path.clone()).collect();
-        // The first time a log is read, all of it is new, and most often nobody has relied on less.
-        let relied_on = !reading.first || self.knows_part_of(name);
-        let edits = if relied_on { Edits::of(name, &files, &deleted) } else { Edits::default() };
+        let edits = Edits::of(name, &files, &deleted);
         let (before, after) = (reading.before, Arc::clone(snapshot));
         let edits = self.begin_edits(edits);
         let edits = match &self.disk {
@@ -231,5 +234,18 @@ impl Catalog {
             let paths: HashSet<RelPath> = files.into_iter().map(|(path, _)| path).chain(deleted).collect();
             listener.changed(name, &paths.into_iter().collect::<Vec<_>>());
         }
+    }
+
+    /// Has the snapshot of a first reading written down. No level that is known is another for it, so
+    /// that nobody waits but the next reading.
+    fn note_on_disk(&self, name: &DatasetName, reading: &Reading) {
+        let Some(disk) = self.disk.clone() else { return };
+        let (dataset, before) = (name.clone(), reading.before);
+        let (after, turn) = (Arc::clone(&reading.history.snapshot), Arc::clone(&reading.turn));
+        self.noted_on_disk(name);
+        tokio::task::spawn_blocking(move || {
+            disk.amend(&dataset, &Edits::default(), Some(Step { before, after: &after }));
+            drop(turn);
+        });
     }
 }

@@ -81,7 +81,7 @@ pub(super) struct Reading {
     /// There was none before: nobody has relied on anything yet.
     pub first: bool,
     /// Keeps other readings off until the news were taken in.
-    pub _turn: OwnedMutexGuard<()>,
+    pub turn: Arc<OwnedMutexGuard<()>>,
 }
 
 /// A point in a dataset's log: what was known when a listing began; `None`: nothing yet.
@@ -148,7 +148,7 @@ impl Histories {
     pub async fn read(&self, name: &DatasetName, mark: Mark) -> Result<Reading, LogError> {
         let dataset = self.dataset(name);
         let begun_before = dataset.begun.load(Ordering::Acquire);
-        let turn = Arc::clone(&dataset.reading).lock_owned().await;
+        let turn = Arc::new(Arc::clone(&dataset.reading).lock_owned().await);
         {
             let known = dataset.known.lock();
             if known.read.is_some_and(|(number, _)| number > begun_before) {
@@ -156,7 +156,7 @@ impl Histories {
                 let (history, since_mark) = (known.history.clone(), known.since(mark));
                 let before = history.snapshot.seq;
                 let news = Changes::default();
-                return Ok(Reading { history, since_mark, before, news, first: false, _turn: turn });
+                return Ok(Reading { history, since_mark, before, news, first: false, turn });
             }
         }
         let number = dataset.begun.fetch_add(1, Ordering::AcqRel) + 1;
@@ -192,7 +192,7 @@ impl Histories {
         known.restored = None;
         known.history = History::new(snapshot, &intents);
         let (history, since_mark) = (known.history.clone(), known.since(mark));
-        Ok(Reading { history, since_mark, before: before.seq, news, first, _turn: turn })
+        Ok(Reading { history, since_mark, before: before.seq, news, first, turn })
     }
 
     /// The tree of the reading before this one, or the one that the levels on disk show.
@@ -244,8 +244,9 @@ impl Known {
     }
 }
 
-fn net<'c>(changes: impl Iterator<Item = &'c Changes>) -> Changes {
-    changes.fold(Changes::default(), |all, next| all.then(next))
+fn net<'c>(mut changes: impl Iterator<Item = &'c Changes>) -> Changes {
+    let Some(first) = changes.next() else { return Changes::default() };
+    changes.fold(first.clone(), |all, next| all.then(next))
 }
 
 /// What happened between two snapshots of one dataset.

@@ -537,11 +537,9 @@ impl<'c> Run<'c> {
 
     /// Another commit is about to create the same files: it has to end before this can be taken back.
     fn others_come_first(&self, err: CommitError) -> CommitError {
-        match err {
-            CommitError::Conflict { .. } => {
-                CommitError::Interrupted { txid: self.txid.clone(), source: Box::new(err) }
-            }
-            err => err,
+        if matches!(err, CommitError::Conflict { .. }) {
+            return CommitError::Interrupted { txid: self.txid.clone(), source: Box::new(err) };
         }
+        err
     }
 }

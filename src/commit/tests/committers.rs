@@ -82,10 +82,14 @@ async fn who_loses_is_told_to_whom_at_every_moment() {
             let Err(err) = said else { continue };
             let CommitError::Conflict { conflicts } = err else { panic!("{ann_at} {bob_at}: {err:?}") };
             for conflict in conflicts {
-                let kind = match &conflict.reason {
-                    ConflictReason::Exists { by: Some(by), .. } if by.starts_with(other) => "published",
-                    ConflictReason::Intent { author, .. } if author == other => "under way",
-                    reason => panic!("{ann_at} {bob_at}: {reason:?}"),
+                let reason = &conflict.reason;
+                let kind = if matches!(reason, ConflictReason::Exists { by: Some(by), .. } if by.starts_with(other))
+                {
+                    "published"
+                } else if matches!(reason, ConflictReason::Intent { author, .. } if author == other) {
+                    "under way"
+                } else {
+                    panic!("{ann_at} {bob_at}: {reason:?}");
                 };
                 *told.entry(kind).or_insert(0) += 1;
             }
