@@ -9,6 +9,7 @@ use crate::catalog::disk::Step;
 use crate::catalog::edits::Edits;
 use crate::catalog::history::Mark;
 use crate::catalog::history::Reading;
+use crate::catalog::history::difference;
 use crate::catalog::listing::HiddenKey;
 use crate::catalog::listing::Listing;
 use crate::catalog::listing::RemoteEntry;
@@ -187,12 +188,15 @@ impl Catalog {
     /// Moves every level of a dataset that is known, in memory and on disk, to the snapshot that
     /// was just read.
     async fn take_news(&self, name: &DatasetName, reading: &Reading) {
-        let (news, snapshot) = (&reading.news, &reading.history.snapshot);
-        // The first time a log is read, all of it is new, and most often nobody has relied on less.
-        if reading.first && !self.knows_part_of(name) {
+        let snapshot = &reading.history.snapshot;
+        let is_first = reading.news.is_none();
+        // Most often nobody has relied on less then.
+        if is_first && !self.knows_part_of(name) {
             self.histories.show(name, reading);
             return self.note_on_disk(name, reading);
         }
+        let all = is_first.then(|| difference(&Snapshot::default(), snapshot)).unwrap_or_default();
+        let news = reading.news.as_ref().unwrap_or(&all);
         let key_of = |path: &RelPath| self.prefix.key(name, path).ok();
         let files: Vec<(RelPath, RemoteFile)> = news
             .entries
@@ -229,7 +233,7 @@ impl Catalog {
         self.amend_memory(&edits);
         if let Some(listener) = self.listener.get()
             && !news.is_empty()
-            && !reading.first
+            && !is_first
         {
             let paths: HashSet<RelPath> = files.into_iter().map(|(path, _)| path).chain(deleted).collect();
             listener.changed(name, &paths.into_iter().collect::<Vec<_>>());

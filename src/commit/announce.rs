@@ -38,6 +38,7 @@ use crate::commit::CommitError;
 use crate::commit::Conflict;
 use crate::commit::ConflictReason;
 use crate::log::Log;
+use crate::log::read_listed;
 use crate::log::read_object;
 use crate::name::DatasetName;
 use crate::name::ObjectKey;
@@ -111,9 +112,10 @@ impl Intents {
     pub async fn found(&self) -> Result<(Vec<Noticed>, Vec<Unreadable>), CommitError> {
         let request = ListRequest::recursive(self.prefix.intents(&self.dataset));
         let (mut intents, mut unreadable) = (Vec::new(), Vec::new());
-        for ListedObject { key, modified, .. } in list_all(&*self.store, request).await?.objects {
+        for object in list_all(&*self.store, request).await?.objects {
             // One that is gone by now was withdrawn.
-            let Some(body) = read_object(&*self.store, &key).await? else { continue };
+            let Some(body) = read_listed(&*self.store, &object).await? else { continue };
+            let ListedObject { key, modified, .. } = object;
             match Intent::decode(&body) {
                 Ok(intent) => intents.push(Noticed { intent, modified }),
                 Err(source) => unreadable.push(Unreadable { key, modified, source }),

@@ -145,7 +145,7 @@ impl Run<'_> {
         if draft.doubtful.is_empty() {
             return Ok(surveyed);
         }
-        let snapshot = self.log.snapshot(self.log.head().await?).await?;
+        let snapshot = self.log.newest_snapshot().await?;
         let settling: Vec<_> =
             draft.doubtful.drain(..).map(|doubt| self.settle(doubt, sealed, &snapshot).boxed()).collect();
         let verdicts: Vec<Verdict> =
