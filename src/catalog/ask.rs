@@ -22,6 +22,7 @@ use crate::log::LogError;
 use crate::name::DatasetName;
 use crate::name::DirPath;
 use crate::name::RelPath;
+use crate::record::Changes;
 use crate::record::Snapshot;
 use crate::store::ListRequest;
 use crate::store::StoreError;
@@ -195,7 +196,7 @@ impl Catalog {
             self.histories.show(name, reading);
             return self.note_on_disk(name, reading);
         }
-        let all = is_first.then(|| difference(&Snapshot::default(), snapshot)).unwrap_or_default();
+        let all = if is_first { difference(&Snapshot::default(), snapshot) } else { Changes::default() };
         let news = reading.news.as_ref().unwrap_or(&all);
         let key_of = |path: &RelPath| self.prefix.key(name, path).ok();
         let files: Vec<(RelPath, RemoteFile)> = news

@@ -440,9 +440,10 @@ impl<'c> Run<'c> {
     }
 
     /// Whether it is who asks that is refused, not what is asked for: credentials that have expired, or
-    /// a wrong clock. Nothing can be taken back then, and nothing is wrong with the commit.
+    /// a wrong clock. Nothing can be taken back then, and nothing is wrong with the commit. The answer to
+    /// a HEAD has no words for it: a bare 400.
     async fn is_locked_out(&self, error: &CommitError) -> bool {
-        matches!(error, CommitError::Store(StoreError::Denied { .. }))
+        matches!(error, CommitError::Store(StoreError::Denied { .. } | StoreError::Rejected { .. }))
             && self.ctx.store.check_access().await.is_err()
     }
 
