@@ -97,9 +97,27 @@ impl Paths {
         }
         match options.open(path) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                let parent = path.parent().unwrap_or(&self.blocks);
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+                self.create_parent(path)?;
                 options.open(path)
+            }
+            result => result,
+        }
+    }
+
+    fn create_parent(&self, path: &Path) -> io::Result<()> {
+        let parent = path.parent().unwrap_or(&self.blocks);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)
+    }
+
+    /// Gives the file at `from` the second name `to`, with the directories above it if they are missing.
+    ///
+    /// # Errors
+    /// The local disk's; EEXIST if there is such a name.
+    pub(crate) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match fs::hard_link(from, to) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                self.create_parent(to)?;
+                fs::hard_link(from, to)
             }
             result => result,
         }
