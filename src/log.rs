@@ -25,6 +25,7 @@ use crate::record::RecordError;
 use crate::record::Snapshot;
 use crate::store::Expect;
 use crate::store::ListRequest;
+use crate::store::ListedObject;
 use crate::store::ObjectStore;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
@@ -94,6 +95,25 @@ pub(crate) enum Appended {
     Contradicted(CommitRecord),
 }
 
+/// As [`read_object`], of an object that was just listed: one request, where the listing tells versions.
+pub(crate) async fn read_listed(
+    store: &dyn ObjectStore,
+    object: &ListedObject,
+) -> Result<Option<Bytes>, StoreError> {
+    let size_bytes = object.size_bytes;
+    if let Some(etag) = object.etag.as_ref().filter(|_| (1..=RECORD_BYTES_MAX).contains(&size_bytes)) {
+        let whole = async {
+            let body = store.get(&object.key, etag, 0..size_bytes).await?;
+            collect(body, usize::try_from(size_bytes).unwrap_or(0)).await
+        };
+        match whole.await {
+            Err(StoreError::Changed { .. } | StoreError::NotFound { .. }) => {}
+            answer => return answer.map(Some),
+        }
+    }
+    read_object(store, &object.key).await
+}
+
 /// The whole content of a small object; `None` if there is none.
 pub(crate) async fn read_object(
     store: &dyn ObjectStore,
@@ -137,18 +157,34 @@ impl Log {
     /// # Errors
     /// The store's.
     pub async fn head(&self) -> Result<u64, StoreError> {
+        Ok(self.newest().await?.0)
+    }
+
+    /// The number of the newest record, 0 if there is none; and the record as it was listed, if it
+    /// was. One request for a log of no more records than a listing has on a page.
+    async fn newest(&self) -> Result<(u64, Option<ListedObject>), StoreError> {
         let prefix = self.prefix.log(&self.dataset);
-        let mut request = ListRequest::one_level(prefix.clone());
-        let mut head = 0;
-        loop {
-            let page = self.store.list(&request).await?;
-            let numbers = page.objects.iter().filter_map(|object| number(prefix.strip(&object.key)?));
-            head = numbers.fold(head, u64::max);
-            match page.continuation {
-                Some(next) => request.continuation = Some(next),
-                None => return Ok(head),
-            }
-        }
+        let page = self.store.list(&ListRequest::one_level(prefix.clone())).await?;
+        let is_all = page.continuation.is_none();
+        let numbered = page.objects.into_iter().filter_map(|object| {
+            let seq = number(prefix.strip(&object.key)?)?;
+            Some((seq, object))
+        });
+        let Some((seq, object)) = numbered.max_by_key(|(seq, _)| *seq) else { return Ok((0, None)) };
+        if is_all { Ok((seq, Some(object))) } else { Ok((self.head_from(seq).await?, None)) }
+    }
+
+    /// The tree after the newest record, in as few requests as that takes without knowing anything.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub async fn newest_snapshot(&self) -> Result<Snapshot, LogError> {
+        let (seq, listed) = self.newest().await?;
+        let Some(listed) = listed else { return self.snapshot(seq).await };
+        let object = read_listed(&*self.store, &listed).await?.ok_or_else(|| self.lost(seq))?;
+        let record = CommitRecord::decode(&object);
+        let record = record.map_err(|source| LogError::Record { key: listed.key, source })?;
+        self.snapshot_after(&record.body).await
     }
 
     /// The number of the newest record, if `known` is the number of one (or 0): one request if

@@ -9,6 +9,7 @@ use crate::catalog::disk::Step;
 use crate::catalog::edits::Edits;
 use crate::catalog::history::Mark;
 use crate::catalog::history::Reading;
+use crate::catalog::history::difference;
 use crate::catalog::listing::HiddenKey;
 use crate::catalog::listing::Listing;
 use crate::catalog::listing::RemoteEntry;
@@ -187,7 +188,15 @@ impl Catalog {
     /// Moves every level of a dataset that is known, in memory and on disk, to the snapshot that
     /// was just read.
     async fn take_news(&self, name: &DatasetName, reading: &Reading) {
-        let (news, snapshot) = (&reading.news, &reading.history.snapshot);
+        let snapshot = &reading.history.snapshot;
+        let is_first = reading.news.is_none();
+        // Most often nobody has relied on less then.
+        if is_first && !self.knows_part_of(name) {
+            self.histories.show(name, reading);
+            return self.note_on_disk(name, reading);
+        }
+        let all = is_first.then(|| difference(&Snapshot::default(), snapshot)).unwrap_or_default();
+        let news = reading.news.as_ref().unwrap_or(&all);
         let key_of = |path: &RelPath| self.prefix.key(name, path).ok();
         let files: Vec<(RelPath, RemoteFile)> = news
             .entries
@@ -203,9 +212,7 @@ impl Catalog {
             })
             .collect();
         let deleted: Vec<RelPath> = news.deleted.iter().map(|gone| gone.path.clone()).collect();
-        // The first time a log is read, all of it is new, and most often nobody has relied on less.
-        let relied_on = !reading.first || self.knows_part_of(name);
-        let edits = if relied_on { Edits::of(name, &files, &deleted) } else { Edits::default() };
+        let edits = Edits::of(name, &files, &deleted);
         let (before, after) = (reading.before, Arc::clone(snapshot));
         let edits = self.begin_edits(edits);
         let edits = match &self.disk {
@@ -226,10 +233,23 @@ impl Catalog {
         self.amend_memory(&edits);
         if let Some(listener) = self.listener.get()
             && !news.is_empty()
-            && !reading.first
+            && !is_first
         {
             let paths: HashSet<RelPath> = files.into_iter().map(|(path, _)| path).chain(deleted).collect();
             listener.changed(name, &paths.into_iter().collect::<Vec<_>>());
         }
+    }
+
+    /// Has the snapshot of a first reading written down. No level that is known is another for it, so
+    /// that nobody waits but the next reading.
+    fn note_on_disk(&self, name: &DatasetName, reading: &Reading) {
+        let Some(disk) = self.disk.clone() else { return };
+        let (dataset, before) = (name.clone(), reading.before);
+        let (after, turn) = (Arc::clone(&reading.history.snapshot), Arc::clone(&reading.turn));
+        self.noted_on_disk(name);
+        tokio::task::spawn_blocking(move || {
+            disk.amend(&dataset, &Edits::default(), Some(Step { before, after: &after }));
+            drop(turn);
+        });
     }
 }

@@ -109,6 +109,34 @@ async fn a_large_dataset_is_known_from_its_log_and_listed_afterwards() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_walk_of_what_was_committed_asks_for_nothing_and_is_followed_by_one_flat_listing() {
+    let store = Arc::new(MemoryStore::default());
+    let files: Vec<String> = (0..1200).map(|number| format!("p{:02}/{number:04}", number % 12)).collect();
+    commit(&store, "t1", &files, &[]).await;
+    store.overwrite_out_of_band(&prefix().key(&run(), &path("p05/foreign")).unwrap(), Bytes::new());
+    let counted = Arc::new(FaultyStore::new(Arc::clone(&store) as Arc<dyn ObjectStore>));
+    let shared = Arc::clone(&counted) as Arc<dyn ObjectStore>;
+    let catalog = Arc::new(Catalog::new(shared, prefix(), Duration::from_secs(60)));
+    let stop = CancellationToken::new();
+    let refreshing = tokio::spawn(Arc::clone(&catalog).refresh_wanted(stop.clone()));
+    tokio::task::yield_now().await;
+    let dirs = names(&catalog, "").await;
+    let before = counted.requests().len();
+    for dir in &dirs {
+        assert_eq!(names(&catalog, dir).await.len(), 100);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(counted.requests().len(), before, "the log knew all of it");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let listed: Vec<Operation> = counted.requests().split_off(before);
+    let listings = listed.iter().filter(|operation| **operation == Operation::List).count();
+    assert_eq!(listings, 2 + 1, "two pages, and the intents: {listed:?}");
+    assert_eq!(names(&catalog, "p05").await.len(), 101);
+    stop.cancel();
+    refreshing.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_flat_dataset_takes_one_page_and_its_log() {
     let store = Arc::new(MemoryStore::default());
     let files: Vec<String> = (0..2500).map(|number| format!("{number:05}")).collect();

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::catalog::view::History;
 use crate::log::Log;
 use crate::log::LogError;
-use crate::log::read_object;
+use crate::log::read_listed;
 use crate::name::DatasetName;
 use crate::name::ETag;
 use crate::name::ObjectKey;
@@ -76,12 +76,11 @@ pub(super) struct Reading {
     pub since_mark: Option<Changes>,
     /// The commit that was the newest in the reading before this one.
     pub before: u64,
-    /// What was recorded since then.
-    pub news: Changes,
-    /// There was none before: nobody has relied on anything yet.
-    pub first: bool,
+    /// What was recorded since then. `None`: there was no reading before, all of it is new, and nobody
+    /// has relied on anything yet.
+    pub news: Option<Changes>,
     /// Keeps other readings off until the news were taken in.
-    pub _turn: OwnedMutexGuard<()>,
+    pub turn: Arc<OwnedMutexGuard<()>>,
 }
 
 /// A point in a dataset's log: what was known when a listing began; `None`: nothing yet.
@@ -148,21 +147,32 @@ impl Histories {
     pub async fn read(&self, name: &DatasetName, mark: Mark) -> Result<Reading, LogError> {
         let dataset = self.dataset(name);
         let begun_before = dataset.begun.load(Ordering::Acquire);
-        let turn = Arc::clone(&dataset.reading).lock_owned().await;
+        let turn = Arc::new(Arc::clone(&dataset.reading).lock_owned().await);
         {
             let known = dataset.known.lock();
             if known.read.is_some_and(|(number, _)| number > begun_before) {
                 // It began after we came, and so after our listing.
                 let (history, since_mark) = (known.history.clone(), known.since(mark));
                 let before = history.snapshot.seq;
-                let news = Changes::default();
-                return Ok(Reading { history, since_mark, before, news, first: false, _turn: turn });
+                return Ok(Reading { history, since_mark, before, news: Some(Changes::default()), turn });
             }
         }
         let number = dataset.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let began = Instant::now();
         let intents = self.intents(name, &dataset).await?;
         let log = Log::new(Arc::clone(&self.store), self.prefix.clone(), name.clone());
+        let is_first = {
+            let known = dataset.known.lock();
+            known.read.is_none() && known.restored.is_none()
+        };
+        if is_first {
+            let snapshot = Arc::new(log.newest_snapshot().await?);
+            let mut known = dataset.known.lock();
+            known.read = Some((number, began));
+            known.history = History::new(snapshot, &intents);
+            let (history, since_mark) = (known.history.clone(), known.since(mark));
+            return Ok(Reading { history, since_mark, before: 0, news: None, turn });
+        }
         let before = self.known_tree(&log, &dataset).await?;
         let head = log.head_from(before.seq).await?;
         let mut records = Vec::new();
@@ -187,12 +197,11 @@ impl Histories {
         known.records.extend(records);
         let surplus = known.records.len().saturating_sub(REMEMBERED_MAX);
         known.records.drain(..surplus);
-        let first = known.read.is_none() && known.restored.is_none();
         known.read = Some((number, began));
         known.restored = None;
         known.history = History::new(snapshot, &intents);
         let (history, since_mark) = (known.history.clone(), known.since(mark));
-        Ok(Reading { history, since_mark, before: before.seq, news, first, _turn: turn })
+        Ok(Reading { history, since_mark, before: before.seq, news: Some(news), turn })
     }
 
     /// The tree of the reading before this one, or the one that the levels on disk show.
@@ -215,12 +224,12 @@ impl Histories {
         let mut remembered = std::mem::take(&mut dataset.known.lock().intents);
         let mut current = HashMap::new();
         for object in listed {
-            let version = (object.key.clone(), object.etag);
+            let version = (object.key.clone(), object.etag.clone());
             let intent = match remembered.remove(&version) {
                 Some(intent) => intent,
-                None => match read_object(&*self.store, &object.key).await? {
+                None => match read_listed(&*self.store, &object).await? {
                     Some(body) => Intent::decode(&body)
-                        .map_err(|source| LogError::Record { key: object.key.clone(), source })?,
+                        .map_err(|source| LogError::Record { key: object.key, source })?,
                     None => continue, // withdrawn meanwhile; if it was committed, the log says so
                 },
             };
@@ -244,12 +253,13 @@ impl Known {
     }
 }
 
-fn net<'c>(changes: impl Iterator<Item = &'c Changes>) -> Changes {
-    changes.fold(Changes::default(), |all, next| all.then(next))
+fn net<'c>(mut changes: impl Iterator<Item = &'c Changes>) -> Changes {
+    let Some(first) = changes.next() else { return Changes::default() };
+    changes.fold(first.clone(), |all, next| all.then(next))
 }
 
 /// What happened between two snapshots of one dataset.
-fn difference(before: &Snapshot, after: &Snapshot) -> Changes {
+pub(super) fn difference(before: &Snapshot, after: &Snapshot) -> Changes {
     let entries = after
         .entries
         .values()

@@ -1,22 +1,15 @@
 //! Levels that are listed in the background, and answers that do not wait for that.
 
 use std::collections::BTreeSet;
-use std::collections::HashSet;
-use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
 use tokio::time;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
 use crate::catalog::Known;
@@ -28,6 +21,7 @@ use crate::catalog::levels::Slot;
 use crate::catalog::listing::Listing;
 use crate::catalog::listing::RemoteEntry;
 use crate::catalog::listing::RemoteFile;
+use crate::catalog::wanted::PARALLEL;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
 use crate::name::DatasetName;
@@ -35,53 +29,10 @@ use crate::name::DirPath;
 use crate::name::RelPath;
 use crate::store::StoreError;
 
-/// Levels that are listed in the background at a time.
-const PARALLEL: usize = 16;
-/// Levels that may wait for that; what finds no room is listed when it expires.
-const WANTED_MAX: usize = 65_536;
 /// How long what a process before this one has listed stands unless it is refreshed before.
 const RESTORED_TTL: Duration = Duration::from_secs(5);
 /// Sibling directories that are listed ahead of a walk.
 const AHEAD: usize = 32;
-
-/// Levels to be listed in the background.
-#[derive(Debug, Default)]
-pub(super) struct Wanted {
-    queue: Mutex<Queue>,
-    added: Notify,
-    served: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    /// With the time when each was wanted.
-    waiting: VecDeque<(Level, Instant)>,
-    known: HashSet<Level>,
-}
-
-impl Wanted {
-    /// Whether somebody lists what is wanted.
-    pub(super) fn is_served(&self) -> bool {
-        self.served.load(Ordering::Acquire)
-    }
-
-    /// Has a level listed soon.
-    pub(super) fn push(&self, level: Level) {
-        let mut queue = self.queue.lock();
-        if self.is_served() && queue.waiting.len() < WANTED_MAX && queue.known.insert(level.clone()) {
-            queue.waiting.push_back((level, Instant::now()));
-            drop(queue);
-            self.added.notify_one();
-        }
-    }
-
-    fn pop(&self) -> Option<(Level, Instant)> {
-        let mut queue = self.queue.lock();
-        let (level, since) = queue.waiting.pop_front()?;
-        queue.known.remove(&level);
-        Some((level, since))
-    }
-}
 
 /// What a refresh has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,41 +44,6 @@ pub struct Refreshed {
 }
 
 impl Catalog {
-    /// Lists what is wanted in the background, until `stop`.
-    pub async fn refresh_wanted(self: Arc<Self>, stop: CancellationToken) {
-        self.wanted.served.store(true, Ordering::Release);
-        let mut tasks = JoinSet::new();
-        loop {
-            let added = self.wanted.added.notified();
-            while tasks.len() < PARALLEL
-                && let Some((level, since)) = self.wanted.pop()
-            {
-                let catalog = Arc::clone(&self);
-                tasks.spawn(async move { catalog.refresh_level(&level, since).await });
-            }
-            tokio::select! {
-                () = stop.cancelled() => break,
-                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
-                () = added, if tasks.len() < PARALLEL => {}
-            }
-        }
-        self.wanted.served.store(false, Ordering::Release);
-    }
-
-    /// Lists a level, unless that was done since it was wanted. Failures stay with the level.
-    async fn refresh_level(&self, level: &Level, since: Instant) {
-        let slot = self.levels.slot(level);
-        let _asking = slot.asking.lock().await;
-        let is_newer = |known: Known| known.stale.is_none() && known.expires > since + self.ttl;
-        if slot.known().is_some_and(is_newer) {
-            return;
-        }
-        let result = self.ask_now(level, &slot, Extent::Whole).await;
-        if let Err(err) = result {
-            tracing::debug!("{level} could not be listed in the background: {err}");
-        }
-    }
-
     /// What was known to a process before this one, or to this one before it had to make room.
     pub(super) async fn restored(&self, level: &Level, slot: &Slot) -> Option<Known> {
         let disk = self.disk.as_ref()?;
@@ -214,11 +130,13 @@ impl Catalog {
     /// known from the few requests that its log takes. The listing follows in the background.
     pub(super) async fn provisional(&self, level: &Level, slot: &Slot) -> Option<Known> {
         let Level::Directory(name, dir) = level else { return None };
-        self.look_ahead(name, dir);
         if !self.wanted.is_served() {
             return None;
         }
-        self.of_snapshot(name, dir, &self.histories.last_snapshot(name))?;
+        if self.of_snapshot(name, dir, &self.histories.last_snapshot(name)).is_none() {
+            self.look_ahead(name, dir);
+            return None;
+        }
         if !self.histories.was_read_within(name, self.ttl) {
             self.read_history(name, self.histories.mark(name)).await.ok()?;
         }
@@ -232,7 +150,7 @@ impl Catalog {
             };
             let (_, put) = self.levels.put(slot, known.clone(), is_current);
             if put {
-                self.wanted.push(level.clone());
+                self.wanted.push_later(level.clone());
                 return Some(known);
             }
             if let Some(known) = slot.fresh() {

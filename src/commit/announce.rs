@@ -6,7 +6,8 @@
 //! tries again, a bounded number of times: both may yield, never neither.
 //!
 //! Of two that see each other the one with the smaller id stays and waits for the other to go; only
-//! if that one has come too far already does it give up.
+//! if that one has come too far already does it give up. One that is resumed with objects in place
+//! never withdraws its intent, which hides them: it waits, and is rolled back if that does not help.
 //!
 //! An intent is *live* while the log holds no record of its commit. The intent of an aborted one
 //! may stay as a tombstone: it goes on hiding its keys from readers and blocks nobody.
@@ -37,6 +38,7 @@ use crate::commit::CommitError;
 use crate::commit::Conflict;
 use crate::commit::ConflictReason;
 use crate::log::Log;
+use crate::log::read_listed;
 use crate::log::read_object;
 use crate::name::DatasetName;
 use crate::name::ObjectKey;
@@ -110,9 +112,10 @@ impl Intents {
     pub async fn found(&self) -> Result<(Vec<Noticed>, Vec<Unreadable>), CommitError> {
         let request = ListRequest::recursive(self.prefix.intents(&self.dataset));
         let (mut intents, mut unreadable) = (Vec::new(), Vec::new());
-        for ListedObject { key, modified, .. } in list_all(&*self.store, request).await?.objects {
+        for object in list_all(&*self.store, request).await?.objects {
             // One that is gone by now was withdrawn.
-            let Some(body) = read_object(&*self.store, &key).await? else { continue };
+            let Some(body) = read_listed(&*self.store, &object).await? else { continue };
+            let ListedObject { key, modified, .. } = object;
             match Intent::decode(&body) {
                 Ok(intent) => intents.push(Noticed { intent, modified }),
                 Err(source) => unreadable.push(Unreadable { key, modified, source }),
@@ -196,8 +199,9 @@ impl Intents {
         Ok(log.find_since(&intent.txid, head, intent.time).await?.is_some())
     }
 
-    /// Writes the intent down and makes sure that no live one overlaps.
-    pub async fn announce(&self, own: &Intent, log: &Log) -> Result<(), CommitError> {
+    /// Writes the intent down and makes sure that no live one overlaps. With `hides`, objects are there
+    /// already that only the intent keeps from being shown: it stays then, whatever is found.
+    pub async fn announce(&self, own: &Intent, log: &Log, hides: bool) -> Result<(), CommitError> {
         let mut conflicts = Vec::new();
         let mut is_there = false;
         for round in 0..TRIES {
@@ -213,12 +217,12 @@ impl Intents {
             if conflicts.is_empty() {
                 return Ok(());
             }
-            if Self::must_yield(own, &conflicts) {
+            if !hides && Self::must_yield(own, &conflicts) {
                 self.withdraw(&own.txid).await?;
                 is_there = false;
             }
         }
-        if is_there {
+        if is_there && !hides {
             self.withdraw(&own.txid).await?;
         }
         Err(CommitError::Conflict { conflicts })

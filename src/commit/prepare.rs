@@ -112,12 +112,9 @@ impl Run<'_> {
             let author = format!("{}@{}", intent.author.user, intent.author.host);
             let paths: HashSet<&str> = intent.paths().map(RelPath::as_str).collect();
             for conflict in &mut *conflicts {
-                let is_its = match &conflict.reason {
-                    ConflictReason::Leftover { txid } => *txid == intent.txid,
-                    ConflictReason::Exists { by: None, .. } => paths.contains(conflict.path.as_str()),
-                    _ => false,
-                };
-                if is_its {
+                let left_it =
+                    matches!(&conflict.reason, ConflictReason::Leftover { txid } if *txid == intent.txid);
+                if left_it || (is_unnamed(conflict) && paths.contains(conflict.path.as_str())) {
                     let (txid, author) = (intent.txid.clone(), author.clone());
                     conflict.reason = ConflictReason::Intent { txid, author };
                 }
@@ -148,7 +145,7 @@ impl Run<'_> {
         if draft.doubtful.is_empty() {
             return Ok(surveyed);
         }
-        let snapshot = self.log.snapshot(self.log.head().await?).await?;
+        let snapshot = self.log.newest_snapshot().await?;
         let settling: Vec<_> =
             draft.doubtful.drain(..).map(|doubt| self.settle(doubt, sealed, &snapshot).boxed()).collect();
         let verdicts: Vec<Verdict> =

@@ -308,7 +308,8 @@ impl<'c> Run<'c> {
         self.sent.store(true, Ordering::Relaxed);
         let uploads = self.prepare(sealed, &surveyed).await?;
         self.note(Note::Intent { head })?;
-        self.intents.announce(&intent, &self.log).await?;
+        let hides = self.state.lock().publishing;
+        self.intents.announce(&intent, &self.log, hides).await?;
         self.still_as_seen(&surveyed.plan).await?;
         self.note(Note::Publishing)?;
         let written = self.publish(sealed, &surveyed, &uploads).await?;
@@ -460,7 +461,7 @@ impl<'c> Run<'c> {
             if state.publishing {
                 deleting = Some(self.begin_taking_back(&contents).await?);
             } else if end_behind.is_some() {
-                let announced = self.intents.announce(&self.intent_of(&contents), &self.log).await;
+                let announced = self.intents.announce(&self.intent_of(&contents), &self.log, false).await;
                 announced.map_err(|err| self.others_come_first(err))?;
             }
         }
@@ -536,11 +537,9 @@ impl<'c> Run<'c> {
 
     /// Another commit is about to create the same files: it has to end before this can be taken back.
     fn others_come_first(&self, err: CommitError) -> CommitError {
-        match err {
-            CommitError::Conflict { .. } => {
-                CommitError::Interrupted { txid: self.txid.clone(), source: Box::new(err) }
-            }
-            err => err,
+        if matches!(err, CommitError::Conflict { .. }) {
+            return CommitError::Interrupted { txid: self.txid.clone(), source: Box::new(err) };
         }
+        err
     }
 }

@@ -67,6 +67,8 @@ use crate::staging::Holder;
 
 /// How long the remote is waited for where it is known from before.
 const KNOWN_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a mount waits for the first listings before it appears.
+const WARM_PATIENCE: Duration = Duration::from_millis(300);
 /// How long a new mount may take to answer its first stat.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the users of a busy mount have after a signal.
@@ -189,9 +191,17 @@ async fn start_at(
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let (warming, stopped) = (Arc::clone(&catalog), stop.clone());
-    tasks.spawn(async move { stopped.run_until_cancelled(warming.warm_up()).await.unwrap_or_default() });
+    let (done, warmed) = oneshot::channel();
+    tasks.spawn(async move {
+        stopped.run_until_cancelled(warming.warm_up()).await.unwrap_or_default();
+        let _nobody_waits = done.send(());
+    });
     match &inheritance {
-        None => check_access(config, &workspace.remote, &catalog, reporter).await?,
+        None => {
+            check_access(config, &workspace.remote, &catalog, reporter).await?;
+            // Whoever reads at once would wait for the same requests.
+            let _late = time::timeout(WARM_PATIENCE, warmed).await;
+        }
         Some(_) => workspace.remote.link.look_now(), // the mount's users wait
     }
     let now = guarantee::timestamp(SystemClock.now());

@@ -76,7 +76,8 @@ use crate::store::StoreError;
 pub(crate) const RUN_BYTES: u64 = 1024 * 1024;
 /// Blocks in the longest run.
 pub(crate) const RUN_BLOCKS: u64 = RUN_BYTES / BLOCK_BYTES;
-/// This share of the requests is for readers that wait, and not for prefetch.
+/// This share of the requests is for readers that wait, and not for prefetch. Requests for small
+/// objects leave but one: they are over soon, and whoever waits comes next.
 const DEMAND_SHARE: usize = 8;
 /// Fewest requests at a time.
 const REQUESTS_MIN: usize = 4;
@@ -174,6 +175,8 @@ struct Shared {
     requests: Arc<Semaphore>,
     /// Of these, GETs that nobody waits for yet.
     ahead: Arc<Semaphore>,
+    /// How many of `ahead` those for more than a block leave free.
+    spared: usize,
     warming: Arc<Semaphore>,
     open: Mutex<HashMap<VersionId, Weak<OpenObject>>>,
     /// Handles with something being fetched ahead.
@@ -202,7 +205,8 @@ impl Reader {
             options,
             runtime,
             requests: Arc::new(Semaphore::new(requests)),
-            ahead: Arc::new(Semaphore::new(requests - (requests / DEMAND_SHARE).max(1))),
+            ahead: Arc::new(Semaphore::new(requests - 1)),
+            spared: (requests / DEMAND_SHARE).saturating_sub(1),
             warming: Arc::new(Semaphore::new(WARMING_MAX)),
             open: Mutex::default(),
             streaming: AtomicUsize::new(0),

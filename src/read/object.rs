@@ -472,6 +472,9 @@ impl OpenObject {
     }
 
     fn room_ahead(&self, bytes: u64) -> Option<(Lease, OwnedSemaphorePermit)> {
+        if bytes > block::BLOCK_BYTES && self.reader.ahead.available_permits() <= self.reader.spared {
+            return None;
+        }
         let ahead = Arc::clone(&self.reader.ahead).try_acquire_owned().ok()?;
         Some((self.reader.memory.try_lease(bytes)?, ahead))
     }

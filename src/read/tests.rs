@@ -417,7 +417,7 @@ async fn twenty_readers_under_a_small_budget_all_get_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_fetched_ahead_leaves_a_place_at_the_store() {
-    const REQUESTS_MAX: usize = 8;
+    const REQUESTS_MAX: usize = 32;
     let options = ReadOptions { requests_max: REQUESTS_MAX, ..ReadOptions::default() };
     let world = World::new(options.clone());
     let limits = RetryOptions { requests_max: REQUESTS_MAX, ..RetryOptions::default() };
@@ -426,11 +426,17 @@ async fn what_is_fetched_ahead_leaves_a_place_at_the_store() {
     let cache = Arc::clone(&world.cache);
     let reader = Reader::new(limited, "test".into(), cache, options, Handle::current());
     world.faults(Faults { delay: Duration::from_secs(60), ..Faults::default() });
-    for n in 0..3 * REQUESTS_MAX {
+    let load = |n: usize| {
         let (version, _) = world.put(&"k".repeat(n + 1), 4096);
         let reader = Arc::clone(&reader);
         tokio::spawn(async move { reader.load(&version).await });
-    }
+    };
+    (0..REQUESTS_MAX - 3).for_each(load);
+    until("three places are left", || world.gets() == REQUESTS_MAX - 3).await;
+    let (large, _) = world.put("large", 2 * MIB);
+    let (claims, refused) = reader.open(large).fetch_ahead(&(0..2 * MIB), MIB);
+    assert!(claims.is_empty() && refused == Some(0), "what takes long leaves more of them");
+    (REQUESTS_MAX - 3..3 * REQUESTS_MAX).for_each(load);
     until("as much is fetched ahead as may be", || world.gets() == REQUESTS_MAX - 1).await;
     world.faults(Faults::default());
     let (version, body) = world.put("wanted", 4096);

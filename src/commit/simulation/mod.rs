@@ -18,7 +18,7 @@
 //! to replace or delete is *surrendered*: there a late request may put an old file back (never
 //! remove one), which SEMANTICS.md says, and which is not taken for a fault here.
 //!
-//! `DSFS_SEED=n` repeats one run; `DSFS_SEEDS=n` runs that many.
+//! `DSFS_SEED=n` repeats one run; `DSFS_SEEDS=n` runs that many, from `DSFS_FIRST_SEED` on.
 
 mod check;
 mod line;
@@ -238,5 +238,6 @@ fn whatever_happens_readers_see_whole_commits_and_nothing_is_lost() {
     if let Some(seed) = setting("DSFS_SEED") {
         return simulate(seed);
     }
-    (0..setting("DSFS_SEEDS").unwrap_or(SEEDS_DEFAULT)).for_each(simulate);
+    let first = setting("DSFS_FIRST_SEED").unwrap_or(0);
+    (first..first + setting("DSFS_SEEDS").unwrap_or(SEEDS_DEFAULT)).for_each(simulate);
 }

@@ -82,10 +82,14 @@ async fn who_loses_is_told_to_whom_at_every_moment() {
             let Err(err) = said else { continue };
             let CommitError::Conflict { conflicts } = err else { panic!("{ann_at} {bob_at}: {err:?}") };
             for conflict in conflicts {
-                let kind = match &conflict.reason {
-                    ConflictReason::Exists { by: Some(by), .. } if by.starts_with(other) => "published",
-                    ConflictReason::Intent { author, .. } if author == other => "under way",
-                    reason => panic!("{ann_at} {bob_at}: {reason:?}"),
+                let reason = &conflict.reason;
+                let kind = if matches!(reason, ConflictReason::Exists { by: Some(by), .. } if by.starts_with(other))
+                {
+                    "published"
+                } else if matches!(reason, ConflictReason::Intent { author, .. } if author == other) {
+                    "under way"
+                } else {
+                    panic!("{ann_at} {bob_at}: {reason:?}");
                 };
                 *told.entry(kind).or_insert(0) += 1;
             }
@@ -118,9 +122,9 @@ async fn both_committers_may_yield_but_never_neither() {
         deleting: None,
     };
     let log = Log::new(bucket.clone(), prefix(), name());
-    intents.announce(&intent("A", &["x/y"]), &log).await.unwrap();
-    intents.announce(&intent("B", &["z"]), &log).await.unwrap();
-    match intents.announce(&intent("C", &["x"]), &log).await {
+    intents.announce(&intent("A", &["x/y"]), &log, false).await.unwrap();
+    intents.announce(&intent("B", &["z"]), &log, false).await.unwrap();
+    match intents.announce(&intent("C", &["x"]), &log, false).await {
         Err(CommitError::Conflict { conflicts }) => {
             assert_eq!(conflicts.len(), 1);
             assert_eq!(conflicts[0].to_string(), "x is being published by A@lab (commit A)");
@@ -128,8 +132,11 @@ async fn both_committers_may_yield_but_never_neither() {
         other => panic!("{other:?}"),
     }
     assert_eq!(intents.all().await.unwrap().len(), 2, "the third one has withdrawn");
+    // With objects in place it may not: nothing else hides them.
+    assert!(intents.announce(&intent("C", &["x"]), &log, true).await.is_err());
+    assert_eq!(intents.all().await.unwrap().len(), 3);
     intents.withdraw("A").await.unwrap();
-    intents.announce(&intent("C", &["x"]), &log).await.unwrap();
+    intents.announce(&intent("C", &["x"]), &log, false).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
