@@ -7,7 +7,6 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
-use std::time::SystemTime;
 
 use rustix::fs::XattrFlags;
 use tempfile::TempDir;
@@ -28,6 +27,8 @@ use crate::cache::tests::open_with;
 use crate::cache::tests::readable;
 use crate::cache::tests::store;
 use crate::cache::tests::until;
+use crate::clock::Clock;
+use crate::clock::SystemClock;
 
 const LONG_AGO: Duration = Duration::from_secs(86_400);
 
@@ -42,7 +43,7 @@ fn has_attributes(dir: &Path) -> bool {
 fn staged(dir: &Path, whole: &[u8]) -> std::path::PathBuf {
     let path = dir.join("staged");
     fs::write(&path, whole).unwrap();
-    File::open(&path).unwrap().set_modified(SystemTime::now() - LONG_AGO).unwrap();
+    File::open(&path).unwrap().set_modified(SystemClock.now() - LONG_AGO).unwrap();
     path
 }
 
@@ -127,7 +128,7 @@ fn a_file_taken_over_is_sound_or_not_there() {
 fn an_old_file_that_was_taken_over_was_used_just_now() {
     let dir = TempDir::new().unwrap();
     let root = dir.path().join("cache");
-    let old = SystemTime::now() - LONG_AGO / 2;
+    let old = SystemClock.now() - LONG_AGO / 2;
     {
         let cache = open(&root);
         for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
