@@ -1,13 +1,13 @@
 //! One object version in the cache, whether or not anything of it is there.
 
+use std::fs;
 use std::fs::File;
 use std::io;
-use std::io::IoSlice;
-use std::io::Read;
 use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -28,6 +28,8 @@ use crate::cache::format::HEADER_BYTES;
 use crate::cache::format::Header;
 use crate::cache::format::Kind;
 use crate::cache::format::VersionId;
+use crate::cache::last_use::LastUse;
+use crate::cache::one;
 use crate::cache::paths;
 use crate::cache::paths::Suffix;
 
@@ -341,7 +343,7 @@ impl Entry {
             self.cache.index.lock().remove(self.id);
             return Ok(None);
         };
-        self.cache.used(&self.id, &map);
+        self.cache.used(&self.id, &map, LastUse::Modified);
         let files = Files::new(self.id, self.size_bytes, data, map);
         files.load(0..u64::MAX)?;
         if self.cache.was_whole(&self.id, files.data()) {
@@ -384,7 +386,7 @@ impl Entry {
             let linked = map
                 .write_all_at(&header.encode(), 0)
                 .and_then(|()| map.set_len(format::map_len(self.size_bytes)))
-                .and_then(|()| std::fs::hard_link(&temporary, paths.of(&self.id, Suffix::Map)));
+                .and_then(|()| fs::hard_link(&temporary, paths.of(&self.id, Suffix::Map)));
             paths.remove(&temporary)?;
             match linked {
                 Ok(()) => return Ok(Files::new(self.id, self.size_bytes, data, map)),
@@ -409,13 +411,10 @@ impl Entry {
             return Some(content);
         }
         let path = self.cache.paths.of(&self.id, Suffix::One);
-        let mut file = paths::open_existing(&path).ok()??;
-        let len = HEADER_BYTES + self.size_bytes as usize;
-        let mut content = Vec::with_capacity(len + 1); // one more, to notice a file that is too long
-        let read = (&mut file).take(len as u64 + 1).read_to_end(&mut content);
-        if read.is_ok() && is_sound(&content, &self.id, self.size_bytes) {
-            self.cache.used(&self.id, &file);
-            return Some(Bytes::from(content).slice(HEADER_BYTES..));
+        let file = paths::open_existing(&path).ok()??;
+        if let Some((content, last_use)) = one::read(&file, &self.id, self.size_bytes) {
+            self.cache.used(&self.id, &file, last_use);
+            return Some(content);
         }
         self.cache.damaged(&self.id, 1);
         let _ = self.cache.paths.remove(&path); // if it fails, it is found damaged again
@@ -450,32 +449,10 @@ pub(crate) fn is_small(size_bytes: u64) -> bool {
     size_bytes <= BLOCK_BYTES
 }
 
-/// Whether `content` is the file of this small object, undamaged.
-fn is_sound(content: &[u8], id: &VersionId, size_bytes: u64) -> bool {
-    let Some(body) = content.get(HEADER_BYTES..) else { return false };
-    let kind = Kind::One { crc: crc32c::crc32c(body) };
-    body.len() as u64 == size_bytes && Header::decode(content) == Some(Header { kind, size_bytes, id: *id })
-}
-
 impl BlockCache {
-    /// Writes the file of a small object under a temporary name and renames it into place.
-    pub(crate) fn write_one(&self, id: &VersionId, content: &[u8]) -> io::Result<()> {
-        let kind = Kind::One { crc: crc32c::crc32c(content) };
-        let header = Header { kind, size_bytes: content.len() as u64, id: *id };
-        let temporary = self.paths.temporary(id);
-        let mut file = self.paths.create(&temporary, true)?;
-        let written = write_both(&mut file, &header.encode(), content).and_then(|()| {
-            rustix::fs::rename(&temporary, self.paths.of(id, Suffix::One)).map_err(io::Error::from)
-        });
-        if written.is_err() {
-            let _ = self.paths.remove(&temporary); // the first error is the one to tell
-        }
-        written
-    }
-
-    /// Takes a whole local file over: by rename, a small one or one from another device by copy. The
-    /// file is the object's bytes, and nobody writes to it any more. Where it is still there afterwards,
-    /// whoever it belongs to removes it, in its own time.
+    /// Takes a whole local file over: a large one by rename, a small one by a second name, either by copy
+    /// where that cannot be. The file is the object's bytes, and nobody writes to it any more. Where it is
+    /// still there afterwards, whoever it belongs to removes it, in its own time.
     ///
     /// # Errors
     /// The local disk's, or `InvalidInput` if the file has another size. Then the file may still
@@ -488,7 +465,7 @@ impl BlockCache {
         if is_small(size_bytes) {
             let mut content = vec![0; size_bytes as usize];
             file.read_exact_at(&mut content, 0)?;
-            self.write_one(id, &content)?;
+            self.admit_one(id, path, &file, &content)?;
         } else {
             self.admit_large(id, path, &file, size_bytes)?;
         }
@@ -516,6 +493,10 @@ impl BlockCache {
             let content = &mut block_bytes[..(range.end - range.start) as usize];
             file.read_exact_at(content, range.start)?;
             map.extend_from_slice(&format::entry(id, index, crc32c::crc32c(content)).to_le_bytes());
+        }
+        let meta = file.metadata()?;
+        if meta.mode() & one::MODE_NEEDED != one::MODE_NEEDED {
+            file.set_permissions(fs::Permissions::from_mode(meta.mode() | one::MODE_NEEDED))?;
         }
         // Made before the data moves: this is what creates the directory.
         let temporary = self.paths.temporary(id);
@@ -550,16 +531,4 @@ impl BlockCache {
         copied?;
         self.paths.remove(from)
     }
-}
-
-/// Writes a head and what follows it, in one system call if the disk takes it at once.
-fn write_both(file: &mut File, head: &[u8], content: &[u8]) -> io::Result<()> {
-    let written = file.write_vectored(&[IoSlice::new(head), IoSlice::new(content)])?;
-    file.write_all(head.get(written..).unwrap_or_default())?;
-    file.write_all(content.get(written.saturating_sub(head.len())..).unwrap_or_default())
-}
-
-/// When a file was last written, in whole seconds since 1970.
-pub(crate) fn modified_seconds(meta: &std::fs::Metadata) -> u64 {
-    u64::try_from(meta.mtime()).unwrap_or(0)
 }

@@ -7,7 +7,8 @@
 //! blocks/5f/03…9a.data   the object's bytes at their own offsets; holes where blocks are absent;
 //!                        exactly as long as the object, so that it can stand for the object
 //! blocks/5f/03…9a.map    header, then one entry for each block
-//! blocks/5f/03…9a.one    an object of at most one block: header, then the object's bytes
+//! blocks/5f/03…9a.one    an object of at most one block: header, then the object's bytes; or these
+//!                        alone, and the entry of block 0 as the extended attribute "user.dsfs"
 //! blocks/5f/03…9a.pin    the version is pinned (whether it is cached or not), by whom the text says
 //! blocks/5f/03…9a.tmp-…  being made; renamed into place when complete
 //!

@@ -9,8 +9,8 @@ use crate::cache::BlockCache;
 use crate::cache::files::Lookup;
 use crate::cache::format::HEADER_BYTES;
 use crate::cache::format::Header;
-use crate::cache::format::Kind;
 use crate::cache::format::VersionId;
+use crate::cache::one::Label;
 use crate::cache::paths::FAN_OUT_DIGITS;
 use crate::cache::paths::Suffix;
 
@@ -112,16 +112,16 @@ impl BlockCache {
     /// Compares every cached block of a version with its checksum, and drops those that fail.
     #[must_use]
     pub fn check(self: &std::sync::Arc<Self>, id: &VersionId) -> Checked {
-        let Some(header) = self.header(id) else { return Checked::default() };
-        let entry = self.entry(id, header.size_bytes);
         let mut checked = Checked::default();
-        if matches!(header.kind, Kind::One { .. }) {
-            match entry.read(&(0..header.size_bytes), true) {
-                Lookup::Hit(_) => checked.bytes = header.size_bytes,
+        let Some(header) = self.map_header(id) else {
+            let Some(label) = Label::of(&self.paths.of(id, Suffix::One), id) else { return checked };
+            match self.entry(id, label.size_bytes).read(&(0..label.size_bytes), true) {
+                Lookup::Hit(_) => checked.bytes = label.size_bytes,
                 Lookup::Miss | Lookup::WouldBlock => checked.damaged_blocks = 1,
             }
             return checked;
-        }
+        };
+        let entry = self.entry(id, header.size_bytes);
         entry.refresh(0..block::count(header.size_bytes));
         for index in 0..block::count(header.size_bytes) {
             if entry.is_present(index) && !entry.check_block(index, &mut checked.bytes) {
@@ -131,15 +131,11 @@ impl BlockCache {
         checked
     }
 
-    fn header(&self, id: &VersionId) -> Option<Header> {
-        for suffix in [Suffix::Map, Suffix::One] {
-            let mut head = [0; HEADER_BYTES];
-            let Ok(mut file) = fs::File::open(self.paths.of(id, suffix)) else { continue };
-            if io::Read::read_exact(&mut file, &mut head).is_ok() {
-                return Header::decode(&head);
-            }
-        }
-        None
+    fn map_header(&self, id: &VersionId) -> Option<Header> {
+        let mut head = [0; HEADER_BYTES];
+        let mut file = fs::File::open(self.paths.of(id, Suffix::Map)).ok()?;
+        io::Read::read_exact(&mut file, &mut head).ok()?;
+        Header::decode(&head)
     }
 
     /// Calls `found` for each file of the cache.

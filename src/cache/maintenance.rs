@@ -2,8 +2,8 @@
 //!
 //! One thread for each cache of a process. Several processes share a directory: a lock file
 //! lets one of them evict at a time, and before it does, it looks at the directory anew, since
-//! its books know nothing of what others have written. Recency is shared as the modification
-//! time of the map.
+//! its books know nothing of what others have written. Recency is shared as a time of the
+//! map, or of a small object's only file (`last_use`).
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,11 +19,12 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::cache::BlockCache;
-use crate::cache::entry::modified_seconds;
 use crate::cache::format::HEADER_BYTES;
 use crate::cache::format::Header;
 use crate::cache::format::VersionId;
 use crate::cache::index::Cached;
+use crate::cache::last_use::LastUse;
+use crate::cache::one::Label;
 use crate::cache::paths::Suffix;
 
 /// How often the directory is looked at anew, for what other processes do.
@@ -127,7 +128,10 @@ impl BlockCache {
                 continue;
             }
             let last_use = [Suffix::Map, Suffix::One].iter().filter_map(|suffix| {
-                fs::metadata(self.paths.of(id, *suffix)).ok().map(|meta| modified_seconds(&meta))
+                let path = self.paths.of(id, *suffix);
+                let meta = fs::metadata(&path).ok()?;
+                let label = if *suffix == Suffix::One { Label::of(&path, id) } else { None };
+                Some(label.map_or(LastUse::Modified, |label| label.last_use).seconds(&meta))
             });
             let last_use = last_use.max().unwrap_or(0);
             if last_use > cached.used {
@@ -190,7 +194,7 @@ fn scan_dir(prefix: &str, dir: &Path, now: u64, found: &mut HashMap<VersionId, C
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let Ok(meta) = entry.metadata() else { continue }; // evicted meanwhile
-        let written = modified_seconds(&meta);
+        let written = LastUse::Modified.seconds(&meta);
         let fresh = written.saturating_add(UNFINISHED_SECONDS) > now;
         let name = entry.file_name();
         let name = name.to_str().and_then(|name| name.split_once('.'));
@@ -205,16 +209,21 @@ fn scan_dir(prefix: &str, dir: &Path, now: u64, found: &mut HashMap<VersionId, C
             }
             continue;
         };
-        if matches!(suffix, Suffix::Map | Suffix::One) && !has_sound_header(&path, &id) {
+        let last_use = match suffix {
+            Suffix::Data | Suffix::Pin => Some(LastUse::Modified),
+            Suffix::Map => has_sound_header(&path, &id).then_some(LastUse::Modified),
+            Suffix::One => Label::of(&path, &id).map(|label| label.last_use),
+        };
+        let Some(last_use) = last_use else {
             // A fresh one may be sound by now, and whoever opens a damaged one removes it.
             if !fresh {
                 remove_foreign(&path);
             }
             continue;
-        }
+        };
         let part = parts.entry(id).or_default();
         part.fresh |= fresh;
-        part.cached.used = part.cached.used.max(written);
+        part.cached.used = part.cached.used.max(last_use.seconds(&meta));
         match suffix {
             Suffix::Pin => part.cached.pinned = true,
             Suffix::Map => part.map = true,

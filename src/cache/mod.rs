@@ -28,8 +28,10 @@ pub(crate) mod format;
 mod health;
 mod index;
 mod keep;
+mod last_use;
 mod maintenance;
 mod mapping;
+mod one;
 mod paths;
 mod queue;
 #[cfg(test)]
@@ -61,6 +63,7 @@ use parking_lot::Mutex;
 use crate::cache::files::Stamp;
 use crate::cache::health::Health;
 use crate::cache::index::Index;
+use crate::cache::last_use::LastUse;
 use crate::cache::mapping::Mappings;
 use crate::cache::paths::Paths;
 use crate::cache::queue::WriteQueue;
@@ -251,16 +254,14 @@ impl BlockCache {
         let _ = self.wake.try_send(());
     }
 
-    /// Files of a version were opened: it is used now. Told to other processes by the time of
-    /// its map, but not at every open.
-    fn used(&self, id: &VersionId, file: &File) {
+    /// Files of a version were opened: it is used now. Told to other processes by a time of its map, or
+    /// only file, but not at every open.
+    fn used(&self, id: &VersionId, file: &File, last_use: LastUse) {
         let now = self.now();
         self.index.lock().touch(id, now);
-        let renew = |meta: fs::Metadata| entry::modified_seconds(&meta) + USED_RENEW_SECONDS < now;
-        if file.metadata().is_ok_and(renew) {
-            let stamp = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
-            let times = rustix::fs::Timestamps { last_access: stamp, last_modification: stamp };
-            let _ = rustix::fs::futimens(file, &times); // on a read-only disk nothing is evicted either
+        let is_old = |meta: fs::Metadata| last_use.seconds(&meta) + USED_RENEW_SECONDS < now;
+        if file.metadata().is_ok_and(is_old) {
+            last_use.renew(file);
         }
     }
 

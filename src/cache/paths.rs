@@ -16,6 +16,9 @@ use crate::cache::format::VersionId;
 /// Digits of an id that name the fan-out directory: 256 of them.
 pub(crate) const FAN_OUT_DIGITS: usize = 2;
 
+/// Temporary files that this process has named so far, in whatever cache.
+static TEMPORARIES: AtomicU64 = AtomicU64::new(0);
+
 /// What a file of the cache holds; the end of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Suffix {
@@ -50,13 +53,12 @@ impl Suffix {
 pub(crate) struct Paths {
     root: PathBuf,
     blocks: PathBuf,
-    temporaries: AtomicU64,
 }
 
 impl Paths {
     /// The layout below `root`.
     pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), blocks: root.join("blocks"), temporaries: AtomicU64::new(0) }
+        Self { root: root.to_owned(), blocks: root.join("blocks") }
     }
 
     /// The cache's directory itself.
@@ -78,7 +80,7 @@ impl Paths {
 
     /// A name that no other file has, beside those of a version.
     pub(crate) fn temporary(&self, id: &VersionId) -> PathBuf {
-        let serial = self.temporaries.fetch_add(1, Ordering::Relaxed);
+        let serial = TEMPORARIES.fetch_add(1, Ordering::Relaxed);
         self.of(id, Suffix::Data).with_extension(format!("tmp-{}-{serial}", std::process::id()))
     }
 
@@ -97,9 +99,27 @@ impl Paths {
         }
         match options.open(path) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                let parent = path.parent().unwrap_or(&self.blocks);
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+                self.create_parent(path)?;
                 options.open(path)
+            }
+            result => result,
+        }
+    }
+
+    fn create_parent(&self, path: &Path) -> io::Result<()> {
+        let parent = path.parent().unwrap_or(&self.blocks);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)
+    }
+
+    /// Gives the file at `from` the second name `to`, with the directories above it if they are missing.
+    ///
+    /// # Errors
+    /// The local disk's; EEXIST if there is such a name.
+    pub(crate) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match fs::hard_link(from, to) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                self.create_parent(to)?;
+                fs::hard_link(from, to)
             }
             result => result,
         }

@@ -1,5 +1,7 @@
 //! The cache against damage, other processes, full disks and its own limits.
 
+mod taken_over;
+
 use std::fs;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -440,28 +442,6 @@ fn a_directory_in_trouble_is_bypassed_and_used_again_later() {
     entry.written(entry.store(0, &whole));
     assert!(cache.usage().bypassed.is_none());
     assert_eq!(readable(&entry, &whole).len(), 8);
-}
-
-#[test]
-fn a_local_file_is_taken_over_and_not_copied() {
-    let dir = TempDir::new().unwrap();
-    let cache = open(&dir.path().join("cache"));
-    for size in [0, 5, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * MIB + 7] {
-        let name = format!("n{size}");
-        let whole = content(&name, size);
-        let path = dir.path().join("staged");
-        fs::write(&path, &whole).unwrap();
-        assert!(cache.admit_file(&id(&name), &path, size + 1).is_err());
-        let before = cache.entry(&id(&name), size);
-        assert_eq!(readable(&before, &whole), Vec::<u64>::new());
-        cache.admit_file(&id(&name), &path, size).unwrap();
-        assert_eq!(path.exists(), size <= BLOCK_BYTES, "a small one is copied");
-        assert_eq!(readable(&before, &whole).len() as u64, block::count(size));
-        assert_eq!(before.whole_file().is_some(), size > BLOCK_BYTES);
-        drop(before);
-        let other = open(&dir.path().join("cache"));
-        assert_eq!(readable(&other.entry(&id(&name), size), &whole).len() as u64, block::count(size));
-    }
 }
 
 #[tokio::test]

@@ -136,7 +136,7 @@ impl Default for CommitOptions {
 
 /// Takes published files over from staging, so that they need not be downloaded again.
 pub trait Admit: Send + Sync {
-    /// Takes the file at `path`, by renaming it or by copy, as the content of this version.
+    /// Takes the file at `path`, by renaming it, by a second name or by copy, as the content of this version.
     ///
     /// # Errors
     /// Any; the commit goes on without.

@@ -25,6 +25,7 @@ use dsfs::store::retry::RetryOptions;
 use dsfs::store::retry::RetryingStore;
 use dsfs::store::s3::S3Credentials;
 use dsfs::store::s3::S3Options;
+use dsfs::store::s3::S3Proxy;
 use dsfs::store::s3::S3Store;
 
 use crate::common::double::BUCKET;
@@ -301,6 +302,79 @@ async fn connections_are_used_again() {
     }
     // Now and then a request comes before the last connection is back in the pool.
     assert!(double.connections() <= 10, "{} connections for 100 requests in turn", double.connections());
+}
+
+/// What a request says, but for what is new in each and for who sends it.
+fn said(request: &Recorded) -> BTreeMap<String, String> {
+    let of_the_sender = ["authorization", "user-agent", "x-amz-user-agent", "x-amz-date"];
+    let mut headers = request.headers.clone();
+    headers.retain(|name, _| !of_the_sender.contains(&&**name) && !name.starts_with("amz-sdk-"));
+    headers
+}
+
+/// The first request of a client goes through the SDK, the next ones past it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_past_the_sdk_says_what_one_through_it_says() {
+    let double = Double::start();
+    let endpoint = double.options().endpoint.unwrap();
+    // What goes through a proxy is signed with its body.
+    for proxy in [S3Proxy::Direct, S3Proxy::Url(endpoint)] {
+        let options = S3Options { proxy, ..double.options() };
+        for name in ["a/plain", "a/with space+plus=and ümlaut/(it's)~*!"] {
+            let key = ObjectKey::from_listing(name);
+            double.put_out_of_band(name, b"before");
+            let mut etag = double.store().await.head(&key).await.unwrap().etag;
+            let mut sent = Vec::new();
+            for is_warm in [false, true] {
+                let store = S3Store::new(&options);
+                if is_warm {
+                    store.check_access().await.unwrap();
+                }
+                let expect = Expect::Version(etag);
+                double.forget_requests();
+                etag = store.put(&key, Bytes::from_static(b"mine"), &expect, &ours()).await.unwrap();
+                let taken = store.put(&key, Bytes::from_static(b"mine"), &Expect::Absent, &ours()).await;
+                assert!(matches!(taken, Err(StoreError::AlreadyExists { .. })), "{taken:?}");
+                let requests = double.requests();
+                assert_eq!((requests.len(), &*requests[0].key), (2, name));
+                assert_eq!(requests[0].headers["user-agent"].starts_with("dsfs/"), is_warm);
+                assert_eq!(requests[1].headers["if-none-match"], "*");
+                assert_eq!(double.object(name).unwrap().0, "mine");
+                sent.push(said(&requests[0]));
+            }
+            assert!(sent.iter_mut().all(|headers| headers.remove("if-match").is_some()));
+            assert_eq!(sent[0], sent[1]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_answered_to_a_put_past_the_sdk_counts() {
+    let double = Double::start();
+    let store = impatient(&double).await;
+    store.check_access().await.unwrap();
+    double.script(Operation::Put, HttpFault::OkWithError("InternalError"));
+    let err = put(&store).await.unwrap_err();
+    assert!(
+        matches!(&err, StoreError::Unavailable { reason, .. } if reason.contains("InternalError")),
+        "{err}"
+    );
+    double.script(Operation::Put, HttpFault::Stall);
+    let err = put(&store).await.unwrap_err();
+    assert!(err.is_unanswered() && err.to_string().contains("no answer within"), "{err}");
+    double.script(Operation::Put, HttpFault::Reset);
+    let err = put(&store).await.unwrap_err();
+    assert!(err.is_unanswered(), "{err}");
+    assert!(double.keys().is_empty());
+    double.script(Operation::Put, HttpFault::DropHeader("etag"));
+    let etag = put(&store).await.unwrap();
+    assert_eq!(store.head(&key()).await.unwrap().etag, etag, "a server that does not say is asked");
+    let before = double.connections();
+    for nth in 0..50 {
+        let key = ObjectKey::from_listing(&format!("n{nth}"));
+        store.put(&key, Bytes::from_static(b"mine"), &Expect::Absent, &ours()).await.unwrap();
+    }
+    assert!(double.connections() - before <= 5, "connections are used again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,6 +25,7 @@ use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::error::SdkError;
+use aws_sigv4::http_request::SignableBody;
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls;
@@ -222,6 +223,11 @@ impl BodySignature {
             }
         };
         Self(PayloadSigningOverride::Precomputed(digest))
+    }
+
+    /// The same, for a request that goes past the SDK.
+    pub fn signable(&self) -> SignableBody<'static> {
+        self.0.clone().to_signable_body()
     }
 }
 

@@ -1,6 +1,6 @@
-//! GETs without the SDK's machinery.
+//! GETs and PUTs of objects without the SDK's machinery.
 //!
-//! A GET through the SDK costs several times the CPU of the request itself: endpoint rules,
+//! A request through the SDK costs several times the CPU of the request itself: endpoint rules,
 //! interceptors, configuration bags, for each of ten thousand small files. Where everything
 //! that they would find out is known beforehand (an endpoint with the bucket in its path, no
 //! headers of the user's), the request is written and signed here. It travels through the SDK's own HTTP
@@ -8,7 +8,6 @@
 //! credentials that it keeps.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -33,6 +32,9 @@ use aws_smithy_runtime_api::client::identity::Identity;
 use aws_smithy_runtime_api::client::identity::ResolveCachedIdentity;
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::runtime_components::GetIdentityResolver;
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::byte_stream::ByteStream as SdkStream;
+use bytes::Bytes;
 use percent_encoding::AsciiSet;
 use percent_encoding::NON_ALPHANUMERIC;
 use percent_encoding::utf8_percent_encode;
@@ -41,11 +43,12 @@ use super::connect::S3Options;
 use super::credentials::S3Credentials;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
-use crate::name::ETag;
 use crate::name::ObjectKey;
 
 /// What stands for itself in the path of a signed request.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+/// What is read of the body of an error answer, at least.
+const ERROR_BYTES_MAX: usize = 16 * 1024;
 const USER_AGENT: &str = concat!("dsfs/", env!("CARGO_PKG_VERSION"));
 
 /// The SDK's parts that its first request shows.
@@ -53,8 +56,19 @@ pub(super) type Components = Arc<OnceLock<RuntimeComponents>>;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Sends GETs.
-pub(super) struct DirectGet {
+/// A request, but for where it goes and who signs it.
+pub(super) struct Draft<'a> {
+    pub method: &'static str,
+    pub key: &'a ObjectKey,
+    /// All of them are signed.
+    pub headers: Vec<(&'a str, String)>,
+    pub body: Bytes,
+    /// What the signature says of the body.
+    pub signed_body: SignableBody<'a>,
+}
+
+/// Sends requests.
+pub(super) struct Direct {
     /// `http://host/bucket/`.
     base: String,
     region: String,
@@ -66,13 +80,13 @@ pub(super) struct DirectGet {
     config: ConfigBag,
 }
 
-impl fmt::Debug for DirectGet {
+impl fmt::Debug for Direct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirectGet").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("Direct").field("base", &self.base).finish_non_exhaustive()
     }
 }
 
-impl DirectGet {
+impl Direct {
     /// `None` where only the SDK knows how to reach the bucket, or what to send along.
     pub(super) fn new(options: &S3Options, components: Components) -> Option<Self> {
         let endpoint = options.endpoint.as_deref()?.trim_end_matches('/');
@@ -91,17 +105,13 @@ impl DirectGet {
         })
     }
 
-    /// A GET, to be awaited for any answer of the server; `None` where the SDK has to send it:
+    /// A request, to be awaited for any answer of the server; `None` where the SDK has to send it:
     /// before its own first request, and when there are no credentials, which it explains best.
-    pub(super) async fn request(
-        &self,
-        key: &ObjectKey,
-        etag: &ETag,
-        range: &Range<u64>,
-    ) -> Option<HttpConnectorFuture> {
+    pub(super) async fn request(&self, draft: Draft<'_>) -> Option<HttpConnectorFuture> {
         let components = self.components.get()?;
         let identity = if self.anonymous { None } else { Some(self.identity(components).await?) };
-        match self.prepare(identity.as_ref(), key, etag, range) {
+        let key = draft.key;
+        match self.prepare(identity.as_ref(), draft) {
             Ok(request) => Some(self.connector(components)?.call(request)),
             Err(err) => {
                 tracing::debug!(%key, "a request is left to the SDK: {err}");
@@ -127,26 +137,21 @@ impl DirectGet {
         cache.resolve_cached_identity(resolver, components, &self.config).await.ok()
     }
 
-    fn prepare(
-        &self,
-        identity: Option<&Identity>,
-        key: &ObjectKey,
-        etag: &ETag,
-        range: &Range<u64>,
-    ) -> Result<HttpRequest, BoxError> {
-        let url = format!("{}{}", self.base, utf8_percent_encode(key.as_str(), PATH));
-        let range = format!("bytes={}-{}", range.start, range.end - 1);
-        let if_match = super::quoted(etag);
-        let headers = [("range", &*range), ("if-match", &*if_match)];
-        let mut request = HttpRequest::get(&url)?;
-        for (name, value) in headers {
-            request.headers_mut().try_insert(name, value.to_owned())?;
+    fn prepare(&self, identity: Option<&Identity>, draft: Draft<'_>) -> Result<HttpRequest, BoxError> {
+        let url = format!("{}{}", self.base, utf8_percent_encode(draft.key.as_str(), PATH));
+        let signature = match identity {
+            Some(identity) => self.signature(identity, &url, &draft)?,
+            None => Vec::new(),
+        };
+        let mut request = HttpRequest::new(SdkBody::from(draft.body));
+        request.set_method(draft.method)?;
+        request.set_uri(url)?;
+        for (name, value) in draft.headers {
+            request.headers_mut().try_insert(name.to_owned(), value)?;
         }
         request.headers_mut().insert("user-agent", USER_AGENT);
-        if let Some(identity) = identity {
-            for (name, value) in self.signature(identity, &url, &headers)? {
-                request.headers_mut().try_insert(name, value)?;
-            }
+        for (name, value) in signature {
+            request.headers_mut().try_insert(name, value)?;
         }
         Ok(request)
     }
@@ -156,7 +161,7 @@ impl DirectGet {
         &self,
         identity: &Identity,
         url: &str,
-        headers: &[(&str, &str)],
+        draft: &Draft<'_>,
     ) -> Result<Vec<(String, String)>, BoxError> {
         let mut settings = SigningSettings::default();
         settings.percent_encoding_mode = PercentEncodingMode::Single;
@@ -170,11 +175,24 @@ impl DirectGet {
             .settings(settings)
             .build()?
             .into();
-        let request = SignableRequest::new("GET", url, headers.iter().copied(), SignableBody::Bytes(&[]))?;
+        let headers = draft.headers.iter().map(|(name, value)| (*name, &**value));
+        let request = SignableRequest::new(draft.method, url, headers, draft.signed_body.clone())?;
         let (instructions, _signature) = sign(request, &params)?.into_parts();
         let (headers, _query) = instructions.into_parts();
         Ok(headers.into_iter().map(|header| (header.name().to_owned(), header.value().to_owned())).collect())
     }
+}
+
+/// The text of an answer that is an error or says yes, as far as it is sent and short.
+pub(super) async fn short_body(body: SdkBody) -> String {
+    let mut stream = SdkStream::new(body);
+    let mut text = Vec::new();
+    while text.len() < ERROR_BYTES_MAX
+        && let Some(Ok(piece)) = stream.next().await
+    {
+        text.extend_from_slice(&piece);
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Code and message of an error document, as far as there is one.

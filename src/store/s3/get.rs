@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream as SdkStream;
-use aws_sdk_s3::primitives::SdkBody;
 use aws_sdk_s3::types::ChecksumMode;
+use aws_sigv4::http_request::SignableBody;
 use aws_smithy_runtime_api::client::http::HttpConnectorFuture;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::ConnectorError;
@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::Failure;
 use super::S3Store;
 use super::direct;
+use super::direct::Draft;
 use super::error;
 use super::error::Answer;
 use super::error::Subject;
@@ -28,9 +29,6 @@ use crate::store::ObjectMeta;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::StoredChecksum;
-
-/// What is read of the body of an error answer, at least.
-const ERROR_BYTES_MAX: usize = 16 * 1024;
 
 impl S3Store {
     /// The body of `range` of the version `etag`, its head checked.
@@ -56,7 +54,10 @@ impl S3Store {
         range: &Range<u64>,
     ) -> Option<HttpConnectorFuture> {
         let direct = self.direct.read().clone()?;
-        direct.request(key, etag, range).await
+        let range = format!("bytes={}-{}", range.start, range.end - 1);
+        let headers = vec![("range", range), ("if-match", quoted(etag))];
+        let signed_body = SignableBody::Bytes(&[]);
+        direct.request(Draft { method: "GET", key, headers, body: Bytes::new(), signed_body }).await
     }
 
     async fn get_through_sdk(
@@ -137,7 +138,7 @@ impl S3Store {
         }
         if !status.is_success() {
             let region = reply.headers().get("x-amz-bucket-region").map(str::to_owned);
-            let body = timeout(self.request_timeout, error_body(reply.into_body())).await;
+            let body = timeout(self.request_timeout, direct::short_body(reply.into_body())).await;
             let body = body.unwrap_or_default(); // the status alone says enough
             let (code, message) = direct::error_document(&body);
             let answer = Answer { status: status.as_u16(), code, message, region: region.as_deref() };
@@ -164,18 +165,6 @@ impl S3Store {
             Err(err) => err,
         }
     }
-}
-
-/// The text of an error, as far as it is sent and short.
-async fn error_body(body: SdkBody) -> String {
-    let mut stream = SdkStream::new(body);
-    let mut text = Vec::new();
-    while text.len() < ERROR_BYTES_MAX
-        && let Some(Ok(piece)) = stream.next().await
-    {
-        text.extend_from_slice(&piece);
-    }
-    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// What an answer to a GET says of its body.

@@ -26,6 +26,7 @@ mod error;
 mod get;
 mod listing;
 mod presign;
+mod put;
 
 use std::fmt;
 use std::future::Future;
@@ -77,7 +78,7 @@ pub use self::credentials::S3Keys;
 
 use self::connect::BodySignature;
 use self::connect::ServerClock;
-use self::direct::DirectGet;
+use self::direct::Direct;
 use self::error::Subject;
 
 /// A bucket on an S3-compatible service.
@@ -85,7 +86,7 @@ pub struct S3Store {
     options: S3Options,
     /// Made when it is needed first: before that, the region may have to be asked for.
     client: RwLock<Arc<OnceCell<Client>>>,
-    direct: RwLock<Option<Arc<DirectGet>>>,
+    direct: RwLock<Option<Arc<Direct>>>,
     bucket: String,
     endpoint: Option<String>,
     request_timeout: Duration,
@@ -106,7 +107,7 @@ impl S3Store {
     #[must_use]
     pub fn new(options: &S3Options) -> Self {
         let clock = ServerClock::default();
-        let direct = DirectGet::new(options, Arc::clone(&clock.components)).map(Arc::new);
+        let direct = Direct::new(options, Arc::clone(&clock.components)).map(Arc::new);
         let client = (!options.find_region).then(|| connect::client(options, &options.region, &clock));
         let exposed = options.endpoint.as_deref().is_some_and(|url| connect::is_exposed(url, &options.proxy));
         Self {
@@ -142,7 +143,7 @@ impl S3Store {
         let clock = self.clock.of_new_client();
         let client = connect::client(&self.options, region.as_ref(), &clock);
         *self.client.write() = Arc::new(OnceCell::new_with(Some(client)));
-        *self.direct.write() = DirectGet::new(&self.options, clock.components).map(Arc::new);
+        *self.direct.write() = Direct::new(&self.options, clock.components).map(Arc::new);
     }
 
     /// Stands in for the condition of a write where servers are not to be sent any: the look before
@@ -339,6 +340,11 @@ impl ObjectStore for S3Store {
     ) -> Result<ETag, StoreError> {
         let allowance = upload_allowance(body.len());
         self.look_before_write(key, expect).await?;
+        let signature = BodySignature::of(&body, attributes.body_sha256, self.unsigned_bodies).await;
+        if let Some(request) = self.direct_put(key, &body, expect, attributes, signature.signable()).await {
+            let etag = self.written_directly(request, key, expect, allowance).await?;
+            return self.written_etag(key, etag.as_deref()).await;
+        }
         let (if_none_match, if_match) = self.condition(expect);
         let mut call = self
             .client()
@@ -352,7 +358,6 @@ impl ObjectStore for S3Store {
         for (name, value) in &attributes.metadata {
             call = call.metadata(name, value);
         }
-        let signature = BodySignature::of(&body, attributes.body_sha256, self.unsigned_bodies).await;
         let call = call.body(SdkStream::from(body)).customize().interceptor(signature);
         let output = self.answer(Subject::Write(key, expect), allowance, call.send()).await?;
         self.written_etag(key, output.e_tag()).await

@@ -32,6 +32,7 @@ use hyper::Method;
 use hyper::Request;
 use hyper::Response;
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -80,6 +81,7 @@ pub struct Recorded {
     pub operation: Option<Operation>,
     pub key: String,
     pub query: String,
+    pub headers: BTreeMap<String, String>,
 }
 
 impl Recorded {
@@ -292,9 +294,11 @@ async fn answer(
     let key = path.trim_start_matches('/').split_once('/').map_or("", |(_, key)| key).to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
     let operation = operation_of(request.method(), !key.is_empty(), &query);
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers = request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     let nth = {
         let mut requests = wire.requests.lock();
-        requests.push(Recorded { operation, key, query });
+        requests.push(Recorded { operation, key, query, headers });
         requests.len()
     };
     let scripted = {

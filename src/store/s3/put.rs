@@ -1,0 +1,96 @@
+//! Writing an object past the SDK.
+
+use std::time::Duration;
+
+use aws_sigv4::http_request::SignableBody;
+use aws_smithy_runtime_api::client::http::HttpConnectorFuture;
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::S3Store;
+use super::crc32c_header;
+use super::direct;
+use super::direct::Draft;
+use super::error;
+use super::error::Answer;
+use super::error::Subject;
+use super::error::chain;
+use crate::name::ObjectKey;
+use crate::store::Expect;
+use crate::store::PutAttributes;
+use crate::store::StoreError;
+
+/// What the SDK says of objects, too.
+const CONTENT_TYPE: &str = "application/octet-stream";
+
+/// What was answered to a write.
+struct Reply {
+    status: u16,
+    etag: Option<String>,
+    region: Option<String>,
+    body: String,
+}
+
+impl S3Store {
+    /// A PUT past the SDK; `None` where only the SDK can send it.
+    pub(super) async fn direct_put(
+        &self,
+        key: &ObjectKey,
+        body: &Bytes,
+        expect: &Expect,
+        attributes: &PutAttributes,
+        signed_body: SignableBody<'static>,
+    ) -> Option<HttpConnectorFuture> {
+        let direct = self.direct.read().clone()?;
+        let names: Vec<String> =
+            attributes.metadata.keys().map(|name| format!("x-amz-meta-{name}")).collect();
+        let (if_none_match, if_match) = self.condition(expect);
+        let mut headers = vec![
+            ("content-length", body.len().to_string()),
+            ("content-type", CONTENT_TYPE.to_owned()),
+            ("x-amz-checksum-crc32c", crc32c_header(body)),
+        ];
+        headers.extend(if_none_match.map(|value| ("if-none-match", value)));
+        headers.extend(if_match.map(|value| ("if-match", value)));
+        headers.extend(names.iter().map(String::as_str).zip(attributes.metadata.values().cloned()));
+        direct.request(Draft { method: "PUT", key, headers, body: body.clone(), signed_body }).await
+    }
+
+    /// Waits for the answer to a write; its `ETag`, if it has one.
+    pub(super) async fn written_directly(
+        &self,
+        request: HttpConnectorFuture,
+        key: &ObjectKey,
+        expect: &Expect,
+        allowance: Duration,
+    ) -> Result<Option<String>, StoreError> {
+        let limit = self.request_timeout + allowance;
+        let reply = match timeout(limit, self.reply(request)).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(err)) => return Err(StoreError::unanswered(key, chain(&err))),
+            Err(_) => {
+                let reason = format!("no answer within {} s", limit.as_secs_f32());
+                return Err(StoreError::unanswered(key, reason));
+            }
+        };
+        let (code, message) = direct::error_document(&reply.body);
+        // Some say yes before they know, and no in the body.
+        if (200..300).contains(&reply.status) && code.is_empty() {
+            return Ok(reply.etag);
+        }
+        let answer = Answer { status: reply.status, code, message, region: reply.region.as_deref() };
+        Err(error::classify(&self.bucket, Subject::Write(key, expect), &answer))
+    }
+
+    /// The whole answer, so that its connection can be used again.
+    async fn reply(&self, request: HttpConnectorFuture) -> Result<Reply, ConnectorError> {
+        let reply = request.await?;
+        let header = |name: &str| reply.headers().get(name).map(str::to_owned);
+        let (etag, region) = (header("etag"), header("x-amz-bucket-region"));
+        self.clock.note(reply.headers().get("date"));
+        let status = reply.status().as_u16();
+        let body = direct::short_body(reply.into_body()).await;
+        Ok(Reply { status, etag, region, body })
+    }
+}
