@@ -7,12 +7,14 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 0755 "$work"
 
-# The test binary, where that user can read it.
+# The test binary and the program, where that user can read them.
 cargo test --no-run --test it --message-format=json 2>/dev/null |
     python3 -c 'import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable") and message["target"]["name"] == "it": print(message["executable"])' >"$work/path"
-cp "$(cat "$work/path")" "$work/it"
+    if message.get("executable"): print(message["target"]["name"], message["executable"])' >"$work/built"
+for name in it dsfs; do
+    cp "$(sed -n "s/^$name //p" "$work/built")" "$work/$name"
+done
 
-scripts/unprivileged.sh "$work/it" semantics:: tools:: --test-threads=2
+DSFS_TEST_PROGRAM="$work/dsfs" scripts/unprivileged.sh "$work/it" semantics:: tools:: upgrade:: --test-threads=2

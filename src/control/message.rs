@@ -87,7 +87,7 @@ pub struct CommitRequest {
     pub allow_unenforced: bool,
     /// What to do about an earlier commit that did not end.
     pub unfinished: Unfinished,
-    /// Uploads at a time.
+    /// Requests for large bodies under way at once; small ones share a place, up to eight to one.
     pub workers: Option<usize>,
 }
 

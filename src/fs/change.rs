@@ -9,6 +9,7 @@ use crate::fs::Entry;
 use crate::fs::Place;
 use crate::fs::attr::Attr;
 use crate::fs::error::FsError;
+use crate::fs::file::gone_is_stale;
 use crate::fs::open::Handle;
 use crate::name::DatasetName;
 use crate::name::DirPath;
@@ -269,17 +270,28 @@ impl DatasetFs {
                 }
             }
             Node::Staged(dataset, path) => {
-                let staged = self.tree.staging().dataset(&dataset).ok_or(FsError::Stale)?;
-                match (changes.size_bytes, fh) {
-                    (Some(size_bytes), Some(fh)) => self.truncate_open(fh, size_bytes)?,
-                    (Some(size_bytes), None) => staged.set_len(&path, size_bytes)?,
-                    (None, _) => {}
+                let staged = self.tree.staging().dataset(&dataset);
+                match (changes.size_bytes, fh, &staged) {
+                    (Some(size_bytes), Some(fh), _) => self.truncate_open(fh, size_bytes)?,
+                    (Some(_), None, None) => return Err(self.gone(ino, &dataset, &path).await),
+                    (Some(size_bytes), None, Some(staged)) => {
+                        let done = staged.set_len(&path, size_bytes).map_err(|err| gone_is_stale(err, &path));
+                        if matches!(done, Err(FsError::Stale)) {
+                            return Err(self.gone(ino, &dataset, &path).await);
+                        }
+                        done?;
+                    }
+                    (None, ..) => {}
                 }
+                let staged = staged.ok_or(FsError::Stale)?;
                 apply(&staged, &path, &changes)?;
             }
-            Node::Unlinked(_) => match (changes.size_bytes, fh) {
+            Node::Unlinked(dataset) => match (changes.size_bytes, fh) {
                 (Some(size_bytes), Some(fh)) => self.truncate_open(fh, size_bytes)?,
-                (Some(_), None) => return Err(FsError::Stale),
+                (Some(_), None) => {
+                    let Some(path) = self.inodes.left_from(ino) else { return Err(FsError::Stale) };
+                    return Err(self.gone(ino, &dataset, &path).await);
+                }
                 (None, _) => {} // nobody will see the mode or times of a file without a name
             },
             Node::Published(dataset, path, _) => {

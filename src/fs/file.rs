@@ -52,16 +52,25 @@ impl DatasetFs {
         let truncate = flags & libc::O_TRUNC != 0;
         match self.node(ino)? {
             Node::Root | Node::Directory(..) | Node::PastDirectory(..) => Err(FsError::IsDirectory),
-            Node::Unlinked(_) => Err(FsError::Stale),
+            Node::Unlinked(dataset) => match self.inodes.left_from(ino) {
+                Some(path) if writable || truncate => Err(self.gone(ino, &dataset, &path).await),
+                Some(_) | None => Err(FsError::Stale),
+            },
             Node::Staged(dataset, path) => {
                 if writable || truncate {
                     self.check_writable()?;
                 }
-                let staged = self.tree.staging().dataset(&dataset).ok_or(FsError::Stale)?;
                 let access = if writable { Access::ReadWrite } else { Access::Read };
-                let file =
-                    staged.open_file(&path, access, truncate).map_err(|err| gone_is_stale(err, &path))?;
-                self.opened_staged(ino, file, writable)
+                let opened = match self.tree.staging().dataset(&dataset) {
+                    Some(staged) => {
+                        staged.open_file(&path, access, truncate).map_err(|err| gone_is_stale(err, &path))
+                    }
+                    None => Err(FsError::Stale),
+                };
+                match opened {
+                    Err(FsError::Stale) if writable || truncate => Err(self.gone(ino, &dataset, &path).await),
+                    opened => self.opened_staged(ino, opened?, writable),
+                }
             }
             Node::Published(dataset, path, _) if writable || truncate => {
                 self.check_writable()?;
@@ -303,6 +312,19 @@ impl DatasetFs {
         }
     }
 
+    /// What is said to whoever wants to write to an inode whose file has left staging, committed just now.
+    /// The kernel looks the name up again, but once only: what it finds then has to be a copy already. It is
+    /// a whole one, since who asks may never come to truncate it.
+    pub(super) async fn gone(&self, ino: Ino, dataset: &DatasetName, path: &RelPath) -> FsError {
+        if !self.options.allow_replace {
+            return FsError::Stale;
+        }
+        if matches!(self.inodes.get(ino), Some(Node::Staged(..))) {
+            self.inodes.leave(dataset, path); // not told yet; the copy's is another inode
+        }
+        self.copy_up(dataset, path, false).await.err().unwrap_or(FsError::Stale)
+    }
+
     /// Stages a copy of a published file, which takes its place in the tree: a whole copy, or an empty
     /// file if it is about to be truncated anyway.
     pub(super) async fn copy_up(
@@ -340,7 +362,7 @@ impl DatasetFs {
     }
 }
 
-fn gone_is_stale(err: StagingError, path: &RelPath) -> FsError {
+pub(super) fn gone_is_stale(err: StagingError, path: &RelPath) -> FsError {
     if err.errno() == libc::ENOENT {
         tracing::debug!("{path} is staged no more: the kernel looks it up again");
         return FsError::Stale;

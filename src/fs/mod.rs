@@ -326,7 +326,7 @@ impl DatasetFs {
     /// Takes in that these paths are no longer staged: committed, or discarded.
     pub fn unstaged<'p>(&self, dataset: &DatasetName, paths: impl Iterator<Item = &'p RelPath> + Clone) {
         for path in paths.clone() {
-            self.inodes.unlink(dataset, path); // the inode belongs to the staged file, not to the name
+            self.inodes.leave(dataset, path); // the inode belongs to the staged file, not to the name
         }
         self.invalidate_all(dataset, paths);
     }

@@ -16,8 +16,8 @@ use crate::read::ReadError;
 use crate::read::Shared;
 use crate::read::memory::Buffer;
 use crate::read::memory::Lease;
-use crate::read::object::Outcome;
-use crate::read::object::Part;
+use crate::read::part::Outcome;
+use crate::read::part::Part;
 use crate::read::stats::count;
 use crate::store::StoreError;
 

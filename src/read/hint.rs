@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::cache::VersionId;
 use crate::read::OpenObject;
-use crate::read::object::Claim;
+use crate::read::part::Claim;
 
 /// Hints that are remembered.
 const HINTS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");

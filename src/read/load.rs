@@ -13,8 +13,8 @@ use crate::read::ObjectVersion;
 use crate::read::OpenObject;
 use crate::read::RUN_BYTES;
 use crate::read::Reader;
-use crate::read::object::Claim;
-use crate::read::object::Outcome;
+use crate::read::part::Claim;
+use crate::read::part::Outcome;
 use crate::read::stats::count;
 
 /// How long a load waits for memory that others have.

@@ -34,6 +34,7 @@ mod hint;
 mod load;
 mod memory;
 mod object;
+mod part;
 mod prefetch;
 mod stats;
 #[cfg(test)]

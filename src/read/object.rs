@@ -9,7 +9,6 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Weak;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
@@ -17,8 +16,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::block;
 use crate::cache::Entry;
@@ -26,7 +23,6 @@ use crate::cache::Lookup;
 use crate::cache::VersionId;
 use crate::read::ObjectVersion;
 use crate::read::RUN_BLOCKS;
-use crate::read::ReadError;
 use crate::read::ReadHandle;
 use crate::read::Recent;
 use crate::read::Shared;
@@ -35,11 +31,12 @@ use crate::read::fetch::Job;
 use crate::read::load::Loading;
 use crate::read::memory::Keeper;
 use crate::read::memory::Lease;
+use crate::read::part::Claim;
+use crate::read::part::Outcome;
+use crate::read::part::Part;
+use crate::read::part::Piece;
 use crate::read::stats::Counters;
 use crate::read::stats::count;
-
-/// What a pending run becomes; `None` while it is pending.
-pub(crate) type Outcome = Option<Result<Bytes, ReadError>>;
 
 /// One version of one object, shared by all its handles.
 #[derive(Debug)]
@@ -72,63 +69,6 @@ struct Run {
 enum RunState {
     Pending { part: Arc<Part>, outcome: watch::Receiver<Outcome> },
     Ready(Bytes),
-}
-
-/// One GET. Cancelled when the last claim on it is dropped.
-#[derive(Debug)]
-pub(crate) struct Part {
-    pub(crate) blocks: Range<u64>,
-    pub(crate) cancel: CancellationToken,
-    /// Changed under the lock of the object's runs.
-    claims: AtomicUsize,
-    done: AtomicBool,
-    /// When the last bytes came.
-    progress: Mutex<Instant>,
-}
-
-impl Part {
-    pub(crate) fn progressed(&self) {
-        *self.progress.lock() = Instant::now();
-    }
-
-    pub(crate) fn finished(&self) {
-        self.done.store(true, Ordering::Release);
-    }
-}
-
-/// Keeps a part from being cancelled.
-#[derive(Debug)]
-pub(crate) struct Claim {
-    object: Arc<OpenObject>,
-    part: Arc<Part>,
-}
-
-impl Claim {
-    /// Whether there is nothing left to claim.
-    pub(crate) fn is_done(&self) -> bool {
-        self.part.done.load(Ordering::Acquire)
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let mut runs = self.object.runs.lock();
-        if self.part.claims.fetch_sub(1, Ordering::Relaxed) == 1 && !self.is_done() {
-            self.part.cancel.cancel();
-            self.object.remove_pending(&mut runs, &self.part);
-        }
-    }
-}
-
-/// A piece of an answer.
-#[derive(Debug)]
-pub(crate) enum Piece {
-    /// Bytes from this offset of the object on.
-    Ready(u64, Bytes),
-    /// Blocks from the first on are being fetched.
-    Wait { first: u64, outcome: watch::Receiver<Outcome>, claim: Claim },
-    /// Bytes that are in the cache file.
-    Disk(Range<u64>),
 }
 
 /// A place in an object where nothing is known of blocks.
@@ -369,8 +309,7 @@ impl OpenObject {
                 Piece::Ready(block::range_of(first, self.version.size_bytes).start, content.clone())
             }
             RunState::Pending { part, outcome } => {
-                part.claims.fetch_add(1, Ordering::Relaxed);
-                let claim = Claim { object: self.strong(), part: Arc::clone(part) };
+                let claim = Claim::new(self.strong(), part);
                 Piece::Wait { first, outcome: outcome.clone(), claim }
             }
         })
@@ -385,13 +324,7 @@ impl OpenObject {
         wanted: &Range<u64>,
         ahead: bool,
     ) -> Job {
-        let part = Arc::new(Part {
-            blocks: blocks.clone(),
-            cancel: CancellationToken::new(),
-            claims: AtomicUsize::new(0),
-            done: AtomicBool::new(false),
-            progress: Mutex::new(Instant::now()),
-        });
+        let part = Arc::new(Part::new(blocks.clone()));
         let mut senders = Vec::new();
         let mut first = blocks.start;
         while first < blocks.end {
@@ -434,8 +367,7 @@ impl OpenObject {
                         continue; // somebody else has begun: look again
                     }
                     let mut job = self.begin(&mut runs, at..end, &(at..at), true);
-                    job.part.claims.fetch_add(1, Ordering::Relaxed);
-                    claims.push(Claim { object: self.strong(), part: Arc::clone(&job.part) });
+                    claims.push(Claim::new(self.strong(), &job.part));
                     (job.lease, job.ahead) = (Some(lease), Some(ahead));
                     jobs.push(job);
                     drop(runs);
@@ -461,8 +393,7 @@ impl OpenObject {
         }
         // Not as something fetched ahead: it is not lost when it leaves memory unread.
         let mut job = self.begin(&mut runs, all.clone(), &all, false);
-        job.part.claims.fetch_add(1, Ordering::Relaxed);
-        let claim = Claim { object: self.strong(), part: Arc::clone(&job.part) };
+        let claim = Claim::new(self.strong(), &job.part);
         (job.lease, job.ahead) = (Some(lease), Some(ahead));
         let RunState::Pending { outcome, .. } = &runs.get(&all.start)?.state else { return None };
         let outcome = outcome.clone();
@@ -482,8 +413,7 @@ impl OpenObject {
     fn claim_pending(&self, first: u64) -> Option<Claim> {
         let runs = self.runs.lock();
         let RunState::Pending { part, .. } = &runs.get(&first)?.state else { return None };
-        part.claims.fetch_add(1, Ordering::Relaxed);
-        Some(Claim { object: self.strong(), part: Arc::clone(part) })
+        Some(Claim::new(self.strong(), part))
     }
 
     /// Reads and checks cached blocks before they are asked for, on another thread.
@@ -519,6 +449,15 @@ impl OpenObject {
         self.remove_pending(&mut self.runs.lock(), part);
     }
 
+    /// A claim on a part is dropped: the last one takes the part along.
+    pub(super) fn unclaim(&self, part: &Arc<Part>) {
+        let mut runs = self.runs.lock();
+        if part.unclaimed() && !part.is_done() {
+            part.cancel.cancel();
+            self.remove_pending(&mut runs, part);
+        }
+    }
+
     fn remove_pending(&self, runs: &mut BTreeMap<u64, Run>, part: &Arc<Part>) {
         let mut first = part.blocks.start;
         while let Some((at, run)) = runs.range(first..part.blocks.end).next() {
@@ -544,9 +483,7 @@ impl OpenObject {
             .range(..blocks.end)
             .filter(|(_, run)| run.end > blocks.start)
             .filter_map(|(_, run)| match &run.state {
-                RunState::Pending { part, .. } if part.progress.lock().elapsed() >= patience => {
-                    Some(Arc::clone(part))
-                }
+                RunState::Pending { part, .. } if part.is_stuck(patience) => Some(Arc::clone(part)),
                 RunState::Pending { .. } | RunState::Ready(_) => None,
             })
             .collect();

@@ -30,6 +30,7 @@
 //!
 //! The network, inodes, FUSE; whether a path exists in the bucket.
 
+mod attributes;
 mod base;
 mod dataset;
 mod discard;

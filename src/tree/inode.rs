@@ -115,6 +115,8 @@ pub struct InodeTable {
 struct State {
     nodes: HashMap<Ino, Entry>,
     numbers: HashMap<Identity, Ino>,
+    /// Where those were that have left staging, until the kernel forgets them.
+    left: HashMap<Ino, RelPath>,
     last: Ino,
 }
 
@@ -168,6 +170,7 @@ impl InodeTable {
         if entry.lookups == 0 {
             let identity = entry.node.identity();
             state.nodes.remove(&ino);
+            state.left.remove(&ino);
             state.release_number(identity, ino);
         }
     }
@@ -204,6 +207,21 @@ impl InodeTable {
     /// A staged file has no name any more.
     pub fn unlink(&self, dataset: &DatasetName, path: &RelPath) {
         self.state.write().take_name(dataset, path);
+    }
+
+    /// A staged file is staged no more, since it was committed or discarded: it has no name either, but
+    /// [`Self::left_from`] knows what it was.
+    pub fn leave(&self, dataset: &DatasetName, path: &RelPath) {
+        let mut state = self.state.write();
+        if let Some(ino) = state.take_name(dataset, path) {
+            state.left.insert(ino, path.clone());
+        }
+    }
+
+    /// Where a file was when it left staging.
+    #[must_use]
+    pub fn left_from(&self, ino: Ino) -> Option<RelPath> {
+        self.state.read().left.get(&ino).cloned()
     }
 
     /// All inodes that show this version of an object. Looks at every inode.
@@ -268,15 +286,15 @@ impl InodeTable {
 }
 
 impl State {
-    fn take_name(&mut self, dataset: &DatasetName, path: &RelPath) {
-        self.take(&Identity::Staged(dataset.clone(), path.clone()), dataset);
+    fn take_name(&mut self, dataset: &DatasetName, path: &RelPath) -> Option<Ino> {
+        self.take(&Identity::Staged(dataset.clone(), path.clone()), dataset)
     }
 
-    fn take(&mut self, identity: &Identity, dataset: &DatasetName) {
-        let Some(ino) = self.numbers.remove(identity) else { return };
-        if let Some(entry) = self.nodes.get_mut(&ino) {
-            entry.node = Node::Unlinked(dataset.clone());
-        }
+    /// Takes the name from the inode that has it.
+    fn take(&mut self, identity: &Identity, dataset: &DatasetName) -> Option<Ino> {
+        let ino = self.numbers.remove(identity)?;
+        self.nodes.get_mut(&ino)?.node = Node::Unlinked(dataset.clone());
+        Some(ino)
     }
 
     /// Removes an identity, unless it has gone to another inode meanwhile.
@@ -372,6 +390,19 @@ mod tests {
         assert_eq!(table.lookup(staged("b")), a);
         table.forget(b, 1); // the orphan goes, and does not take the new owner's name with it
         assert_eq!(table.number(&staged("b")), Some(a));
+    }
+
+    #[test]
+    fn who_leaves_staging_is_remembered_as_long_as_the_kernel_knows_it() {
+        let table = InodeTable::default();
+        let (a, b) = (table.lookup(staged("a")), table.lookup(staged("b")));
+        table.leave(&run(), &path("a"));
+        table.unlink(&run(), &path("b"));
+        assert_eq!((table.get(a), table.left_from(a)), (Some(Node::Unlinked(run())), Some(path("a"))));
+        assert_eq!((table.get(b), table.left_from(b)), (Some(Node::Unlinked(run())), None));
+        assert_ne!(table.lookup(staged("a")), a);
+        table.forget(a, 1);
+        assert_eq!(table.left_from(a), None);
     }
 
     #[test]

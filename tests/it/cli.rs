@@ -1,6 +1,7 @@
 //! The command `dsfs` itself: what it says to bad input, and what a mount by it promises.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 use crate::common::home::Home;
 use crate::common::home::Said;
+use crate::common::home::program;
 use crate::common::mount::wait_until;
 
 #[test]
@@ -172,6 +174,54 @@ fn what_is_staged_is_committed_with_a_mount_and_without_one() {
     assert_eq!(fs::read(home.path("remote/two/data.jsonl")).unwrap(), b"two");
 }
 
+/// Runs `dsfs discard` on a terminal of its own, where this is typed. What is seen there, and the exit code.
+fn discard_on_a_terminal(home: &Home, arguments: &str, typed: &str) -> (String, i32) {
+    let dsfs = home.command(&[]);
+    let line = format!("{} discard {arguments}", dsfs.get_program().to_str().unwrap());
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]).env_clear();
+    script.envs(dsfs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    script.current_dir(home.path("")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = script.spawn().unwrap();
+    running.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    let output = running.wait_with_output().unwrap();
+    (String::from_utf8(output.stdout).unwrap(), output.status.code().unwrap())
+}
+
+#[test]
+fn discard_asks_on_a_terminal_and_takes_yes_for_an_answer() {
+    let home = Home::new();
+    let mnt = home.mount();
+    let stage = |name: &str| {
+        fs::create_dir(mnt.join(name)).unwrap();
+        fs::write(mnt.join(name).join("a"), "1").unwrap();
+        fs::write(mnt.join(name).join("b"), "22").unwrap();
+    };
+    let refused = |arguments: &str| {
+        for typed in ["n\n", "\n", "no\n", "yesterday\n", ""] {
+            let (seen, code) = discard_on_a_terminal(&home, arguments, typed);
+            let question = "discard 2 staged files of run (3 B)? They exist nowhere else. [y/N]";
+            assert!(seen.contains(question), "{typed:?}: {seen}");
+            assert!(seen.contains("nothing was discarded"), "{typed:?}: {seen}");
+            assert_eq!(code, 1, "{typed:?}: {seen}");
+        }
+    };
+    stage("run");
+    refused("run");
+    assert_eq!(fs::read_dir(mnt.join("run")).unwrap().count(), 2);
+    let (seen, code) = discard_on_a_terminal(&home, "run", "y\n");
+    assert!(code == 0 && seen.contains("discarded 2 staged files of run (3 B)"), "{seen}");
+    assert!(!mnt.join("run").exists());
+    stage("run");
+    assert_eq!(home.run(&["umount", "mnt"]).code, 0);
+    let directly = format!("run --remote {}", home.remote());
+    refused(&directly);
+    assert_eq!(home.status()["unmounted"][0]["staged"][0]["files"], 2);
+    let (seen, code) = discard_on_a_terminal(&home, &directly, "yes\n");
+    assert!(code == 0 && seen.contains("discarded 2 staged files of run (3 B)"), "{seen}");
+    assert!(home.status()["unmounted"].as_array().is_none_or(Vec::is_empty), "{}", home.status());
+}
+
 #[test]
 fn gc_works_without_a_mount_and_leaves_recent_commits_alone() {
     let home = Home::new();
@@ -316,7 +366,7 @@ fn names_of_datasets_are_completed() {
     let script = home.run(&["completions", "bash"]).out;
     fs::write(home.path("completions.bash"), script).unwrap();
     let complete = |words: &str| {
-        let bin = Path::new(env!("CARGO_BIN_EXE_dsfs")).parent().unwrap().to_owned();
+        let bin = program().parent().unwrap().to_owned();
         let words_count = words.split(' ').count();
         let ask = format!(
             "source completions.bash; COMP_WORDS=({words}); COMP_CWORD={}; _dsfs_with_names dsfs \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; echo ${{COMPREPLY[@]}}",

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::process::ExitStatus;
 use std::process::Stdio;
+use std::time::Duration;
 
 use dsfs::record::CommitRecord;
 use dsfs::record::Outcome;
@@ -384,6 +385,59 @@ fn a_gc_that_is_killed_at_any_step_is_repeated() {
         lab.expect_in_bucket(&name, &[], &what);
         lab.expect_nothing_lost(&name, &what);
     }
+}
+
+/// Nobody has to run `gc`: the next commit of the dataset, from whatever machine, does what is due.
+#[test]
+fn the_next_commit_tidies_up_behind_one_that_is_long_dead() {
+    let day = Duration::from_secs(24 * 60 * 60);
+    let mut lab = Lab::new();
+    let name = lab.stage();
+    assert!(lab.dies("store:put:log:before", 1, &["commit", &name]));
+    let elsewhere = Home::new();
+    let endpoint = lab.double.endpoint();
+    let run = |arguments: &[&str]| {
+        let mut command = elsewhere.command(arguments);
+        command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        Said::of(command.env("AWS_REGION", "us-east-1").output().unwrap())
+    };
+    let said = run(&["mount", "mnt", "-e", &endpoint, "-b", BUCKET]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let left = |lab: &Lab| {
+        let keys = lab.double.keys();
+        let notices = keys.iter().filter(|key| key.starts_with(".dsfs/datasets/intents/")).count();
+        let objects =
+            files().iter().filter(|(path, _)| keys.contains(&format!("datasets/{name}/{path}"))).count();
+        (notices, objects)
+    };
+    let next = |file: &str| {
+        fs::create_dir_all(elsewhere.path("mnt").join(&name)).unwrap();
+        fs::write(elsewhere.path("mnt").join(&name).join(file), file).unwrap();
+        let said = run(&["commit", &name]);
+        assert_eq!(said.code, 0, "{file}: {}", said.err);
+    };
+    let outcomes = |lab: &Lab| lab.records(&name).iter().map(|record| record.outcome).collect::<Vec<_>>();
+
+    lab.double.make_older(".dsfs/datasets/intents/", day * 6);
+    next("first");
+    assert_eq!(outcomes(&lab), [Outcome::Commit], "whoever began it may still go on with it");
+    assert_eq!(left(&lab), (1, files().len()));
+    lab.double.make_older(".dsfs/datasets/intents/", day);
+    next("second");
+    assert_eq!(outcomes(&lab), [Outcome::Commit, Outcome::Abort, Outcome::Commit]);
+    assert_eq!(left(&lab), (1, files().len()), "something may still come, and has to be hidden");
+    let ended = format!(".dsfs/datasets/log/{name}/0000000002");
+    let mut record = CommitRecord::decode(&lab.double.object(&ended).unwrap().0).unwrap();
+    record.body.time -= day;
+    lab.double.put_out_of_band(&ended, &record.encode().unwrap());
+    next("third");
+    assert_eq!(left(&lab), (0, 0));
+    assert_eq!(outcomes(&lab).len(), 4);
+    // Who began it finds that out, with everything still staged.
+    lab.mount();
+    let said = lab.run(&["commit", &name, "--resume"]);
+    assert_eq!(said.code, 3, "{}", said.err);
+    lab.expect_nothing_lost(&name, "in the end");
 }
 
 fn setting(name: &str) -> Option<u64> {

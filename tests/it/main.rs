@@ -18,6 +18,7 @@ mod foreign;
 mod history;
 mod offline;
 mod options;
+mod replaced;
 mod s3;
 mod semantics;
 mod soak;

@@ -22,6 +22,7 @@ use std::thread;
 
 use crate::common::home::Home;
 use crate::common::home::Said;
+use crate::common::home::program;
 use crate::common::mount::wait_until;
 
 /// A user with a program of their own, which can be replaced.
@@ -33,7 +34,7 @@ impl User {
     fn new() -> Self {
         let user = Self { home: Home::new() };
         fs::create_dir_all(user.home.path("bin")).unwrap();
-        user.install(&fs::read(env!("CARGO_BIN_EXE_dsfs")).unwrap());
+        user.install(&fs::read(program()).unwrap());
         user
     }
 
@@ -139,7 +140,7 @@ fn what_is_open_stays_open() {
     let files = vec![(user.mnt("run/small"), small.clone()), (user.mnt("run/large"), large.clone())];
     let readers: Vec<_> = (0..3).map(|_| load(files.clone(), &stop, &reads)).collect();
     for round in 0..3 {
-        user.install(&fs::read(env!("CARGO_BIN_EXE_dsfs")).unwrap());
+        user.install(&fs::read(program()).unwrap());
         let began = std::time::Instant::now();
         let said = user.must(&["upgrade", "mnt"]);
         eprintln!("upgrade {round}: {:?}", began.elapsed());

@@ -99,6 +99,97 @@ async fn who_loses_is_told_to_whom_at_every_moment() {
     assert_eq!(told.keys().copied().collect::<Vec<_>>(), ["published", "under way"], "{told:?}");
 }
 
+/// A server that heeds no condition of a put.
+fn heedless(bucket: &Arc<MemoryStore>) -> Arc<FaultyStore> {
+    let store = FaultyStore::new(bucket.clone());
+    (0..100).for_each(|_| store.script(Operation::Put, Fault::IgnoreCondition));
+    Arc::new(store)
+}
+
+fn best_effort(machine: &Machine, store: Arc<dyn ObjectStore>) -> CommitContext {
+    CommitContext { guarantee: Guarantee::BestEffort, ..machine.context(store) }
+}
+
+/// Ann's commit, dead without a notice in the bucket: it died just before it wrote one, or, with everything
+/// published before (`there`), just after it withdrew it.
+async fn dead_without_notice(there: bool, at: Option<usize>) -> (Arc<MemoryStore>, Machine, usize) {
+    let bucket = Arc::new(MemoryStore::default());
+    let mut ann = Machine::new("ann");
+    if there {
+        commit(&best_effort(ann.stage(&[("a", b"1")]), bucket.clone())).await.unwrap();
+    }
+    ann.stage(&[("a", b"1")]);
+    let (request, trip) = match there {
+        false => ("put .dsfs/datasets/intents/", Trip::CrashBefore),
+        true => ("delete .dsfs/datasets/intents/", Trip::CrashAfter),
+    };
+    let store = TripStore::new(bucket.clone(), at.map(|at| (at, trip)));
+    let ended = store.until_crash(commit(&best_effort(&ann, store.clone()))).await;
+    assert_eq!(ended.is_some(), at.is_none());
+    let found = store.log.lock().iter().position(|done| done.starts_with(request)).unwrap();
+    ann.restart();
+    (bucket, ann, found)
+}
+
+/// More requests than an abort makes.
+const NEVER: usize = 1000;
+
+/// Where nothing but notices keeps two records from taking one number: Bob's commit pauses at one request,
+/// Ann's abort at another; Bob goes on to the end, and then Ann.
+#[tokio::test(start_paused = true)]
+async fn an_abort_takes_no_commits_number_where_conditions_are_ignored() {
+    let requests = requests_of(&[("b", b"2")], Guarantee::BestEffort).await;
+    for there in [false, true] {
+        let dies_at = dead_without_notice(there, None).await.2;
+        let mut seen = [0; 3];
+        for (ann_at, bob_at) in
+            (0..20).chain([NEVER]).flat_map(|at| (0..requests).map(move |other| (at, other)))
+        {
+            let what = format!("{there} {ann_at} {bob_at}");
+            let (bucket, ann, _) = dead_without_notice(there, Some(dies_at)).await;
+            let bob = Machine::new("bob");
+            bob.stage(&[("b", b"2")]);
+            let server = heedless(&bucket);
+            let [ann_store, bob_store] =
+                [ann_at, bob_at].map(|at| TripStore::new(server.clone(), Some((at, Trip::Pause))));
+            let (ann_ctx, bob_ctx) =
+                (best_effort(&ann, ann_store.clone()), best_effort(&bob, bob_store.clone()));
+            let (mut aborting, mut committing) = (Box::pin(abort(&ann_ctx)), Box::pin(commit(&bob_ctx)));
+            let mut bob_said = bob_store.until_crash(&mut committing).await;
+            let mut ann_said = ann_store.until_crash(&mut aborting).await;
+            bob_store.go_on();
+            if bob_said.is_none() {
+                bob_said = Some(committing.await);
+            }
+            ann_store.go_on();
+            if ann_said.is_none() {
+                ann_said = Some(aborting.await);
+            }
+            match ann_said.unwrap() {
+                Ok(()) => seen[0] += 1,
+                // It waits until Bob is done.
+                Err(CommitError::Interrupted { .. }) => {
+                    seen[1] += 1;
+                    abort(&best_effort(&ann, server.clone()))
+                        .await
+                        .unwrap_or_else(|err| panic!("{what}: {err}"));
+                }
+                Err(err) => panic!("{what}: {err}"),
+            }
+            match bob_said.unwrap() {
+                Ok(report) => {
+                    let record = log(&bucket).record(report.seq.unwrap()).await.unwrap().unwrap();
+                    assert_eq!((record.body.txid, record.outcome), (report.txid, Outcome::Commit), "{what}");
+                }
+                Err(CommitError::Conflict { .. }) => seen[2] += 1,
+                Err(err) => panic!("{what}: {err}"),
+            }
+            assert_eq!(ann.staged(), ["a"], "{what}");
+        }
+        assert!(seen.iter().all(|times| *times > 0), "{there}: {seen:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn both_committers_may_yield_but_never_neither() {
     let bucket: Arc<dyn ObjectStore> = Arc::new(MemoryStore::default());

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::commit::announce::LATE_MAX;
+use crate::store::collect;
 
 /// A store in which somebody else's marker appears just before ours, once, and which gives up the first
 /// deletion of a data object, and carries it out when it is told to.
@@ -13,13 +14,16 @@ struct LateDeletion {
     held: Mutex<Option<(ObjectKey, ETag)>>,
     intrudes: AtomicBool,
     armed: AtomicBool,
+    /// Nobody sees the stamps of those who delete.
+    hides_stamps: AtomicBool,
 }
 
 impl LateDeletion {
     fn new(clock: Arc<SetClock>) -> Arc<Self> {
         let inner = Arc::new(MemoryStore::with_content_etags().with_clock(clock));
         let yes = || AtomicBool::new(true);
-        Arc::new(Self { inner, held: Mutex::default(), intrudes: yes(), armed: yes() })
+        let hides_stamps = AtomicBool::new(false);
+        Arc::new(Self { inner, held: Mutex::default(), intrudes: yes(), armed: yes(), hides_stamps })
     }
 
     async fn carry_out(&self) {
@@ -43,7 +47,14 @@ impl ObjectStore for LateDeletion {
         self.inner.head(key).await
     }
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
-        self.inner.get(key, etag, range).await
+        let body = self.inner.get(key, etag, range.clone()).await?;
+        let is_notice = key.as_str().starts_with(prefix().intents(&name()).as_str());
+        if !is_notice || !self.hides_stamps.load(Ordering::Relaxed) {
+            return Ok(body);
+        }
+        let whole = collect(body, usize::try_from(range.end).unwrap()).await?;
+        let unstamped = Intent { deleting: None, ..Intent::decode(&whole).unwrap() };
+        Ok(Box::pin(futures_util::stream::iter([Ok(unstamped.encode().unwrap())])))
     }
     async fn put(
         &self,
@@ -131,6 +142,23 @@ async fn what_was_taken_back_is_not_published_anew_while_a_deletion_may_come_lat
     store.carry_out().await;
     commit(&context(store.clone())).await.unwrap();
     assert_eq!(objects(&store.inner).len(), 4);
+}
+
+/// What the stamps are for: who does not see them publishes anew, and loses it.
+#[tokio::test(start_paused = true)]
+async fn whoever_yields_to_no_stamp_loses_what_it_publishes() {
+    let clock = clock();
+    let store = LateDeletion::new(clock.clone());
+    let machine = Machine::new("ann");
+    machine.stage(&[("a", b"1"), ("b", b"2"), ("data.jsonl", b"{}")]);
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(store.clone()) };
+    assert_eq!(conflicts(commit(&ctx).await), ["data.jsonl"]);
+    store.inner.delete_out_of_band(&key("data.jsonl"));
+    store.hides_stamps.store(true, Ordering::Relaxed);
+    let report = commit(&ctx).await.unwrap();
+    assert_eq!((report.seq, objects(&store.inner).len()), (Some(2), 3));
+    store.carry_out().await;
+    assert_eq!(objects(&store.inner).len(), 2, "committed and lost");
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,6 +21,12 @@ pub struct Said {
     pub err: String,
 }
 
+/// The program under test: the one that was built with the tests, or a copy of it that whoever runs them can
+/// read.
+pub fn program() -> PathBuf {
+    std::env::var_os("DSFS_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_dsfs").into(), PathBuf::from)
+}
+
 impl Home {
     pub fn new() -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
@@ -33,7 +39,7 @@ impl Home {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dsfs"));
+        let mut command = Command::new(program());
         command.args(arguments).env_clear().current_dir(self.dir.path()).stdin(Stdio::null());
         command.env("HOME", self.dir.path()).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("XDG_RUNTIME_DIR", self.runtime());

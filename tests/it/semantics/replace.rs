@@ -3,8 +3,12 @@
 use std::fs;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 
+use dsfs::fs::change::Changes;
+use dsfs::fs::error::FsError;
 use dsfs::name::DatasetName;
+use dsfs::name::DirPath;
 use dsfs::name::RelPath;
 use dsfs::staging::BaseKind;
 
@@ -86,4 +90,39 @@ fn moving_copies_and_deletes() {
     assert_eq!(fs::read_to_string(mount.path("run/c")).unwrap(), "published");
     assert!(!mount.path("run/a").exists());
     assert_untouched(&mount);
+}
+
+/// The kernel looks a name up again once, after ESTALE: what it finds then must be ready to be written to.
+#[test]
+fn who_writes_to_a_file_that_has_just_left_staging_finds_a_copy() {
+    let run = DatasetName::parse("run").unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let stale = |failed: Result<(), FsError>| assert_eq!(failed.unwrap_err().errno(), libc::ESTALE);
+    let ways: [fn(&TestMount, u64, &tokio::runtime::Runtime) -> Result<(), FsError>; 2] = [
+        |mount, ino, runtime| runtime.block_on(mount.fs.open(ino, libc::O_WRONLY | libc::O_TRUNC)).map(drop),
+        |mount, ino, runtime| {
+            let changes = Changes { size_bytes: Some(0), ..Changes::default() };
+            runtime.block_on(mount.fs.setattr(ino, None, changes)).map(drop)
+        },
+    ];
+    for (write, is_told) in ways.iter().flat_map(|write| [(write, false), (write, true)]) {
+        let mount = mount();
+        let path = mount.path("run/a");
+        fs::write(&path, "staged").unwrap();
+        let held = fs::File::open(&path).unwrap(); // or the kernel forgets the inode with its name
+        let ino = held.metadata().unwrap().ino();
+        mount.staging.dataset(&run).unwrap().discard(&DirPath::root()).unwrap();
+        if is_told {
+            mount.fs.unstaged(&run, [RelPath::parse("a").unwrap()].iter());
+        }
+        assert_eq!(base(&mount, "a"), None);
+        stale(write(&mount, ino, &runtime));
+        assert_eq!(base(&mount, "a"), Some(BaseKind::Replace));
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "published",
+            "whoever asked has not come to truncate it"
+        );
+        assert_untouched(&mount);
+    }
 }

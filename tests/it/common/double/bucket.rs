@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -145,6 +146,13 @@ impl Bucket {
         let body = Bytes::copy_from_slice(body);
         Self::insert(&mut self.state.lock(), key, body, etag.clone(), BTreeMap::new());
         etag
+    }
+
+    /// Objects whose keys begin so were written that much earlier.
+    pub fn make_older(&self, start: &str, by: Duration) {
+        let mut state = self.state.lock();
+        let all = state.objects.iter_mut().filter(|(key, _)| key.starts_with(start));
+        all.for_each(|(_, object)| object.modified -= by);
     }
 
     pub fn object(&self, key: &str) -> Option<(Bytes, BTreeMap<String, String>)> {

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dsfs::store::fault::Operation;
@@ -205,6 +206,10 @@ impl Double {
     }
 
     /// An object's bytes and metadata.
+    pub fn make_older(&self, start: &str, by: Duration) {
+        self.bucket.make_older(start, by);
+    }
+
     pub fn object(&self, key: &str) -> Option<(Bytes, BTreeMap<String, String>)> {
         self.bucket.object(key)
     }
