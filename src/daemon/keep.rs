@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -65,6 +66,9 @@ const STEP_BYTES: u32 = 1024 * 1024;
 const FOLLOW_EVERY: Duration = Duration::from_secs(300);
 /// How often a file that did not stay in the cache is fetched again.
 const FETCH_TRIES: u32 = 2;
+/// How long what was read may take to be handed to the cache, and how often that is looked at.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(1);
+const HAND_OVER_POLL: Duration = Duration::from_millis(10);
 
 /// A file of a part, as it is published now.
 #[derive(Clone, Debug)]
@@ -506,12 +510,27 @@ impl Keeper {
                     progress.send_modify(|progress| progress.bytes_done += read.len() as u64);
                 }
             }
-            self.cache.drain().await;
-            if self.is_local(file) {
+            if self.becomes_local(file).await {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Whether the cache has taken what was read. It is read before it is handed to the cache, so that the
+    /// last blocks may still be on their way into its queue.
+    async fn becomes_local(&self, file: &RemoteFile) -> bool {
+        let deadline = Instant::now() + HAND_OVER_PATIENCE;
+        loop {
+            self.cache.drain().await;
+            if self.is_local(file) {
+                return true;
+            }
+            if !self.cache.admits() || Instant::now() >= deadline {
+                return false;
+            }
+            time::sleep(HAND_OVER_POLL).await;
+        }
     }
 
     fn is_local(&self, file: &RemoteFile) -> bool {
