@@ -49,7 +49,7 @@ fn reader(path: PathBuf, stop: &Arc<AtomicBool>) -> JoinHandle<usize> {
 
 /// Replaces what is there in one of the ways in which programs do, under which it always has its name.
 fn replace(path: &Path, number: usize) -> io::Result<()> {
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         let new = path.with_extension("new");
         fs::write(&new, version(number))?;
         return fs::rename(&new, path);

@@ -92,13 +92,16 @@ fn moving_copies_and_deletes() {
     assert_untouched(&mount);
 }
 
+/// A way to empty a file.
+type Truncation = fn(&TestMount, u64, &tokio::runtime::Runtime) -> Result<(), FsError>;
+
 /// The kernel looks a name up again once, after ESTALE: what it finds then must be ready to be written to.
 #[test]
 fn who_writes_to_a_file_that_has_just_left_staging_finds_a_copy() {
     let run = DatasetName::parse("run").unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let stale = |failed: Result<(), FsError>| assert_eq!(failed.unwrap_err().errno(), libc::ESTALE);
-    let ways: [fn(&TestMount, u64, &tokio::runtime::Runtime) -> Result<(), FsError>; 2] = [
+    let ways: [Truncation; 2] = [
         |mount, ino, runtime| runtime.block_on(mount.fs.open(ino, libc::O_WRONLY | libc::O_TRUNC)).map(drop),
         |mount, ino, runtime| {
             let changes = Changes { size_bytes: Some(0), ..Changes::default() };
