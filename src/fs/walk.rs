@@ -30,7 +30,7 @@ const WINDOW_MAX: usize = 128;
 /// Opens out of order, all different, before a sweep begins.
 const CREDIBLE_SCATTER: usize = 8;
 /// Files that a sweep may fetch for each open, at first …
-const SWEEP_STEP_FIRST: usize = 16;
+const SWEEP_STEP_FIRST: usize = 32;
 /// … and after so many opens …
 const SWEEP_WARM: usize = 32;
 /// … this many.
