@@ -27,9 +27,8 @@ use crate::common::line::State;
 use crate::common::mount::wait_until;
 use crate::common::servers::Server;
 
-/// How long a process may take to end after a signal. 200 ms are promised; on a busy machine its own
-/// threads take their time, and whoever waited for the server would wait twice as long as this.
-const FREED_WITHIN: Duration = Duration::from_secs(4);
+/// How long a process may take to end after a signal. A fifth of it is promised.
+const FREED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a command may take that needs nothing of the remote.
 const AT_ONCE: Duration = Duration::from_secs(3);
 /// How long a read may wait for a remote that says nothing: silence and probe are 5 s each.
