@@ -47,7 +47,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Weak;
@@ -172,9 +171,8 @@ impl BlockCache {
             scanned: AtomicBool::new(false),
             options,
         });
-        let blocks = cache.paths.blocks();
-        if let Err(err) = fs::DirBuilder::new().recursive(true).mode(0o700).create(blocks) {
-            cache.health.failed(blocks.display(), &err);
+        if let Err(err) = cache.paths.make_blocks() {
+            cache.health.failed(cache.paths.blocks().display(), &err);
         }
         maintenance::start(Arc::downgrade(&cache), woken);
         cache
