@@ -52,6 +52,7 @@ use crate::config::Environment;
 use crate::config::Layer;
 use crate::control::message::Failure;
 use crate::daemon::failure;
+use crate::daemon::process;
 use crate::failpoint;
 use crate::observe;
 use crate::observe::Verbosity;
@@ -168,6 +169,7 @@ impl Context {
 /// Runs `dsfs` with the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    process::arrange_memory();
     run(std::env::args_os())
 }
 

@@ -114,7 +114,7 @@ pub fn run(
     reporter: &Reporter,
     inheritance: Option<Inheritance>,
 ) -> Result<(), Failure> {
-    process::prepare();
+    process::raise_open_files();
     let result = remote::runtime().and_then(|runtime| {
         let result = runtime.block_on(live(request, reporter, runtime.handle(), inheritance));
         runtime.shutdown_timeout(DRAIN_TIMEOUT);

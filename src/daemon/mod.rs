@@ -17,7 +17,7 @@ pub mod mountpoint;
 pub mod notify;
 pub mod operations;
 mod pins;
-mod process;
+pub mod process;
 pub mod publish;
 pub mod remote;
 pub mod service;

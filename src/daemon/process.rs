@@ -1,4 +1,4 @@
-//! What a daemon changes of its own process, before it has any threads.
+//! What a program changes of its own process, before it has any threads.
 
 use rustix::process::Resource;
 use rustix::process::Rlimit;
@@ -9,16 +9,35 @@ use rustix::process::Rlimit;
 #[cfg(target_env = "gnu")]
 const ARENAS_MAX: libc::c_int = 2;
 
-/// Makes this process one that keeps many files open, and its memory together.
-pub fn prepare() {
-    raise_open_files();
+/// What the allocator keeps at the end of a pool for the next bodies, in bytes. Given back to the kernel
+/// at once (128 KiB by default), the same pages were faulted in and cleared again for most bodies.
+#[cfg(target_env = "gnu")]
+const KEPT_BYTES: libc::c_int = 16 << 20;
+/// Allocations from this size on, in bytes, are mappings of their own, which go when they are freed.
+#[cfg(target_env = "gnu")]
+const OWN_MAPPING_BYTES: libc::c_int = 1 << 20;
+/// Pools grow by at least so much, in bytes.
+#[cfg(target_env = "gnu")]
+const GROWTH_BYTES: libc::c_int = 1 << 20;
+
+/// Makes this process one that moves bodies all the time: its memory stays together, and warm.
+pub fn arrange_memory() {
     #[cfg(target_env = "gnu")]
-    limit_arenas();
+    for (parameter, value) in [
+        (libc::M_ARENA_MAX, ARENAS_MAX),
+        (libc::M_TRIM_THRESHOLD, KEPT_BYTES),
+        (libc::M_MMAP_THRESHOLD, OWN_MAPPING_BYTES),
+        (libc::M_TOP_PAD, GROWTH_BYTES),
+    ] {
+        set_allocator(parameter, value);
+    }
 }
 
+/// Makes this process one that keeps many files open.
+///
 /// Every open large file is two descriptors of the cache's, and a mount has many users: the soft limit
 /// is for programs that use select(2).
-fn raise_open_files() {
+pub fn raise_open_files() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
         return;
@@ -32,10 +51,10 @@ fn raise_open_files() {
 
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "no safe wrapper has mallopt")]
-fn limit_arenas() {
+fn set_allocator(parameter: libc::c_int, value: libc::c_int) {
     // SAFETY: it takes two integers, and the allocator's own lock.
-    if unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX) } == 0 {
-        tracing::debug!("the allocator's pools stay as they are");
+    if unsafe { libc::mallopt(parameter, value) } == 0 {
+        tracing::debug!(parameter, value, "a setting of the allocator stays as it is");
     }
 }
 
