@@ -163,9 +163,10 @@ async fn an_interrupted_download_goes_on_where_it_stopped() {
     setup.put("x/large", &large);
     setup.put("x/small", b"small");
     let client = setup.client().workers(1);
-    // Two pieces arrive; then there is no line for the others, and the small file.
+    // Two requests arrive, of two pieces and of one; then there is no line for the last piece, and the
+    // small file.
     let arrives = || Fault::Delay(std::time::Duration::ZERO);
-    for fault in [arrives(), arrives(), unavailable(), unavailable(), unavailable()] {
+    for fault in [arrives(), arrives(), unavailable(), unavailable()] {
         setup.faulty.script(Operation::Get, fault);
     }
     let err = client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
@@ -175,10 +176,33 @@ async fn an_interrupted_download_goes_on_where_it_stopped() {
 
     let before = gets(&setup);
     client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap();
-    assert_eq!(gets(&setup) - before, 3, "two pieces, and the small file");
+    assert_eq!(gets(&setup) - before, 2, "one piece, and the small file");
     assert_eq!(fs::read(setup.path("down/large")).unwrap(), large);
     assert_eq!(setup.files("down").len(), 2, "nothing else is left");
     assert_eq!(setup.notes(), 0);
+}
+
+#[tokio::test]
+async fn a_piece_counts_as_soon_as_it_is_there() {
+    let setup = Setup::new();
+    let large = body(4 * PART, 2);
+    setup.put("x/large", &large);
+    let client = setup.client().workers(1);
+    // The first request is for two pieces, and breaks off in the second one.
+    setup.faulty.script(Operation::Get, Fault::Truncate(PART as u64 + 1000));
+    for _ in 0..3 {
+        setup.faulty.script(Operation::Get, unavailable());
+    }
+    client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+    let map = setup.files("down").into_keys().find(|name| name.ends_with(".map")).unwrap();
+    let map = fs::read_to_string(setup.path("down").join(map)).unwrap();
+    let pieces: Vec<&str> = map.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(pieces, ["0"]);
+
+    let before = gets(&setup);
+    client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap();
+    assert_eq!(gets(&setup) - before, 3, "the second piece, and two requests for the last two");
+    assert_eq!(fs::read(setup.path("down/large")).unwrap(), large);
 }
 
 fn gets(setup: &Setup) -> usize {

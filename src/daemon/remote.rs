@@ -1,6 +1,7 @@
 //! From settings to a store that has been asked for the first time.
 
 use std::fmt;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
@@ -37,6 +38,8 @@ const ACCESS_TIMEOUT: Duration = Duration::from_secs(20);
 /// Attempts of the first request. A server that is gone is to be told of soon.
 const ACCESS_ATTEMPTS_MAX: u32 = 2;
 
+/// Threads of a runtime for downloads beyond one for each core: they wait for the disk.
+const SPARE_THREADS: usize = 2;
 /// How often the line is looked at where nobody complains.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// A jump between two looks that no busy machine explains.
@@ -200,11 +203,21 @@ impl OpenRemote {
 /// # Errors
 /// No threads can be started.
 pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("dsfs-io")
-        .build()
-        .map_err(|err| Failure::new(FailureKind::Failed, format!("no threads can be started: {err}")))
+    built(tokio::runtime::Builder::new_multi_thread().enable_all())
+}
+
+/// A runtime for downloads: its threads write files too, so that there are more of them than cores.
+///
+/// # Errors
+/// No threads can be started.
+pub fn runtime_for_downloads() -> Result<tokio::runtime::Runtime, Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    built(tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(cores + SPARE_THREADS))
+}
+
+fn built(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = builder.thread_name("dsfs-io").build();
+    runtime.map_err(|err| Failure::new(FailureKind::Failed, format!("no threads can be started: {err}")))
 }
 
 #[cfg(test)]

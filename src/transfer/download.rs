@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
@@ -37,10 +37,17 @@ use crate::transfer::TransferError;
 use crate::transfer::Verify;
 use crate::transfer::fetch::Fetch;
 use crate::transfer::fetch::Sums;
+use crate::transfer::large::Large;
+use crate::transfer::large::Open;
+use crate::transfer::large::PieceSums;
+use crate::transfer::large::State;
+use crate::transfer::large::hash_what_is_there;
+use crate::transfer::large::likely_part_bytes;
+use crate::transfer::large::missing_of;
+use crate::transfer::large::requests;
 use crate::transfer::notes::DownloadNotes;
 use crate::transfer::partial;
 use crate::transfer::partial::Partial;
-use crate::transfer::partial::PieceMap;
 use crate::transfer::run;
 use crate::transfer::run::OnFailure;
 
@@ -48,9 +55,6 @@ use crate::transfer::run::OnFailure;
 const PIECE_BYTES_MAX: u64 = 64 << 20;
 /// Large files that are asked about at once.
 const LOOKS_AT_ONCE: usize = 32;
-/// Bytes of a file that are hashed at a time.
-const HASH_BUFFER_BYTES: usize = 256 * 1024;
-
 /// One object and the file that it becomes.
 #[derive(Clone, Debug)]
 pub struct DownloadFile {
@@ -249,39 +253,13 @@ struct Job {
 /// What one task does.
 enum Work {
     Whole(DownloadFile),
-    Piece(Arc<Large>, u64),
-}
-
-/// A file that comes in pieces.
-struct Large {
-    file: DownloadFile,
-    meta: ObjectMeta,
-    piece_bytes: u64,
-    against: Against,
-    /// Opened by whoever comes first.
-    open: OnceCell<Open>,
-    left: AtomicUsize,
-}
-
-struct Open {
-    partial: Mutex<Option<Partial>>,
-    file: fs::File,
-    path: PathBuf,
-    map: PieceMap,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    crcs: BTreeMap<u64, u32>,
-    /// Hashes the pieces in their order; absent while somebody is at it.
-    hasher: Option<Sha256>,
-    hashed: u64,
+    /// Some of its pieces, with one request.
+    Pieces(Arc<Large>, Range<u64>),
 }
 
 /// What a file is held against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Against {
+pub(super) enum Against {
     Content(ContentId),
     Checksum(StoredChecksum),
     Nothing,
@@ -300,11 +278,9 @@ impl Job {
             () = options.cancel.cancelled() => Vec::new(), // told below
             large = looking => large?,
         };
-        let pieces = large.into_iter().flat_map(|large| {
-            let count = large.file.size_bytes.div_ceil(large.piece_bytes);
-            (0..count).map(move |index| Work::Piece(Arc::clone(&large), index))
-        });
         // The large ones first: small ones fill the gaps at the end.
+        let pieces = requests(large, options.workers);
+        let pieces = pieces.into_iter().map(|(large, pieces)| Work::Pieces(large, pieces));
         let work = pieces.chain(small.into_iter().map(Work::Whole));
         let limit = options.workers.max(1) * SHARES as usize;
         let (failures, cancelled) = run::all(work, limit, &options.cancel, OnFailure::Drop, |work| {
@@ -312,7 +288,7 @@ impl Job {
             async move {
                 match work {
                     Work::Whole(file) => job.whole(file).await,
-                    Work::Piece(large, index) => job.piece(&large, index).await,
+                    Work::Pieces(large, pieces) => job.pieces(&large, pieces).await,
                 }
             }
         })
@@ -331,7 +307,9 @@ impl Job {
         let parts = meta.metadata.get(META_PART_BYTES).and_then(|text| text.parse().ok());
         let part_bytes: Option<u64> = parts.filter(|bytes| *bytes > 0);
         let piece_bytes = part_bytes.filter(|bytes| *bytes <= PIECE_BYTES_MAX);
-        let piece_bytes = piece_bytes.unwrap_or(self.transfer.options.part_bytes);
+        let piece_bytes = piece_bytes
+            .or_else(|| likely_part_bytes(&meta.etag, file.size_bytes))
+            .unwrap_or(self.transfer.options.part_bytes);
         let pieces = file.size_bytes.div_ceil(piece_bytes);
         let checksum = meta.checksum.filter(|checksum| match checksum {
             StoredChecksum::Whole(_) => true,
@@ -340,7 +318,7 @@ impl Job {
             }
         });
         let against = self.against(file.content.or_else(|| recorded(&meta)), checksum);
-        let left = AtomicUsize::new(usize::try_from(pieces).unwrap_or(usize::MAX));
+        let left = AtomicU64::new(pieces);
         Ok(Arc::new(Large { file, meta, piece_bytes, against, open: OnceCell::new(), left }))
     }
 
@@ -391,32 +369,32 @@ impl Job {
         self.finish(&file, &meta, partial)
     }
 
-    /// One piece of a large file.
-    async fn piece(&self, large: &Arc<Large>, index: u64) -> Result<(), TransferError> {
-        let start = index * large.piece_bytes;
-        let range = start..(start + large.piece_bytes).min(large.file.size_bytes);
+    /// Pieces of a large file.
+    async fn pieces(&self, large: &Arc<Large>, pieces: Range<u64>) -> Result<(), TransferError> {
+        let bytes = large.bytes_of(&pieces);
+        let _place = self.places.take(bytes.end - bytes.start).await;
         let open = large.open.get_or_try_init(|| async { self.open(large) }).await?;
-        let there = open.state.lock().crcs.contains_key(&index);
-        if there {
-            self.transfer.watch.moved(range.end - range.start);
-        } else {
-            let _place = self.places.take(range.end - range.start).await;
+        let missing = {
+            let state = open.state.lock();
+            missing_of(&pieces, |index| state.crcs.contains_key(&index))
+        };
+        let there = pieces.clone().filter(|index| !missing.iter().any(|gap| gap.contains(index)));
+        self.transfer.watch.moved(there.map(|index| large.len_of(index)).sum());
+        for gap in missing {
             let fetch = Fetch {
                 store: &*self.transfer.store,
                 key: &large.file.key,
                 etag: &large.meta.etag,
-                range,
+                range: large.bytes_of(&gap),
                 file: &open.file,
                 path: &open.path,
                 watch: &*self.transfer.watch,
             };
-            let mut sums = Sums::new(false);
-            fetch.run(None, &mut sums).await?;
-            open.map.add(index, sums.crc)?;
-            open.state.lock().crcs.insert(index, sums.crc);
+            fetch.run(None, &mut PieceSums::new(large, open, gap.start)).await?;
         }
         hash_what_is_there(large, open).await?;
-        if large.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+        let count = pieces.end - pieces.start;
+        if large.left.fetch_sub(count, Ordering::AcqRel) > count {
             return Ok(());
         }
         self.finish_large(large, open).await
@@ -526,41 +504,4 @@ fn combined(
             StoredChecksum::Whole(crc)
         }
     }
-}
-
-/// Hashes the pieces that are there and come next: they were written a moment ago, so that this reads
-/// from memory. Whoever finds somebody at it leaves it to them.
-async fn hash_what_is_there(large: &Large, open: &Open) -> Result<(), TransferError> {
-    loop {
-        let (mut hasher, from, pieces) = {
-            let mut state = open.state.lock();
-            let pieces = (state.hashed..).take_while(|index| state.crcs.contains_key(index)).count() as u64;
-            if pieces == 0 {
-                return Ok(());
-            }
-            let Some(hasher) = state.hasher.take() else { return Ok(()) };
-            (hasher, state.hashed, pieces)
-        };
-        let range =
-            from * large.piece_bytes..((from + pieces) * large.piece_bytes).min(large.file.size_bytes);
-        let hashed = crate::commit::blocking(|| hash(&open.file, range, &mut hasher));
-        hashed.map_err(|source| TransferError::io(&open.path, source))?;
-        let mut state = open.state.lock();
-        state.hasher = Some(hasher);
-        state.hashed = from + pieces;
-    }
-}
-
-fn hash(file: &fs::File, range: std::ops::Range<u64>, hasher: &mut Sha256) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    let mut buffer = vec![0; HASH_BUFFER_BYTES];
-    let mut at = range.start;
-    while at < range.end {
-        let len = (range.end - at).min(HASH_BUFFER_BYTES as u64) as usize;
-        let Some(buffer) = buffer.get_mut(..len) else { break };
-        file.read_exact_at(buffer, at)?;
-        hasher.update(&*buffer);
-        at += len as u64;
-    }
-    Ok(())
 }

@@ -13,7 +13,6 @@ use rand::RngExt;
 use sha2::Digest;
 use sha2::Sha256;
 
-use crate::commit::blocking;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::record::ContentId;
@@ -24,8 +23,6 @@ use crate::transfer::Watch;
 
 /// Bytes that are written at once.
 const BATCH_BYTES: usize = 256 * 1024;
-/// Up to here writing costs less than telling the runtime that this thread will be busy, in bytes.
-const INLINE_BYTES_MAX: usize = 64 * 1024;
 /// How often in a row a body may break off without having brought anything.
 const TRIES: u32 = 6;
 /// Bound of the pause before a body is asked for again; it doubles.
@@ -43,22 +40,31 @@ pub(super) struct Fetch<'a> {
     pub watch: &'a dyn Watch,
 }
 
-/// The checksums of bytes that came in order.
+/// What is told of bytes that were written, in their order.
+pub(super) trait Written: Send {
+    /// These were written.
+    fn take(&mut self, bytes: &[u8]) -> Result<(), TransferError>;
+}
+
+/// The checksums of a whole body.
 pub(super) struct Sums {
     pub crc: u32,
     sha: Option<Sha256>,
 }
 
-impl Sums {
-    pub fn new(with_sha: bool) -> Self {
-        Self { crc: 0, sha: with_sha.then(Sha256::new) }
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
+impl Written for Sums {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), TransferError> {
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         if let Some(sha) = &mut self.sha {
             sha.update(bytes);
         }
+        Ok(())
+    }
+}
+
+impl Sums {
+    pub fn new(with_sha: bool) -> Self {
+        Self { crc: 0, sha: with_sha.then(Sha256::new) }
     }
 
     pub fn content(self) -> Option<ContentId> {
@@ -72,7 +78,11 @@ impl Fetch<'_> {
     ///
     /// # Errors
     /// The store's, once the body has broken off too often; the local disk's.
-    pub async fn run(&self, first: Option<ByteStream>, sums: &mut Sums) -> Result<(), TransferError> {
+    pub async fn run(
+        &self,
+        first: Option<ByteStream>,
+        written: &mut dyn Written,
+    ) -> Result<(), TransferError> {
         let mut at = self.range.start;
         let mut failures = 0;
         let mut first = first;
@@ -82,7 +92,7 @@ impl Fetch<'_> {
                 None => self.store.get(self.key, self.etag, at..self.range.end).await?,
             };
             let began = at;
-            let Err(err) = self.body(body, &mut at, sums).await else { continue };
+            let Err(err) = self.body(body, &mut at, written).await else { continue };
             failures = if at > began { 1 } else { failures + 1 };
             if !err.is_transient() || failures >= TRIES {
                 return Err(err);
@@ -94,7 +104,12 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    async fn body(&self, mut body: ByteStream, at: &mut u64, sums: &mut Sums) -> Result<(), TransferError> {
+    async fn body(
+        &self,
+        mut body: ByteStream,
+        at: &mut u64,
+        written: &mut dyn Written,
+    ) -> Result<(), TransferError> {
         let mut batch: Vec<Bytes> = Vec::new();
         let mut waiting = 0;
         loop {
@@ -110,7 +125,7 @@ impl Fetch<'_> {
                 None => Ok(()),
             };
             if ended || waiting >= BATCH_BYTES {
-                self.write(&batch, *at, sums).map_err(|source| TransferError::io(self.path, source))?;
+                self.write(&batch, *at, written)?;
                 *at += waiting as u64;
                 self.watch.moved(waiting as u64);
                 batch.clear();
@@ -122,20 +137,21 @@ impl Fetch<'_> {
         }
     }
 
-    fn write(&self, batch: &[Bytes], at: u64, sums: &mut Sums) -> io::Result<()> {
+    fn write(&self, batch: &[Bytes], at: u64, written: &mut dyn Written) -> Result<(), TransferError> {
+        let failed = |source| TransferError::io(self.path, source);
         let len: usize = batch.iter().map(Bytes::len).sum();
         if at + len as u64 > self.range.end {
-            return Err(io::Error::other("the remote sent more than was asked for"));
+            return Err(failed(io::Error::other("the remote sent more than was asked for")));
         }
-        let mut work = || {
-            let mut at = at;
-            for piece in batch {
-                self.file.write_all_at(piece, at)?;
-                sums.take(piece);
-                at += piece.len() as u64;
-            }
-            Ok(())
-        };
-        if len <= INLINE_BYTES_MAX { work() } else { blocking(work) }
+        // Written by the thread that received it, though that blocks: it is a copy into the page cache, and
+        // to hand this thread's other work to another one costs more. The command line's runtime for
+        // downloads has threads to spare.
+        let mut at = at;
+        for piece in batch {
+            self.file.write_all_at(piece, at).map_err(failed)?;
+            written.take(piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
     }
 }

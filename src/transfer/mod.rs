@@ -29,6 +29,7 @@ mod delete;
 mod download;
 mod fetch;
 mod landing;
+mod large;
 mod notes;
 mod partial;
 mod run;

@@ -56,7 +56,7 @@ struct Outcome<'a> {
 pub fn run(args: &DownloadArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(), Failure> {
     let target = shared.local(&args.name);
     let meter = Meter::new("Downloading", true, &cx.out);
-    let report = remote::runtime()?.block_on(async {
+    let report = remote::runtime_for_downloads()?.block_on(async {
         let session = Session::open(cx, cx.global.layer()).await?;
         let transfer = Transfer {
             store: Arc::clone(&session.remote.store),

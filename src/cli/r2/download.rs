@@ -66,7 +66,7 @@ struct Outcome {
 pub fn run(args: &DownloadArgs, cx: &mut Context) -> Result<(), Failure> {
     let (layer, source) = bulk::located(&args.source, cx)?;
     let meter = Meter::new("Downloading", args.progress, &cx.out);
-    let outcome = remote::runtime()?.block_on(async {
+    let outcome = remote::runtime_for_downloads()?.block_on(async {
         let session = Session::open(cx, layer).await?;
         download(args, &source, &session, &meter).await
     });
