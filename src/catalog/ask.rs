@@ -2,6 +2,9 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time;
 
 use crate::catalog::Catalog;
 use crate::catalog::Level;
@@ -31,6 +34,9 @@ use crate::store::list_all;
 /// From so many files on, a snapshot answers for levels that were not listed yet: fewer come with
 /// one request anyway.
 const SNAPSHOT_ENTRIES_MIN: usize = 1000;
+/// When a large snapshot is written to the disk, after it was read: packing it takes a core for as long as
+/// a walk of it does, and most often such a walk has just begun.
+const NOTE_LARGE_AFTER: Duration = Duration::from_secs(3);
 
 /// How much may be asked for one level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,16 +247,26 @@ impl Catalog {
         }
     }
 
-    /// Has the snapshot of a first reading written down. No level that is known is another for it, so
-    /// that nobody waits but the next reading.
+    /// Has the snapshot of a first reading written down, if it is still the newest then. No level that is
+    /// known is another for it, so that nobody has to wait for that.
     fn note_on_disk(&self, name: &DatasetName, reading: &Reading) {
         let Some(disk) = self.disk.clone() else { return };
-        let (dataset, before) = (name.clone(), reading.before);
-        let (after, turn) = (Arc::clone(&reading.history.snapshot), Arc::clone(&reading.turn));
+        let (dataset, snapshot) = (name.clone(), &reading.history.snapshot);
+        let is_large = self.wanted.is_served() && snapshot.entries.len() >= SNAPSHOT_ENTRIES_MIN;
+        let (delay, seq) = (if is_large { NOTE_LARGE_AFTER } else { Duration::ZERO }, snapshot.seq);
+        let turn = self.histories.turn(name);
         self.noted_on_disk(name);
-        tokio::task::spawn_blocking(move || {
-            disk.amend(&dataset, &Edits::default(), Some(Step { before, after: &after }));
-            drop(turn);
+        tokio::spawn(async move {
+            time::sleep(delay).await;
+            let (turn, after) = turn.await;
+            if after.seq != seq {
+                return; // who has read that has written it down
+            }
+            let work = move || {
+                disk.note(&dataset, &after);
+                drop(turn);
+            };
+            tokio::task::spawn_blocking(work);
         });
     }
 }

@@ -137,6 +137,46 @@ async fn a_walk_of_what_was_committed_asks_for_nothing_and_is_followed_by_one_fl
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_large_snapshot_is_written_down_when_the_first_walk_is_over() {
+    let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
+    let files: Vec<String> = (0..1200).map(|number| format!("p{:02}/{number:04}", number % 12)).collect();
+    commit(&store, "t1", &files, &[]).await;
+    let catalog = Catalog::new(Arc::clone(&store) as Arc<dyn ObjectStore>, prefix(), Duration::from_secs(60));
+    let catalog = Arc::new(catalog.with_disk(&dir.path().join("r.sqlite")));
+    let stop = CancellationToken::new();
+    let refreshing = tokio::spawn(Arc::clone(&catalog).refresh_wanted(stop.clone()));
+    tokio::task::yield_now().await;
+    let on_disk = || catalog.disk.as_ref()?.dataset(&run())?.snapshot;
+    let whole = || on_disk().map(|snapshot| (snapshot.seq, snapshot.entries.len()));
+    for dir in names(&catalog, "").await {
+        names(&catalog, &dir).await;
+    }
+    assert_eq!(whole(), None, "a walk may have just begun");
+    while whole().is_none() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(whole(), Some((1, 1200)));
+
+    // Of two commits that are read before the first was written down, the newer one is.
+    let catalog = Catalog::new(Arc::clone(&store) as Arc<dyn ObjectStore>, prefix(), Duration::from_secs(60));
+    let other = Arc::new(catalog.with_disk(&dir.path().join("other.sqlite")));
+    let following = tokio::spawn(Arc::clone(&other).refresh_wanted(stop.clone()));
+    tokio::task::yield_now().await;
+    names(&other, "").await;
+    commit(&store, "t2", &["p00/new".into()], &["p00/0000"]).await;
+    other.refresh(Some(&run())).await.unwrap();
+    let on_disk = || other.disk.as_ref()?.dataset(&run())?.snapshot;
+    for _ in 0..10 {
+        assert_eq!(on_disk().map(|snapshot| snapshot.seq), Some(2));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(names(&other, "p00").await.contains(&"new".to_owned()));
+    stop.cancel();
+    refreshing.await.unwrap();
+    following.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_flat_dataset_takes_one_page_and_its_log() {
     let store = Arc::new(MemoryStore::default());
     let files: Vec<String> = (0..2500).map(|number| format!("{number:05}")).collect();

@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use rusqlite::ErrorCode;
@@ -225,13 +226,25 @@ impl Disk {
         });
     }
 
+    /// Keeps the first snapshot that was read of a dataset, unless another process has kept another one
+    /// meanwhile: its levels show that one.
+    pub(super) fn note(&self, name: &DatasetName, snapshot: &Snapshot) {
+        let body = encode_snapshot(name, snapshot);
+        self.with(|connection| {
+            let transaction = begin(connection)?;
+            if seq_of(&transaction, name.as_str())?.is_none_or(|seq| seq == snapshot.seq) {
+                let sql = "INSERT OR REPLACE INTO datasets (name, seq, snapshot) VALUES (?1, ?2, ?3)";
+                transaction.execute(sql, params![name.as_str(), snapshot.seq, body.as_deref()])?;
+            }
+            transaction.commit()?;
+            Ok(())
+        });
+    }
+
     /// Makes edits to all levels that are kept, in one transaction; with `step`, a dataset moves on
     /// in its log.
     pub(super) fn amend(&self, name: &DatasetName, edits: &Edits, step: Option<Step<'_>>) {
-        let encode = |step: &Step<'_>| {
-            let is_kept = step.after.entries.len() <= SNAPSHOT_ENTRIES_MAX && step.after.seq > 0;
-            is_kept.then(|| step.after.encode(name).ok()).flatten()
-        };
+        let encode = |step: &Step<'_>| encode_snapshot(name, step.after);
         // Not under the connection's lock, where it can be helped: a large one takes a while.
         let encoded = step.as_ref().filter(|step| step.before != step.after.seq).map(encode);
         self.with(|connection| {
@@ -423,6 +436,12 @@ fn begin(connection: &mut Connection) -> Result<Transaction<'_>, rusqlite::Error
 fn seq_of(transaction: &Transaction<'_>, dataset: &str) -> Result<Option<u64>, rusqlite::Error> {
     let mut select = transaction.prepare_cached("SELECT seq FROM datasets WHERE name = ?1")?;
     select.query_row([dataset], |row| row.get(0)).optional()
+}
+
+/// As it is kept; not if it is too large for that.
+fn encode_snapshot(name: &DatasetName, snapshot: &Snapshot) -> Option<Bytes> {
+    let is_kept = snapshot.entries.len() <= SNAPSHOT_ENTRIES_MAX && snapshot.seq > 0;
+    is_kept.then(|| snapshot.encode(name).ok()).flatten()
 }
 
 fn usage(connection: &Connection) -> Result<DiskUsage, DiskError> {

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -80,7 +81,7 @@ pub(super) struct Reading {
     /// has relied on anything yet.
     pub news: Option<Changes>,
     /// Keeps other readings off until the news were taken in.
-    pub turn: Arc<OwnedMutexGuard<()>>,
+    pub _turn: OwnedMutexGuard<()>,
 }
 
 /// A point in a dataset's log: what was known when a listing began; `None`: nothing yet.
@@ -139,6 +140,19 @@ impl Histories {
         Arc::clone(&self.dataset(name).known.lock().shown)
     }
 
+    /// Waits until nobody reads a dataset's log, and keeps others off; with the snapshot that is shown then.
+    pub fn turn(
+        &self,
+        name: &DatasetName,
+    ) -> impl Future<Output = (OwnedMutexGuard<()>, Arc<Snapshot>)> + use<> {
+        let dataset = self.dataset(name);
+        async move {
+            let turn = Arc::clone(&dataset.reading).lock_owned().await;
+            let shown = Arc::clone(&dataset.known.lock().shown);
+            (turn, shown)
+        }
+    }
+
     fn dataset(&self, name: &DatasetName) -> Arc<Dataset> {
         Arc::clone(self.datasets.lock().entry(name.clone()).or_default())
     }
@@ -147,14 +161,14 @@ impl Histories {
     pub async fn read(&self, name: &DatasetName, mark: Mark) -> Result<Reading, LogError> {
         let dataset = self.dataset(name);
         let begun_before = dataset.begun.load(Ordering::Acquire);
-        let turn = Arc::new(Arc::clone(&dataset.reading).lock_owned().await);
+        let _turn = Arc::clone(&dataset.reading).lock_owned().await;
         {
             let known = dataset.known.lock();
             if known.read.is_some_and(|(number, _)| number > begun_before) {
                 // It began after we came, and so after our listing.
                 let (history, since_mark) = (known.history.clone(), known.since(mark));
                 let before = history.snapshot.seq;
-                return Ok(Reading { history, since_mark, before, news: Some(Changes::default()), turn });
+                return Ok(Reading { history, since_mark, before, news: Some(Changes::default()), _turn });
             }
         }
         let number = dataset.begun.fetch_add(1, Ordering::AcqRel) + 1;
@@ -171,7 +185,7 @@ impl Histories {
             known.read = Some((number, began));
             known.history = History::new(snapshot, &intents);
             let (history, since_mark) = (known.history.clone(), known.since(mark));
-            return Ok(Reading { history, since_mark, before: 0, news: None, turn });
+            return Ok(Reading { history, since_mark, before: 0, news: None, _turn });
         }
         let before = self.known_tree(&log, &dataset).await?;
         let head = log.head_from(before.seq).await?;
@@ -201,7 +215,7 @@ impl Histories {
         known.restored = None;
         known.history = History::new(snapshot, &intents);
         let (history, since_mark) = (known.history.clone(), known.since(mark));
-        Ok(Reading { history, since_mark, before: before.seq, news: Some(news), turn })
+        Ok(Reading { history, since_mark, before: before.seq, news: Some(news), _turn })
     }
 
     /// The tree of the reading before this one, or the one that the levels on disk show.

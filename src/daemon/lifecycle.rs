@@ -69,6 +69,9 @@ use crate::staging::Holder;
 const KNOWN_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a mount waits for the first listings before it appears.
 const WARM_PATIENCE: Duration = Duration::from_millis(300);
+/// When what the remote enforces is found out, if that is not known: with some 180 requests, and whoever
+/// has mounted looks at something first.
+const LEARN_AFTER: Duration = Duration::from_secs(3);
 /// How long a new mount may take to answer its first stat.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the users of a busy mount have after a signal.
@@ -396,6 +399,10 @@ fn watch_session(mounted: MountedFs) -> oneshot::Receiver<io::Result<()>> {
 async fn learn_guarantee(workspace: Arc<Workspace>, stop: CancellationToken) {
     if workspace.guarantee().is_some() {
         return;
+    }
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = time::sleep(LEARN_AFTER) => {}
     }
     tokio::select! {
         () = stop.cancelled() => {}

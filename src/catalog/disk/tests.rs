@@ -96,6 +96,21 @@ fn all_levels_move_on_together_or_are_dropped() {
 }
 
 #[test]
+fn a_first_snapshot_that_comes_late_does_not_undo_a_newer_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(&dir);
+    let kept = || disk.dataset(&run()).and_then(|dataset| dataset.snapshot).map(|snapshot| snapshot.seq);
+    disk.store(&top(), &listing(&["a"]), 1, || true);
+    assert_eq!(kept(), None);
+    disk.note(&run(), &snapshot(1));
+    assert_eq!(kept(), Some(1));
+    disk.amend(&run(), &Edits::default(), Some(Step { before: 1, after: &snapshot(2) }));
+    disk.note(&run(), &snapshot(1));
+    assert_eq!(kept(), Some(2));
+    assert_eq!(names(&disk, &top()), Some(vec!["a".to_owned()]), "no level is lost");
+}
+
+#[test]
 fn two_processes_share_a_database() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (open(&dir), open(&dir));
