@@ -484,6 +484,7 @@ impl Client {
             options,
             watch: Arc::clone(&self.watch),
             notes: self.notes.clone(),
+            cache: None,
         }
     }
 

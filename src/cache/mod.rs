@@ -47,6 +47,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Weak;
@@ -176,6 +177,12 @@ impl BlockCache {
         }
         maintenance::start(Arc::downgrade(&cache), woken);
         cache
+    }
+
+    /// Whether there is a cache in a directory.
+    #[must_use]
+    pub fn is_in(dir: &Path) -> bool {
+        Paths::new(dir).blocks().is_dir()
     }
 
     /// The place of a version; no disk is touched before the entry is asked for something.

@@ -31,6 +31,7 @@ use crate::read::Reader;
 use crate::record::Author;
 use crate::staging::Holder;
 use crate::staging::Staging;
+use crate::transfer::LocalCache;
 
 /// Where in the cache directory the catalogs are, one a remote.
 const CATALOG_DIR: &str = "catalog";
@@ -141,6 +142,14 @@ pub fn open_cache(config: &Config) -> Arc<BlockCache> {
         reserve_bytes: CACHE_RESERVE_BYTES,
         memory_bytes: config.memory_limit_bytes.value,
     })
+}
+
+/// What this machine's block cache has of a remote; `None` if there is no such cache.
+#[must_use]
+pub fn local_cache(config: &Config, remote: &OpenRemote) -> Option<LocalCache> {
+    let is_there = BlockCache::is_in(&config.cache_dir.value);
+    let store_identity = remote.remote.store_identity();
+    is_there.then(|| LocalCache { cache: open_cache(config), store_identity })
 }
 
 /// What is known of a remote tree, by this process and those before it.

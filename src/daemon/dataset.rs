@@ -181,6 +181,7 @@ impl DatasetJob<'_> {
             },
             watch: Arc::new(transfer::NoWatch),
             notes: None,
+            cache: None,
         };
         transfer::delete(&transfer, objects).await.map_err(|err| failure::of_transfer(&err))?;
         Ok(())

@@ -21,6 +21,7 @@ use sha2::Digest;
 use sha2::Sha256;
 use tokio::sync::OnceCell;
 
+use crate::commit::blocking;
 use crate::commit::places::Places;
 use crate::commit::places::SHARES;
 use crate::name::ETag;
@@ -87,6 +88,8 @@ pub struct DownloadReport {
     pub checked_by_checksum: u64,
     /// Files of which nothing is recorded that could be compared.
     pub unchecked: u64,
+    /// Files that this machine's block cache had: they are among those whose SHA-256 was compared.
+    pub from_cache: u64,
 }
 
 /// Downloads files, and makes directories. `what` names the whole of it, so that an interrupted run is
@@ -137,6 +140,7 @@ pub async fn download(
         by_content: AtomicU64::new(0),
         by_checksum: AtomicU64::new(0),
         unchecked: AtomicU64::new(0),
+        from_cache: AtomicU64::new(0),
     });
     let targets: Vec<(PathBuf, bool)> = missing
         .iter()
@@ -164,6 +168,7 @@ pub async fn download(
     report.checked_by_content = job.by_content.load(Ordering::Relaxed);
     report.checked_by_checksum = job.by_checksum.load(Ordering::Relaxed);
     report.unchecked = job.unchecked.load(Ordering::Relaxed);
+    report.from_cache = job.from_cache.load(Ordering::Relaxed);
     Ok(report)
 }
 
@@ -248,10 +253,13 @@ struct Job {
     by_content: AtomicU64,
     by_checksum: AtomicU64,
     unchecked: AtomicU64,
+    from_cache: AtomicU64,
 }
 
 /// What one task does.
 enum Work {
+    /// The block cache has it.
+    Cached(DownloadFile),
     Whole(DownloadFile),
     /// Some of its pieces, with one request.
     Pieces(Arc<Large>, Range<u64>),
@@ -269,6 +277,10 @@ impl Job {
     async fn run(self: &Arc<Self>, files: Vec<DownloadFile>) -> Result<(), TransferError> {
         let options = &self.transfer.options;
         let count = self.done.load(Ordering::Relaxed) + files.len() as u64;
+        let (cached, files): (Vec<_>, Vec<_>) = blocking(|| {
+            let cache = self.transfer.cache.as_ref();
+            files.into_iter().partition(|file| cache.is_some_and(|cache| cache.has(file)))
+        });
         let (large, small): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|file| file.size_bytes > options.part_bytes);
         // Boxed and collected: the compiler cannot show that a stream over borrowing closures is Send.
@@ -281,12 +293,14 @@ impl Job {
         // The large ones first: small ones fill the gaps at the end.
         let pieces = requests(large, options.workers);
         let pieces = pieces.into_iter().map(|(large, pieces)| Work::Pieces(large, pieces));
-        let work = pieces.chain(small.into_iter().map(Work::Whole));
+        let work =
+            pieces.chain(cached.into_iter().map(Work::Cached)).chain(small.into_iter().map(Work::Whole));
         let limit = options.workers.max(1) * SHARES as usize;
         let (failures, cancelled) = run::all(work, limit, &options.cancel, OnFailure::Drop, |work| {
             let job = Arc::clone(self);
             async move {
                 match work {
+                    Work::Cached(file) => job.cached(file).await,
                     Work::Whole(file) => job.whole(file).await,
                     Work::Pieces(large, pieces) => job.pieces(&large, pieces).await,
                 }
@@ -332,6 +346,33 @@ impl Job {
         first.unwrap_or(Against::Nothing)
     }
 
+    /// A file that the block cache has; fetched, if it turns out that it has not.
+    async fn cached(&self, file: DownloadFile) -> Result<(), TransferError> {
+        let place = self.places.take(file.size_bytes).await;
+        let copied = blocking(|| -> Result<_, TransferError> {
+            let Some(cache) = &self.transfer.cache else { return Ok(None) };
+            let partial = Partial::open(&file.target)?;
+            partial.clear()?;
+            let is_right = cache.copy(&file, &partial, &self.transfer.options.cancel).inspect_err(|_| {
+                partial.discard();
+            })?;
+            Ok(is_right.then_some(partial))
+        })?;
+        if let (Some(partial), Some(etag)) = (copied, &file.etag) {
+            self.by_content.fetch_add(1, Ordering::Relaxed);
+            self.from_cache.fetch_add(1, Ordering::Relaxed);
+            self.transfer.watch.moved(file.size_bytes);
+            return self.finish(&file, etag, None, partial);
+        }
+        drop(place); // whoever fetches takes his own
+        if file.size_bytes <= self.transfer.options.part_bytes {
+            return self.whole(file).await;
+        }
+        let large = self.look(file).await?;
+        let pieces = large.file.size_bytes.div_ceil(large.piece_bytes);
+        self.pieces(&large, 0..pieces).await
+    }
+
     /// A file that comes with one request.
     async fn whole(&self, file: DownloadFile) -> Result<(), TransferError> {
         let _place = self.places.take(file.size_bytes).await;
@@ -366,7 +407,7 @@ impl Job {
             partial.discard();
             return Err(err);
         }
-        self.finish(&file, &meta, partial)
+        self.finish(&file, &meta.etag, recorded_mtime(&meta), partial)
     }
 
     /// Pieces of a large file.
@@ -424,7 +465,7 @@ impl Job {
             partial.discard();
             return Err(err);
         }
-        self.finish(&large.file, &large.meta, partial)
+        self.finish(&large.file, &large.meta.etag, recorded_mtime(&large.meta), partial)
     }
 
     fn check(
@@ -458,11 +499,16 @@ impl Job {
         Ok(())
     }
 
-    fn finish(&self, file: &DownloadFile, meta: &ObjectMeta, partial: Partial) -> Result<(), TransferError> {
-        let mtime = meta.metadata.get(META_MTIME).and_then(|text| parse_mtime(text));
+    fn finish(
+        &self,
+        file: &DownloadFile,
+        etag: &ETag,
+        mtime: Option<SystemTime>,
+        partial: Partial,
+    ) -> Result<(), TransferError> {
         let modified = partial.finish(self.transfer.options.overwrite, mtime.unwrap_or(file.modified))?;
         if let Some(notes) = &mut *self.notes.lock() {
-            notes.add(&file.target, &meta.etag, file.size_bytes, modified);
+            notes.add(&file.target, etag, file.size_bytes, modified);
         }
         self.done.fetch_add(1, Ordering::Relaxed);
         self.transfer.watch.file_done();
@@ -472,6 +518,10 @@ impl Job {
 
 fn recorded(meta: &ObjectMeta) -> Option<ContentId> {
     meta.metadata.get(META_SHA256).and_then(|hex| ContentId::from_sha256_hex(hex))
+}
+
+fn recorded_mtime(meta: &ObjectMeta) -> Option<SystemTime> {
+    meta.metadata.get(META_MTIME).and_then(|text| parse_mtime(text))
 }
 
 fn check_version(file: &DownloadFile, meta: &ObjectMeta) -> Result<(), TransferError> {

@@ -25,6 +25,7 @@
 //!
 //! The command line; datasets, whose uploads are commits.
 
+mod cached;
 mod delete;
 mod download;
 mod fetch;
@@ -51,6 +52,7 @@ use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::guarantee::Guarantee;
 
+pub use cached::LocalCache;
 pub use delete::DeleteReport;
 pub use delete::delete;
 pub use download::DownloadFile;
@@ -141,6 +143,8 @@ pub struct Transfer {
     /// Where it is noted how far a transfer has come, so that it can go on after a kill; none, and the
     /// files that it has finished are in its way the next time.
     pub notes: Option<Notes>,
+    /// Where downloads look for what this machine has already.
+    pub cache: Option<LocalCache>,
 }
 
 impl std::fmt::Debug for Transfer {

@@ -55,6 +55,39 @@ fn a_dataset_goes_up_as_a_commit_and_comes_down_checked() {
 }
 
 #[test]
+fn what_the_block_cache_has_is_copied_from_there() {
+    let lab = Lab::new();
+    recorded(&lab, "run");
+    lab.ok(&["dataset", "upload", "run"]);
+    lab.ok(&["prefetch", "run"]);
+    let download = |root: &str| -> (Value, usize) {
+        lab.server.forget_requests();
+        let said = lab.ok(&["dataset", "--root", root, "download", "run", "--json"]);
+        assert_eq!(lab.files(&format!("{root}/run")), lab.files("temp/run"));
+        let of_files =
+            lab.server.requests().into_iter().filter(|request| request.key.starts_with("datasets/run/"));
+        (
+            serde_json::from_str(&said.out).unwrap(),
+            of_files.filter(|request| request.operation == Some(Operation::Get)).count(),
+        )
+    };
+    let (outcome, gets) = download("down");
+    assert_eq!((&outcome["from_cache"], &outcome["checked_by_content"]), (&3.into(), &3.into()));
+    assert_eq!(gets, 0);
+    let time = |name: &str| fs::metadata(lab.home.path(name)).unwrap().modified().unwrap();
+    assert_eq!(time("down/run/frames/0.bin"), time("temp/run/frames/0.bin"));
+
+    // A byte of the large file is flipped: it is fetched, and the others still come from the cache.
+    let cached = lab.files(".cache/dsfs/blocks");
+    let (name, mut bytes) = cached.into_iter().find(|(name, _)| name.ends_with(".data")).unwrap();
+    bytes[LARGE / 2] ^= 1;
+    fs::write(lab.home.path(".cache/dsfs/blocks").join(name), bytes).unwrap();
+    let (outcome, gets) = download("again");
+    assert_eq!((&outcome["from_cache"], &outcome["checked_by_content"]), (&2.into(), &3.into()));
+    assert!(gets > 0);
+}
+
+#[test]
 fn lists_are_local_unless_the_remote_is_asked_for() {
     let lab = Lab::new();
     assert_eq!(lab.ok(&["dataset", "list"]).out, "", "no directory is no error");

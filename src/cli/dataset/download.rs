@@ -14,6 +14,7 @@ use crate::cli::meter::Meter;
 use crate::cli::output::counted;
 use crate::config::units;
 use crate::control::message::Failure;
+use crate::daemon::compose;
 use crate::daemon::remote;
 use crate::name::DatasetName;
 use crate::store::guarantee::Guarantee;
@@ -23,8 +24,9 @@ use crate::transfer::TransferOptions;
 
 /// Download a dataset to the local directory ROOT/NAME
 ///
-/// Each file is compared with its recorded content, and appears whole. If any is there already, all of
-/// those are named and nothing is downloaded. What was interrupted goes on with the same command.
+/// Each file is compared with its recorded content, and appears whole. What the cache of this machine has
+/// already is copied from there. If any file is there already, all of those are named and nothing is
+/// downloaded. What was interrupted goes on with the same command.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -68,6 +70,7 @@ pub fn run(args: &DownloadArgs, shared: &SharedArgs, cx: &mut Context) -> Result
             },
             watch: meter.watch(),
             notes: Some(session.notes()),
+            cache: compose::local_cache(&session.config, &session.remote),
         };
         // A download writes nothing: what the remote enforces does not matter.
         shared.job(&session, &args.name, Guarantee::Enforced, &meter).download(&target, transfer).await
@@ -81,7 +84,11 @@ pub fn run(args: &DownloadArgs, shared: &SharedArgs, cx: &mut Context) -> Result
         cx.out.json(&Outcome { dataset: &args.name, target, report });
     } else {
         let (files, size) = (counted(report.files, "file"), units::show_size(report.bytes));
-        cx.out.note(format!("{}: {files} ({size}) at {}", args.name, target.display()));
+        let cached = match report.from_cache {
+            0 => String::new(),
+            count => format!(", {} of it out of the cache", counted(count, "file")),
+        };
+        cx.out.note(format!("{}: {files} ({size}) at {}{cached}", args.name, target.display()));
     }
     Ok(())
 }
