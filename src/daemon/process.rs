@@ -12,10 +12,11 @@ const ARENAS_MAX: libc::c_int = 2;
 /// What the allocator keeps at the end of a pool for the next bodies, in bytes. Given back to the kernel
 /// at once (128 KiB by default), the same pages were faulted in and cleared again for most bodies.
 #[cfg(target_env = "gnu")]
-const KEPT_BYTES: libc::c_int = 16 << 20;
-/// Allocations from this size on, in bytes, are mappings of their own, which go when they are freed.
+const KEPT_BYTES: libc::c_int = 4 << 20;
+/// Allocations from this size on, in bytes, are mappings of their own, which go when they are freed. The
+/// runs of a reader and of a check (1 MiB) are not, since each would be faulted in anew.
 #[cfg(target_env = "gnu")]
-const OWN_MAPPING_BYTES: libc::c_int = 1 << 20;
+const OWN_MAPPING_BYTES: libc::c_int = 4 << 20;
 /// Pools grow by at least so much, in bytes.
 #[cfg(target_env = "gnu")]
 const GROWTH_BYTES: libc::c_int = 1 << 20;
