@@ -5,6 +5,7 @@
 //! bytes of two. `DSFS_FOREIGN_SECONDS=180` makes a soak of it.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs;
 use std::fs::File;
 use std::io::BufRead;
@@ -14,6 +15,8 @@ use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -46,10 +49,14 @@ while True:
     time.sleep(random.random())
 ";
 
+/// What a process has said, and when.
+type Said = Vec<(Instant, String)>;
+
 /// A process whose lines are taken down as they come.
 struct Lines {
     child: Child,
-    lines: Option<JoinHandle<Vec<(Instant, String)>>>,
+    said: Arc<Mutex<Said>>,
+    taker: Option<JoinHandle<()>>,
 }
 
 impl Drop for Lines {
@@ -63,14 +70,28 @@ impl Lines {
     fn of(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
-        let taken = move || out.lines().map_while(Result::ok).map(|line| (Instant::now(), line)).collect();
-        Self { child, lines: Some(thread::spawn(taken)) }
+        let said = Arc::<Mutex<Said>>::default();
+        let taken = Arc::clone(&said);
+        let take = move || {
+            out.lines()
+                .map_while(Result::ok)
+                .for_each(|line| taken.lock().unwrap().push((Instant::now(), line)));
+        };
+        Self { child, said, taker: Some(thread::spawn(take)) }
+    }
+
+    /// How many versions a loop of [`checksums`] has read so far.
+    fn versions_read(&self) -> usize {
+        let said = self.said.lock().unwrap();
+        let sums = said.iter().filter_map(|(_, line)| line.split_once("  "));
+        sums.map(|(sum, _)| sum).collect::<HashSet<_>>().len()
     }
 
     /// Ends it, and returns what it has said.
-    fn end(mut self) -> Vec<(Instant, String)> {
+    fn end(mut self) -> Said {
         self.child.kill().unwrap();
-        self.lines.take().unwrap().join().unwrap()
+        self.taker.take().unwrap().join().unwrap();
+        std::mem::take(&mut self.said.lock().unwrap())
     }
 }
 
@@ -121,6 +142,15 @@ fn judge(path: &str, read: &[(Instant, String)], versions: &Versions) {
     seen.dedup();
     eprintln!("{path}: {reads} reads of {} versions, {refused} refused", seen.len());
     assert!(seen.len() > 1, "{path}: {seen:?}");
+}
+
+/// Ends the readers also when what they are held against has failed.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Reads a file through one handle, slowly. Returns whether it was told that its version is gone.
@@ -194,6 +224,7 @@ fn what_others_change_is_read_in_one_version_or_not_at_all() {
             }
             looks
         });
+        let ending = Ending(&done);
         while Instant::now() < end {
             commits += 1;
             for path in ["pair/x", "pair/y"] {
@@ -201,7 +232,11 @@ fn what_others_change_is_read_in_one_version_or_not_at_all() {
             }
             writer.must(&["commit", "pair", "--overwrite"]);
         }
-        done.store(true, Ordering::Relaxed);
+        // One is there for half a second at a time: how often a loop meets it is chance.
+        for (path, read) in paths.iter().zip(&loops) {
+            wait_until(&format!("versions of {path}"), || read.versions_read() > 1);
+        }
+        drop(ending);
         stale = slow.join().unwrap();
         pairs = in_pairs.join().unwrap();
     });
