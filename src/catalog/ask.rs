@@ -74,11 +74,12 @@ impl Catalog {
     async fn list_datasets(&self, extent: Extent) -> Result<Option<Listing>, StoreError> {
         let prefix = self.prefix.datasets();
         let list = |request: ListRequest| async move { self.store.list(&request).await };
-        let first = list(ListRequest::one_level(prefix.clone())).await?;
+        let request = ListRequest::one_level(prefix);
+        let first = list(request.clone()).await?;
         if extent == Extent::OnePage && first.continuation.is_some() {
             return Ok(None);
         }
-        let mut listing = pages::rest(&prefix, first, list).await?;
+        let mut listing = pages::rest(&request, first, list, Listing::default()).await?;
         // Only directories with a dataset's name are datasets; our own state is not.
         listing
             .entries
@@ -106,11 +107,12 @@ impl Catalog {
     ) -> Result<Option<Answer>, StoreError> {
         let place = Place { prefix: &self.prefix, dataset: name, dir };
         let prefix = self.prefix.directory(name, dir);
+        let request = ListRequest::one_level(prefix.clone());
         let list = |request: ListRequest| async move { self.store.list(&request).await };
         let mut first = true;
         loop {
             let mark = self.histories.mark(name);
-            let page = list(ListRequest::one_level(prefix.clone())).await?;
+            let page = list(request.clone()).await?;
             if extent == Extent::OnePage && page.continuation.is_some() {
                 return Ok(None);
             }
@@ -122,7 +124,7 @@ impl Catalog {
                     return Ok(Some(Answer { listing, seq: snapshot.seq, provisional: true }));
                 }
             }
-            let mut listing = pages::rest(&prefix, page, list).await?;
+            let mut listing = pages::rest(&request, page, list, Listing::default()).await?;
             if !listing.exists() && mark.is_beginning() {
                 // Nothing there, and no log that says otherwise.
                 return Ok(Some(Answer { listing, seq: 0, provisional: false }));

@@ -168,7 +168,7 @@ impl Catalog {
     }
 
     /// Lists levels that were answered from a snapshot, if need be with everything beside them.
-    async fn refresh_several(&self, name: &DatasetName, levels: Vec<Level>) {
+    async fn refresh_several(self: &Arc<Self>, name: &DatasetName, levels: Vec<Level>) {
         let mut missing: HashSet<Level> = levels.into_iter().collect();
         let files = self.histories.last_snapshot(name).entries.len();
         if missing.len() >= WHOLE_LEVELS_MIN && files <= WHOLE_KEYS_MAX {

@@ -20,6 +20,8 @@ use crate::catalog::Level;
 use crate::catalog::history::Reading;
 use crate::catalog::listing::HiddenKey;
 use crate::catalog::listing::Listing;
+use crate::catalog::pages;
+use crate::catalog::pages::Gather;
 use crate::catalog::view;
 use crate::catalog::view::History;
 use crate::catalog::view::Place;
@@ -35,15 +37,35 @@ use crate::store::StoreError;
 /// All directories of a dataset, in the order in which a walk from the top meets them.
 pub type Levels = Vec<(DirPath, Arc<Listing>)>;
 
+/// Objects of a flat listing, until there are too many.
+struct Keys {
+    objects: Vec<ListedObject>,
+    keys_max: usize,
+}
+
+impl Gather for Keys {
+    fn add_page(&mut self, _: &KeyPrefix, page: ListPage) {
+        self.objects.extend(page.objects);
+    }
+
+    fn restart(&mut self) {
+        self.objects.clear();
+    }
+
+    fn has_enough(&self) -> bool {
+        self.objects.len() > self.keys_max
+    }
+}
+
 impl Catalog {
     /// Lists a whole dataset, so that all its directories are known as if each had been asked
     /// for now. `None`, and nothing learnt, if it has more than `keys_max` keys, or if commits
-    /// kept coming in between.
+    /// kept coming in between. The disk takes it in afterwards: nobody waits for that.
     ///
     /// # Errors
     /// The store's.
     pub async fn learn_whole(
-        &self,
+        self: &Arc<Self>,
         name: &DatasetName,
         keys_max: usize,
     ) -> Result<Option<Levels>, StoreError> {
@@ -62,10 +84,12 @@ impl Catalog {
             let seq = reading.history.snapshot.seq;
             drop(reading); // others may read
             if self.install(name, &levels, news) {
-                for (dir, listing) in &levels {
-                    let level = Level::Directory(name.clone(), dir.clone());
-                    self.keep(&level, Arc::clone(listing), seq, news).await;
-                }
+                let (catalog, name, kept) = (Arc::clone(self), name.clone(), levels.clone());
+                tokio::spawn(async move {
+                    for (dir, listing) in kept {
+                        catalog.keep(&Level::Directory(name.clone(), dir), listing, seq, news).await;
+                    }
+                });
                 return Ok(Some(levels));
             }
         }
@@ -78,19 +102,11 @@ impl Catalog {
         name: &DatasetName,
         keys_max: usize,
     ) -> Result<Option<Vec<ListedObject>>, StoreError> {
-        let mut request = ListRequest::recursive(self.prefix.dataset(name));
-        let mut objects = Vec::new();
-        loop {
-            let page = self.store.list(&request).await?;
-            objects.extend(page.objects);
-            if objects.len() > keys_max {
-                return Ok(None);
-            }
-            match page.continuation {
-                Some(next) => request.continuation = Some(next),
-                None => return Ok(Some(objects)),
-            }
-        }
+        let request = ListRequest::recursive(self.prefix.dataset(name));
+        let list = |request: ListRequest| async move { self.store.list(&request).await };
+        let first = list(request.clone()).await?;
+        let keys = pages::rest(&request, first, list, Keys { objects: Vec::new(), keys_max }).await?;
+        Ok((!keys.has_enough()).then_some(keys.objects))
     }
 
     /// What is shown of each directory; and whether the snapshot has files that were not listed, or
@@ -221,9 +237,9 @@ mod tests {
         store
     }
 
-    fn catalog(store: &Arc<MemoryStore>) -> Catalog {
+    fn catalog(store: &Arc<MemoryStore>) -> Arc<Catalog> {
         let store: Arc<dyn ObjectStore> = Arc::clone(store) as _;
-        Catalog::new(store, RemotePrefix::parse("d/").unwrap(), Duration::from_secs(60))
+        Arc::new(Catalog::new(store, RemotePrefix::parse("d/").unwrap(), Duration::from_secs(60)))
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ mod failpoints;
 mod failures;
 mod foreign;
 mod history;
+mod listings;
 mod offline;
 mod options;
 mod replaced;

@@ -1,4 +1,4 @@
-//! GETs and PUTs of objects without the SDK's machinery.
+//! GETs and PUTs of objects, and listings, without the SDK's machinery.
 //!
 //! A request through the SDK costs several times the CPU of the request itself: endpoint rules,
 //! interceptors, configuration bags, for each of ten thousand small files. Where everything
@@ -43,10 +43,11 @@ use super::connect::S3Options;
 use super::credentials::S3Credentials;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
-use crate::name::ObjectKey;
 
 /// What stands for itself in the path of a signed request.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+/// The same in the value of a query.
+const QUERY: &AsciiSet = &PATH.add(b'/');
 /// What is read of the body of an error answer, at least.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 const USER_AGENT: &str = concat!("dsfs/", env!("CARGO_PKG_VERSION"));
@@ -59,7 +60,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A request, but for where it goes and who signs it.
 pub(super) struct Draft<'a> {
     pub method: &'static str,
-    pub key: &'a ObjectKey,
+    /// The object's key; empty for the bucket.
+    pub path: &'a str,
+    pub query: &'a [(&'static str, &'a str)],
     /// All of them are signed.
     pub headers: Vec<(&'a str, String)>,
     pub body: Bytes,
@@ -110,11 +113,11 @@ impl Direct {
     pub(super) async fn request(&self, draft: Draft<'_>) -> Option<HttpConnectorFuture> {
         let components = self.components.get()?;
         let identity = if self.anonymous { None } else { Some(self.identity(components).await?) };
-        let key = draft.key;
+        let path = draft.path;
         match self.prepare(identity.as_ref(), draft) {
             Ok(request) => Some(self.connector(components)?.call(request)),
             Err(err) => {
-                tracing::debug!(%key, "a request is left to the SDK: {err}");
+                tracing::debug!(path, "a request is left to the SDK: {err}");
                 None
             }
         }
@@ -138,7 +141,11 @@ impl Direct {
     }
 
     fn prepare(&self, identity: Option<&Identity>, draft: Draft<'_>) -> Result<HttpRequest, BoxError> {
-        let url = format!("{}{}", self.base, utf8_percent_encode(draft.key.as_str(), PATH));
+        let mut url = format!("{}{}", self.base, utf8_percent_encode(draft.path, PATH));
+        for (number, (name, value)) in draft.query.iter().enumerate() {
+            let mark = if number == 0 { '?' } else { '&' };
+            url.extend([&*format!("{mark}{name}="), &*utf8_percent_encode(value, QUERY).to_string()]);
+        }
         let signature = match identity {
             Some(identity) => self.signature(identity, &url, &draft)?,
             None => Vec::new(),

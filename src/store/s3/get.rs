@@ -57,7 +57,16 @@ impl S3Store {
         let range = format!("bytes={}-{}", range.start, range.end - 1);
         let headers = vec![("range", range), ("if-match", quoted(etag))];
         let signed_body = SignableBody::Bytes(&[]);
-        direct.request(Draft { method: "GET", key, headers, body: Bytes::new(), signed_body }).await
+        direct
+            .request(Draft {
+                method: "GET",
+                path: key.as_str(),
+                query: &[],
+                headers,
+                body: Bytes::new(),
+                signed_body,
+            })
+            .await
     }
 
     async fn get_through_sdk(

@@ -24,6 +24,7 @@ mod credentials;
 mod direct;
 mod error;
 mod get;
+mod list;
 mod listing;
 mod presign;
 mod put;
@@ -44,7 +45,6 @@ use aws_sdk_s3::types::ChecksumAlgorithm;
 use aws_sdk_s3::types::ChecksumMode;
 use aws_sdk_s3::types::CompletedMultipartUpload;
 use aws_sdk_s3::types::CompletedPart;
-use aws_sdk_s3::types::EncodingType;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -259,22 +259,10 @@ impl ObjectStore for S3Store {
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        let call = self
-            .client()
-            .await?
-            .list_objects_v2()
-            .bucket(&self.bucket)
-            .prefix(request.prefix.as_str())
-            .set_delimiter(request.one_level.then(|| "/".to_owned()))
-            .set_continuation_token(request.continuation.clone())
-            .set_start_after(request.start_after.clone())
-            .max_keys(i32::from(request.keys_max))
-            .encoding_type(EncodingType::Url)
-            .send();
-        let output = self.answer(Subject::Bucket, Duration::ZERO, call).await?;
-        let mut page = listing::page(&output);
-        if output.is_truncated() == Some(true) {
-            let next = output.next_continuation_token().map(str::to_owned);
+        let page = self.page(request).await?;
+        let (is_truncated, next) = (page.is_truncated, page.continuation.clone());
+        let mut page = page.read();
+        if is_truncated {
             // A listing that goes in circles would be followed for ever.
             if next.is_none() || next == request.continuation {
                 return Err(StoreError::Rejected {

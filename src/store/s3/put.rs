@@ -54,7 +54,16 @@ impl S3Store {
         headers.extend(if_none_match.map(|value| ("if-none-match", value)));
         headers.extend(if_match.map(|value| ("if-match", value)));
         headers.extend(names.iter().map(String::as_str).zip(attributes.metadata.values().cloned()));
-        direct.request(Draft { method: "PUT", key, headers, body: body.clone(), signed_body }).await
+        direct
+            .request(Draft {
+                method: "PUT",
+                path: key.as_str(),
+                query: &[],
+                headers,
+                body: body.clone(),
+                signed_body,
+            })
+            .await
     }
 
     /// Waits for the answer to a write; its `ETag`, if it has one.
