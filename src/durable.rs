@@ -24,6 +24,14 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// What the kernel calls this run of the machine. What was written without a sync in another one may be
+/// lost, or be there by name and size alone.
+#[must_use]
+pub fn boot_id() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
 /// Makes the entry that names `path` durable.
 ///
 /// # Errors

@@ -182,6 +182,43 @@ async fn an_interrupted_download_goes_on_where_it_stopped() {
     assert_eq!(setup.notes(), 0);
 }
 
+/// After a power loss, a file may have its name, size and time, and not its bytes.
+#[tokio::test]
+async fn what_was_finished_before_the_machine_was_started_anew_is_fetched_anew() {
+    let setup = Setup::new();
+    for number in 0..40 {
+        setup.put(&format!("x/{number:02}"), b"content");
+    }
+    let client = setup.client();
+    // Some files arrive; then the machine is started anew.
+    let interrupted = async || {
+        for _ in 0..11 {
+            setup.faulty.script(Operation::Get, Fault::Delay(std::time::Duration::ZERO));
+        }
+        setup.faulty.script(Operation::Get, unavailable());
+        client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+        let notes = fs::read_dir(setup.path("notes")).unwrap().next().unwrap().unwrap().path();
+        let noted = fs::read_to_string(&notes).unwrap();
+        fs::write(&notes, noted.replace(&crate::durable::boot_id().unwrap(), "before")).unwrap();
+        setup.path("down").join(setup.files("down").keys().next().unwrap())
+    };
+    let done = interrupted().await;
+    let time = fs::metadata(&done).unwrap().modified().unwrap();
+    fs::write(&done, [0; 7]).unwrap();
+    fs::File::options().write(true).open(&done).unwrap().set_modified(time).unwrap();
+    let report = client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap();
+    assert_eq!((report.files, report.done_before), (40, 0));
+    assert!(setup.files("down").values().all(|body| body == b"content"));
+
+    // What somebody has changed since is theirs.
+    fs::remove_dir_all(setup.path("down")).unwrap();
+    let done = interrupted().await;
+    fs::write(&done, "changed").unwrap();
+    let refused = client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+    assert!(matches!(refused, TransferError::InTheWay { .. }), "{refused}");
+    assert_eq!(fs::read(&done).unwrap(), b"changed");
+}
+
 #[tokio::test]
 async fn a_piece_counts_as_soon_as_it_is_there() {
     let setup = Setup::new();

@@ -136,12 +136,7 @@ pub fn host() -> String {
 /// The block cache of these settings.
 #[must_use]
 pub fn open_cache(config: &Config) -> Arc<BlockCache> {
-    BlockCache::open(CacheOptions {
-        dir: config.cache_dir.value.clone(),
-        limit_bytes: config.cache_limit_bytes.value,
-        reserve_bytes: CACHE_RESERVE_BYTES,
-        memory_bytes: config.memory_limit_bytes.value,
-    })
+    BlockCache::open(cache_options(config))
 }
 
 /// What this machine's block cache has of a remote; `None` if there is no such cache.
@@ -149,7 +144,23 @@ pub fn open_cache(config: &Config) -> Arc<BlockCache> {
 pub fn local_cache(config: &Config, remote: &OpenRemote) -> Option<LocalCache> {
     let is_there = BlockCache::is_in(&config.cache_dir.value);
     let store_identity = remote.remote.store_identity();
-    is_there.then(|| LocalCache { cache: open_cache(config), store_identity })
+    is_there.then(|| LocalCache { cache: open_cache_of_mounts(config), store_identity })
+}
+
+/// The block cache for a command that reads in it. How large it may be is the mounts' business, which may
+/// have been told otherwise than this command.
+#[must_use]
+pub fn open_cache_of_mounts(config: &Config) -> Arc<BlockCache> {
+    BlockCache::open(CacheOptions { limit_bytes: u64::MAX, reserve_bytes: 0, ..cache_options(config) })
+}
+
+fn cache_options(config: &Config) -> CacheOptions {
+    CacheOptions {
+        dir: config.cache_dir.value.clone(),
+        limit_bytes: config.cache_limit_bytes.value,
+        reserve_bytes: CACHE_RESERVE_BYTES,
+        memory_bytes: config.memory_limit_bytes.value,
+    }
 }
 
 /// What is known of a remote tree, by this process and those before it.

@@ -97,7 +97,7 @@ impl Source {
                 let opened = Staging::open(&state_dir, &holder).map_err(|err| failure::of_staging(&err))?;
                 staging = Some(Arc::new(opened));
             }
-            HistoryRequest::Verify { .. } => cache = Some(compose::open_cache(config)),
+            HistoryRequest::Verify { .. } => cache = Some(compose::open_cache_of_mounts(config)),
             HistoryRequest::Log { .. }
             | HistoryRequest::Show { .. }
             | HistoryRequest::Diff { .. }

@@ -97,13 +97,16 @@ impl Handler for Service {
             }
             Request::Commit(request) => {
                 let outcome = publish::commit(&self.workspace, &request, progress, Some(&self.fs)).await;
+                self.fs.kernel_knows().await;
                 outcome.map(Reply::Committed)
             }
             Request::Select { dataset, paths } => {
                 operations::select(&self.workspace.staging, &dataset, &paths).map(Reply::Selected)
             }
             Request::Discard { dataset, what } => {
-                publish::discard(&self.workspace, &self.fs, &dataset, &what).map(Reply::Discarded)
+                let outcome = publish::discard(&self.workspace, &self.fs, &dataset, &what);
+                self.fs.kernel_knows().await;
+                outcome.map(Reply::Discarded)
             }
             Request::History(request) => {
                 Source::of(&self.workspace, &self.fs).answer(&request, &progress).await.map(Reply::History)
@@ -111,6 +114,7 @@ impl Handler for Service {
             Request::Refresh { dataset } => {
                 let outcome = operations::refresh(self.fs.tree().catalog(), dataset.as_ref()).await;
                 self.keeper.look_now();
+                self.fs.kernel_knows().await;
                 outcome.map(Reply::Refreshed)
             }
             Request::Keep(request) => self.keeper.handle(request, progress).await.map(Reply::Kept),

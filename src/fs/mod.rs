@@ -39,6 +39,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+use tokio::time;
+
 use crate::catalog::Catalog;
 use crate::catalog::NewsListener;
 use crate::catalog::listing::RemoteFile;
@@ -71,6 +74,8 @@ use crate::tree::inode::ROOT;
 const PUBLISHED_ATTR_TTL: Duration = Duration::from_secs(24 * 3600);
 /// How long the kernel may keep other attributes; its own changes it knows at once.
 const ATTR_TTL: Duration = Duration::from_secs(1);
+/// How long a command waits for the kernel to take the notices of what it has changed.
+const NOTICE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Inodes that are looked at for each new one, once there are too many.
 const SWEPT_FOR_EACH: u64 = 4;
@@ -101,6 +106,8 @@ pub trait KernelCache: fmt::Debug + Send + Sync {
     fn entry_changed(&self, parent: Ino, name: &str);
     /// The pages of this inode are not to be kept: they may be wrong, or are there twice.
     fn drop_pages(&self, ino: Ino);
+    /// Ends when the kernel has been told all of the above.
+    fn told(&self) -> oneshot::Receiver<()>;
 }
 
 /// An inode as it is given to the kernel: its lookup count has grown by one.
@@ -229,6 +236,15 @@ impl DatasetFs {
         self.tree.catalog().listen(Arc::new(Notices { fs: Arc::downgrade(self) }));
         // A second mount of the same file system does not happen; the first one stays attached.
         let _already_attached = self.kernel.set(kernel);
+    }
+
+    /// Waits until the kernel knows what has changed, so that who is told of a change sees it; not for
+    /// long, since what it is not told expires by itself.
+    pub async fn kernel_knows(&self) {
+        let Some(kernel) = self.kernel.get() else { return };
+        if time::timeout(NOTICE_PATIENCE, kernel.told()).await.is_err() {
+            tracing::debug!("the kernel takes its time over notices");
+        }
     }
 
     /// Finds a name in a directory.

@@ -23,6 +23,7 @@ use fuser::SessionACL;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use rustix::mount::UnmountFlags;
+use tokio::sync::oneshot;
 
 use crate::fs::DatasetFs;
 use crate::fs::KernelCache;
@@ -304,6 +305,8 @@ struct NoticeQueue {
 enum Notice {
     Entry(Ino, String),
     Content(Ino),
+    /// Nothing for the kernel: those before it are told.
+    Told(oneshot::Sender<()>),
 }
 
 impl fmt::Debug for NoticeQueue {
@@ -317,10 +320,15 @@ impl NoticeQueue {
         let (notices, inbox) = mpsc::sync_channel::<Notice>(NOTICES_MAX);
         thread::Builder::new().name("dsfs-notify".into()).spawn(move || {
             for notice in inbox {
+                if let Notice::Told(waiting) = notice {
+                    let _left_meanwhile = waiting.send(());
+                    continue;
+                }
                 let _under_way = gate.begin_when_open();
                 let taken = match &notice {
                     Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(*parent), name.as_ref()),
                     Notice::Content(ino) => notifier.inval_inode(INodeNo(*ino), 0, WHOLE_FILE),
+                    Notice::Told(_) => Ok(()), // it was told above
                 };
                 if let Err(err) = taken {
                     tracing::debug!("the kernel did not take a notice ({notice:?}): {err}");
@@ -344,5 +352,11 @@ impl KernelCache for NoticeQueue {
 
     fn drop_pages(&self, ino: Ino) {
         self.send(Notice::Content(ino));
+    }
+
+    fn told(&self) -> oneshot::Receiver<()> {
+        let (told, receiver) = oneshot::channel();
+        self.send(Notice::Told(told));
+        receiver
     }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use sha2::Digest;
 use sha2::Sha256;
-use tokio_util::sync::CancellationToken;
 
 use crate::block;
 use crate::cache::BlockCache;
@@ -22,6 +21,8 @@ use crate::transfer::partial::Partial;
 
 /// Bytes that are read at once: whole blocks.
 const COPY_BYTES: u64 = 8 * block::BLOCK_BYTES;
+/// Bytes that are copied in one turn: between two of them a copy can be given up.
+const TURN_BYTES: u64 = 64 << 20;
 
 /// The block cache, as far as it is about one remote.
 #[derive(Clone, Debug)]
@@ -47,34 +48,56 @@ impl LocalCache {
         (0..blocks).all(|index| entry.is_present(index))
     }
 
-    /// Copies a file, and says whether it was there and right. Waits for the disk.
+    /// A copy of a file, to be made in turns.
+    pub(super) fn copy(&self, file: &DownloadFile) -> Option<Copy> {
+        let (entry, content) = (self.entry(file)?, file.content?);
+        Some(Copy { entry, content, size_bytes: file.size_bytes, at: 0, hasher: Sha256::new() })
+    }
+}
+
+/// A file that is being copied.
+pub(super) struct Copy {
+    entry: Arc<Entry>,
+    content: ContentId,
+    size_bytes: u64,
+    at: u64,
+    hasher: Sha256,
+}
+
+/// What a turn has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copied {
+    /// There is more.
+    Some,
+    /// The whole file is there, and right.
+    All,
+    /// It is not, or not right.
+    NotThere,
+}
+
+impl Copy {
+    /// Copies some more, at most [`TURN_BYTES`]. Waits for the disk.
     ///
     /// # Errors
     /// The disk's that is written to.
-    pub(super) fn copy(
-        &self,
-        file: &DownloadFile,
-        partial: &Partial,
-        cancel: &CancellationToken,
-    ) -> Result<bool, TransferError> {
-        let Some(entry) = self.entry(file) else { return Ok(false) };
-        let mut hasher = Sha256::new();
-        let mut at = 0;
-        while at < file.size_bytes {
-            let range = at..(at + COPY_BYTES).min(file.size_bytes);
-            let Lookup::Hit(bytes) = entry.read(&range, true) else { return Ok(false) };
-            if cancel.is_cancelled() {
-                return Ok(false); // whoever fetches it finds the same
-            }
-            let written = partial.file.write_all_at(&bytes, at);
+    pub fn turn(&mut self, partial: &Partial) -> Result<Copied, TransferError> {
+        let end = self.size_bytes.min(self.at + TURN_BYTES);
+        while self.at < end {
+            let range = self.at..(self.at + COPY_BYTES).min(end);
+            let Lookup::Hit(bytes) = self.entry.read(&range, true) else { return Ok(Copied::NotThere) };
+            let written = partial.file.write_all_at(&bytes, self.at);
             written.map_err(|source| TransferError::io(partial.path(), source))?;
-            hasher.update(&bytes);
-            at = range.end;
+            self.hasher.update(&bytes);
+            self.at = range.end;
         }
-        let is_right = file.content == Some(ContentId::from_sha256(hasher.finalize().into()));
-        if !is_right {
-            entry.remove_false();
+        if self.at < self.size_bytes {
+            return Ok(Copied::Some);
         }
-        Ok(is_right)
+        let found = ContentId::from_sha256(std::mem::take(&mut self.hasher).finalize().into());
+        if found == self.content {
+            return Ok(Copied::All);
+        }
+        self.entry.remove_false();
+        Ok(Copied::NotThere)
     }
 }

@@ -36,6 +36,7 @@ use crate::store::StoredChecksum;
 use crate::transfer::Transfer;
 use crate::transfer::TransferError;
 use crate::transfer::Verify;
+use crate::transfer::cached::Copied;
 use crate::transfer::fetch::Fetch;
 use crate::transfer::fetch::Sums;
 use crate::transfer::large::Large;
@@ -54,6 +55,8 @@ use crate::transfer::run::OnFailure;
 
 /// Pieces are never larger than this, in bytes: each is fetched anew if it was not complete.
 const PIECE_BYTES_MAX: u64 = 64 << 20;
+/// S3's limit: an object that claims to be of more parts does not tell how it was uploaded.
+const PARTS_MAX: u64 = 10_000;
 /// Large files that are asked about at once.
 const LOOKS_AT_ONCE: usize = 32;
 /// One object and the file that it becomes.
@@ -201,6 +204,10 @@ fn preflight(
             }
             Ok(_) if notes.is_some_and(|notes| notes.has(&file.target, file.etag.as_ref())) => {}
             Ok(_) if transfer.options.overwrite => missing.push(file),
+            // Ours, of before the machine was started anew.
+            Ok(_) if notes.is_some_and(|notes| notes.wrote(&file.target, file.etag.as_ref())) => {
+                missing.push(file)
+            }
             Ok(_) => in_the_way.push(file.target.display().to_string()),
         }
     }
@@ -319,7 +326,8 @@ impl Job {
         check_version(&file, &meta)?;
         // In the parts that it was uploaded in, their checksums add up to the server's.
         let parts = meta.metadata.get(META_PART_BYTES).and_then(|text| text.parse().ok());
-        let part_bytes: Option<u64> = parts.filter(|bytes| *bytes > 0);
+        let part_bytes =
+            parts.filter(|bytes: &u64| *bytes > 0 && file.size_bytes.div_ceil(*bytes) <= PARTS_MAX);
         let piece_bytes = part_bytes.filter(|bytes| *bytes <= PIECE_BYTES_MAX);
         let piece_bytes = piece_bytes
             .or_else(|| likely_part_bytes(&meta.etag, file.size_bytes))
@@ -349,16 +357,7 @@ impl Job {
     /// A file that the block cache has; fetched, if it turns out that it has not.
     async fn cached(&self, file: DownloadFile) -> Result<(), TransferError> {
         let place = self.places.take(file.size_bytes).await;
-        let copied = blocking(|| -> Result<_, TransferError> {
-            let Some(cache) = &self.transfer.cache else { return Ok(None) };
-            let partial = Partial::open(&file.target)?;
-            partial.clear()?;
-            let is_right = cache.copy(&file, &partial, &self.transfer.options.cancel).inspect_err(|_| {
-                partial.discard();
-            })?;
-            Ok(is_right.then_some(partial))
-        })?;
-        if let (Some(partial), Some(etag)) = (copied, &file.etag) {
+        if let (Some(partial), Some(etag)) = (self.copy(&file).await?, &file.etag) {
             self.by_content.fetch_add(1, Ordering::Relaxed);
             self.from_cache.fetch_add(1, Ordering::Relaxed);
             self.transfer.watch.moved(file.size_bytes);
@@ -371,6 +370,26 @@ impl Job {
         let large = self.look(file).await?;
         let pieces = large.file.size_bytes.div_ceil(large.piece_bytes);
         self.pieces(&large, 0..pieces).await
+    }
+
+    /// A copy of what the block cache has, if that is all of it and right.
+    async fn copy(&self, file: &DownloadFile) -> Result<Option<Partial>, TransferError> {
+        let Some(mut copy) = self.transfer.cache.as_ref().and_then(|cache| cache.copy(file)) else {
+            return Ok(None);
+        };
+        let partial = Partial::open(&file.target)?;
+        partial.clear()?;
+        loop {
+            match blocking(|| copy.turn(&partial)) {
+                Ok(Copied::Some) => tokio::task::yield_now().await, // this may be given up here
+                Ok(Copied::All) => return Ok(Some(partial)),
+                Ok(Copied::NotThere) => return Ok(None),
+                Err(err) => {
+                    partial.discard();
+                    return Err(err);
+                }
+            }
+        }
     }
 
     /// A file that comes with one request.
@@ -506,7 +525,9 @@ impl Job {
         mtime: Option<SystemTime>,
         partial: Partial,
     ) -> Result<(), TransferError> {
-        let modified = partial.finish(self.transfer.options.overwrite, mtime.unwrap_or(file.modified))?;
+        let is_ours = self.notes.lock().as_ref().is_some_and(|notes| notes.wrote(&file.target, Some(etag)));
+        let overwrite = self.transfer.options.overwrite || is_ours;
+        let modified = partial.finish(overwrite, mtime.unwrap_or(file.modified))?;
         if let Some(notes) = &mut *self.notes.lock() {
             notes.add(&file.target, etag, file.size_bytes, modified);
         }

@@ -32,6 +32,8 @@ const REQUESTS_LEFT_PER_WORKER: u64 = 2;
 /// Part sizes that uploaders use unless told otherwise, in MiB: boto3 and the AWS CLI, rclone, s3fs, the
 /// AWS SDKs for Java and Go, s5cmd, and round ones.
 const USUAL_PARTS_MIB: [u64; 9] = [8, 5, 10, 16, 50, 25, 32, 64, 20];
+/// Bytes of a file that are hashed in one turn.
+const HASH_TURN_BYTES: u64 = 64 << 20;
 /// Bytes of a file that are hashed at a time.
 const HASH_BUFFER_BYTES: usize = 256 * 1024;
 
@@ -160,7 +162,9 @@ pub(super) async fn hash_what_is_there(large: &Large, open: &Open) -> Result<(),
     loop {
         let (mut hasher, from, pieces) = {
             let mut state = open.state.lock();
+            // In turns, between which this can be given up.
             let pieces = (state.hashed..).take_while(|index| state.crcs.contains_key(index)).count() as u64;
+            let pieces = pieces.min((HASH_TURN_BYTES / large.piece_bytes).max(1));
             if pieces == 0 {
                 return Ok(());
             }
@@ -171,9 +175,12 @@ pub(super) async fn hash_what_is_there(large: &Large, open: &Open) -> Result<(),
             from * large.piece_bytes..((from + pieces) * large.piece_bytes).min(large.file.size_bytes);
         let hashed = crate::commit::blocking(|| hash(&open.file, range, &mut hasher));
         hashed.map_err(|source| TransferError::io(&open.path, source))?;
-        let mut state = open.state.lock();
-        state.hasher = Some(hasher);
-        state.hashed = from + pieces;
+        {
+            let mut state = open.state.lock();
+            state.hasher = Some(hasher);
+            state.hashed = from + pieces;
+        }
+        tokio::task::yield_now().await;
     }
 }
 

@@ -1,13 +1,16 @@
 //! What a transfer notes down as it goes, so that the next run of the same one knows what is its own.
 //!
 //! ```text
-//! <dir>/download-<hash>          one line a file that is complete: JSON, {path, etag, size_bytes, mtime}
+//! <dir>/download-<hash>          one line a file that is complete: JSON, {path, etag, size_bytes, mtime, boot}
 //! <dir>/upload-<hash>            its id, each multipart upload, and each part that has arrived: JSON
 //! ```
 //!
 //! The hash is of everything that makes it the same transfer: the store, the keys, the directory. A
 //! transfer that has ended, well or cancelled, leaves no note. A note that is lost costs only that the
 //! files which were finished are in the way of the next run, and are named.
+//!
+//! Files are not synced one by one. Those that were finished in another run of the machine (`boot`) are
+//! fetched anew: after a power loss they may have their name, size and time, and not their bytes.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -104,7 +107,7 @@ impl Notes {
         // A torn line at the end is one file that is not known to be complete.
         let done = text.lines().filter_map(|line| serde_json::from_str(line).ok());
         let done = done.map(|line: Done| (line.path.clone(), line)).collect();
-        Ok(DownloadNotes { path, file, done })
+        Ok(DownloadNotes { path, file, done, boot: durable::boot_id() })
     }
 }
 
@@ -162,6 +165,7 @@ struct Done {
     etag: ETag,
     size_bytes: u64,
     mtime: String,
+    boot: Option<String>,
 }
 
 /// The notes of one download.
@@ -170,6 +174,8 @@ pub(super) struct DownloadNotes {
     path: PathBuf,
     file: File,
     done: HashMap<PathBuf, Done>,
+    /// This run of the machine.
+    boot: Option<String>,
 }
 
 impl DownloadNotes {
@@ -178,18 +184,30 @@ impl DownloadNotes {
         self.done.is_empty()
     }
 
-    /// Whether an earlier run has put this very file there, and nobody has touched it since.
+    /// Whether an earlier run has put this very file there, all of it, and nobody has touched it since.
     pub fn has(&self, path: &Path, etag: Option<&ETag>) -> bool {
+        let is_this_boot = |done: &Done| done.boot.is_some() && done.boot == self.boot;
+        self.done.get(path).is_some_and(is_this_boot) && self.wrote(path, etag)
+    }
+
+    /// Whether an earlier run has put this very file there, and nobody has touched it since; not all of its
+    /// bytes may be there if the machine was started anew.
+    pub fn wrote(&self, path: &Path, etag: Option<&ETag>) -> bool {
         let Some(done) = self.done.get(path) else { return false };
-        let Ok(meta) = fs::metadata(path) else { return false };
+        let Ok(meta) = fs::symlink_metadata(path) else { return false };
         let same_time = meta.modified().is_ok_and(|time| format_mtime(time) == done.mtime);
         Some(&done.etag) == etag && meta.len() == done.size_bytes && same_time
     }
 
     /// A file is complete. A note that cannot be written is missed only after a kill.
     pub fn add(&mut self, path: &Path, etag: &ETag, size_bytes: u64, modified: SystemTime) {
-        let done =
-            Done { path: path.to_owned(), etag: etag.clone(), size_bytes, mtime: format_mtime(modified) };
+        let done = Done {
+            path: path.to_owned(),
+            etag: etag.clone(),
+            size_bytes,
+            mtime: format_mtime(modified),
+            boot: self.boot.clone(),
+        };
         let mut line = serde_json::to_vec(&done).unwrap_or_default();
         line.push(b'\n');
         if let Err(err) = self.file.write_all(&line) {

@@ -36,6 +36,7 @@ use serde::Serialize;
 use sha2::Digest;
 use sha2::Sha256;
 
+use crate::durable;
 use crate::local::TEMPORARY_PREFIX;
 use crate::name::ETag;
 use crate::name::ObjectKey;
@@ -44,8 +45,6 @@ use crate::transfer::TransferError;
 const FORMAT_VERSION: u32 = 1;
 /// Bytes of the hash in a temporary name, before they are written in hexadecimal.
 const HASH_BYTES: usize = 8;
-/// What the kernel calls this run of the machine.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How often a temporary file may be taken away under our hands before that is an error.
 const OPEN_TRIES: u32 = 8;
 
@@ -74,7 +73,8 @@ struct About {
     etag: ETag,
     size_bytes: u64,
     piece_bytes: u64,
-    boot: String,
+    /// None, and the map is never relied on.
+    boot: Option<String>,
 }
 
 fn temporary_of(target: &Path) -> PathBuf {
@@ -117,6 +117,13 @@ impl Partial {
 
     /// Empties it: whatever an earlier run has left is of no use.
     pub fn clear(&self) -> Result<(), TransferError> {
+        let map = map_of(&self.path);
+        match fs::remove_file(&map) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(TransferError::io(map, source));
+            }
+            Ok(()) | Err(_) => {}
+        }
         self.file.set_len(0).map_err(|source| TransferError::io(&self.path, source))
     }
 
@@ -128,7 +135,7 @@ impl Partial {
         size_bytes: u64,
         piece_bytes: u64,
     ) -> Result<(PieceMap, BTreeMap<u64, u32>), TransferError> {
-        let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
+        let boot = durable::boot_id();
         let (key, etag) = (key.to_string(), etag.clone());
         let about = About { format: FORMAT_VERSION, key, etag, size_bytes, piece_bytes, boot };
         let path = map_of(&self.path);
@@ -136,6 +143,9 @@ impl Partial {
         let whole = self.file.metadata().is_ok_and(|meta| meta.len() == size_bytes);
         let there = if whole { read_map(&path, &about) } else { None };
         self.mapped = true;
+        if there.is_none() {
+            self.clear()?;
+        }
         let mut options = OpenOptions::new();
         options.create(true).append(true).mode(0o666).custom_flags(libc::O_NOFOLLOW);
         let mut file = options.open(&path).map_err(failed)?;
@@ -145,7 +155,6 @@ impl Partial {
                 there
             }
             None => {
-                self.clear()?;
                 self.reserve(size_bytes)?;
                 let mut line = serde_json::to_vec(&about).map_err(|err| failed(err.into()))?;
                 line.push(b'\n');
@@ -229,9 +238,8 @@ fn map_of(path: &Path) -> PathBuf {
 fn read_map(path: &Path, about: &About) -> Option<BTreeMap<u64, u32>> {
     let text = fs::read_to_string(path).ok()?;
     let mut lines = text.lines();
-    if serde_json::from_str::<About>(lines.next()?).ok()? != *about {
-        return None;
-    }
+    let is_ours = serde_json::from_str::<About>(lines.next()?).ok()? == *about && about.boot.is_some();
+    is_ours.then_some(())?;
     let piece = |line: &str| {
         let (index, crc) = line.split_once(' ')?;
         // Eight digits: a torn line is no line.
@@ -284,6 +292,13 @@ mod tests {
         let (_, there) = partial.map(&key(), &ETag::from_server("v2"), 10, 4).unwrap();
         assert!(there.is_empty(), "another version has other bytes");
         assert_eq!(partial.file.metadata().unwrap().len(), 10);
+        drop(partial);
+
+        // It comes in one piece this time.
+        let partial = Partial::open(&target).unwrap();
+        partial.clear().unwrap();
+        partial.finish(false, SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no map is left");
     }
 
     #[test]

@@ -77,6 +77,13 @@ fn what_the_block_cache_has_is_copied_from_there() {
     let time = |name: &str| fs::metadata(lab.home.path(name)).unwrap().modified().unwrap();
     assert_eq!(time("down/run/frames/0.bin"), time("temp/run/frames/0.bin"));
 
+    // How large the cache may be is the mounts' business.
+    let blocks = lab.files(".cache/dsfs/blocks").len();
+    let mut command = lab.command(&["dataset", "--root", "small-cache", "download", "run", "--json"]);
+    let said = Said::of(command.env("DSFS_CACHE_LIMIT", "1MiB").output().unwrap());
+    let outcome: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((&outcome["from_cache"], lab.files(".cache/dsfs/blocks").len()), (&3.into(), blocks));
+
     // A byte of the large file is flipped: it is fetched, and the others still come from the cache.
     let cached = lab.files(".cache/dsfs/blocks");
     let (name, mut bytes) = cached.into_iter().find(|(name, _)| name.ends_with(".data")).unwrap();
