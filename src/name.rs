@@ -45,6 +45,14 @@ pub enum NameError {
         /// The key that would have been written.
         key: String,
     },
+    /// A path in a dataset, where a whole dataset is meant.
+    #[error("{path:?} is in the dataset {dataset}, and this takes a whole dataset: {dataset}")]
+    NotWhole {
+        /// What was given.
+        path: String,
+        /// The dataset that it is in.
+        dataset: DatasetName,
+    },
     /// Not valid as a dataset name.
     #[error("{0:?} cannot be a dataset name: one path component that does not start with '.'")]
     BadDataset(String),
@@ -104,13 +112,19 @@ macro_rules! text_newtype {
 
 macro_rules! parsed_newtype {
     ($name:ident) => {
-        text_newtype!($name);
+        deserialized_newtype!($name);
         impl std::str::FromStr for $name {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
                 Self::parse(text)
             }
         }
+    };
+}
+
+macro_rules! deserialized_newtype {
+    ($name:ident) => {
+        text_newtype!($name);
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
@@ -123,7 +137,20 @@ macro_rules! parsed_newtype {
 /// The name of a dataset: one path component that does not start with `.`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DatasetName(Arc<str>);
-parsed_newtype!(DatasetName);
+deserialized_newtype!(DatasetName);
+
+/// As somebody types it: the `/` that a shell adds to a directory does not count.
+impl std::str::FromStr for DatasetName {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let name = text.trim_end_matches('/');
+        match name.split_once('/').map(|(dataset, _)| Self::parse(dataset)) {
+            Some(Ok(dataset)) => Err(NameError::NotWhole { path: name.into(), dataset }),
+            Some(Err(_)) => Err(NameError::BadDataset(text.into())),
+            None => Self::parse(name),
+        }
+    }
+}
 
 impl DatasetName {
     /// Parses a dataset name.
@@ -178,7 +205,12 @@ impl Revision {
 impl std::str::FromStr for Revision {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        Self::parse(text)
+        match text.trim_end_matches('/') {
+            name if name.contains('/') => {
+                DatasetName::from_str(name).map(|dataset| Self { dataset, seq: None })
+            }
+            name => Self::parse(name),
+        }
     }
 }
 
@@ -540,6 +572,18 @@ mod tests {
             assert!(DatasetName::parse(name).is_err(), "{name:?}");
         }
         assert!(DatasetName::parse("run 1@home").is_ok());
+    }
+
+    #[test]
+    fn a_dataset_is_taken_as_a_shell_completes_it() {
+        assert_eq!("run_07/".parse(), DatasetName::parse("run_07"));
+        assert_eq!("run_07@3/".parse(), Revision::parse("run_07@3"));
+        let refused = "run_07/part=1/".parse::<DatasetName>().unwrap_err();
+        assert!(refused.to_string().ends_with("takes a whole dataset: run_07"), "{refused}");
+        assert_eq!("run_07/x".parse::<Revision>().unwrap_err().to_string().matches("run_07").count(), 3);
+        for text in ["/home/ann/datasets/run_07", "/", "", "./run", ".hidden/"] {
+            assert!(text.parse::<DatasetName>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -82,6 +82,7 @@ where
 {
     let prefix = &request.prefix;
     let mut waiting = VecDeque::new();
+    let beginning = ends(prefix, &first).map(|(first, _)| first.to_owned());
     let whole = Range { after: None, continuation: None, upto: None };
     waiting.extend(take(&mut gathered, prefix, first, &whole, PARALLEL));
     let mut asking = FuturesUnordered::new();
@@ -98,24 +99,24 @@ where
         }
         let Some((page, mut range)) = asking.next().await else { return Ok(gathered) };
         let page = page?;
-        if let (Some(after), Some((first, _))) = (&range.after, ends(prefix, &page))
+        if let Some((first, _)) = ends(prefix, &page)
             && range.continuation.is_none()
-            && first < &**after
+            && beginning.as_ref().is_some_and(|beginning| first <= &**beginning)
         {
             tracing::debug!("the server cannot begin a listing of {prefix} in its middle");
             gathered.restart();
             drop(asking); // nobody would wait for them, and they would keep others from being sent
             return one_by_one(request, list, gathered).await;
         }
-        let last = ends(prefix, &page).map(|(_, last)| last.to_owned());
-        if let Some(last) = &last {
-            widen(&mut range, last, &mut waiting);
+        let greatest = greatest(prefix, &page).map(str::to_owned);
+        if let Some(greatest) = &greatest {
+            widen(&mut range, greatest, &mut waiting);
         }
         if page.continuation.is_some() {
             parallel = (parallel + PARALLEL_STEP).min(PARALLEL);
         } else {
             // There is nothing behind it at all: nor in the ranges that begin later.
-            let end = last.max(range.after.clone());
+            let end = greatest.max(range.after.clone());
             waiting.retain(|other: &Range| other.continuation.is_some() || other.after < end);
         }
         let idle = PARALLEL.saturating_sub(asking.len() + waiting.len());
@@ -126,9 +127,9 @@ where
 }
 
 /// Adds the ranges to one that its page reaches into, as far as nobody asks for them yet.
-fn widen(range: &mut Range, last: &str, waiting: &mut VecDeque<Range>) {
+fn widen(range: &mut Range, greatest: &str, waiting: &mut VecDeque<Range>) {
     while let Some(upto) = &range.upto
-        && last > &**upto
+        && greatest > &**upto
         && let Some(next) =
             waiting.iter().position(|next| next.after == range.upto && next.continuation.is_none())
     {
@@ -216,6 +217,14 @@ fn ends<'p>(prefix: &KeyPrefix, page: &'p ListPage) -> Option<(&'p str, &'p str)
     let first = firsts.into_iter().flatten().min()?;
     let last = lasts.into_iter().flatten().max()?;
     Some((first, last))
+}
+
+/// The greatest name of a page: on servers that list directory by directory that is not always the last,
+/// `train-small/1` comes behind `train/1`.
+fn greatest<'p>(prefix: &KeyPrefix, page: &'p ListPage) -> Option<&'p str> {
+    let objects = page.objects.iter().filter_map(|object| prefix.strip(&object.key));
+    let below = page.prefixes.iter().filter_map(|below| below.as_str().strip_prefix(prefix.as_str()));
+    objects.chain(below).max()
 }
 
 /// Names behind `last` at which to split, in order; `first` and `last` are those of a page.
@@ -459,7 +468,11 @@ mod tests {
         let odd = ["1", "1.d", "1!", "2", "2-x", "3~", "10", "11.d", "12"].map(|name| format!("{name}/x"));
         let files = (0..5000).map(|number| format!("img {number:04}.jpg"));
         let deep = (0..5000).map(|number| format!("z/part={:02}/{number:04}", number % 50));
-        let names: Vec<String> = numbered.chain(odd).chain(files).chain(deep).collect();
+        // The last page ends with what sorts before the rest of it in byte order.
+        let last = (0..150).map(|number| format!("zz/{number:03}"));
+        let smaller = ["zz-small/1", "zz.d/1"].map(str::to_owned);
+        let names: Vec<String> =
+            numbered.chain(odd).chain(files).chain(deep).chain(last).chain(smaller).collect();
         for request in [one_level(), recursive()] {
             let names = by_directory(&names, request.one_level);
             let list = |request: ListRequest| {

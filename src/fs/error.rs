@@ -155,6 +155,7 @@ fn name_errno(err: &NameError) -> i32 {
         NameError::NotUtf8(_) => libc::EILSEQ,
         NameError::BadComponent(_)
         | NameError::BadDataset(_)
+        | NameError::NotWhole { .. }
         | NameError::BadCommitNumber(_)
         | NameError::BadPrefix(_) => libc::EINVAL,
     }
