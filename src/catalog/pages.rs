@@ -468,13 +468,14 @@ mod tests {
         let odd = ["1", "1.d", "1!", "2", "2-x", "3~", "10", "11.d", "12"].map(|name| format!("{name}/x"));
         let files = (0..5000).map(|number| format!("img {number:04}.jpg"));
         let deep = (0..5000).map(|number| format!("z/part={:02}/{number:04}", number % 50));
+        let many: Vec<String> = numbered.chain(odd).chain(files).chain(deep).collect();
         // The last page ends with what sorts before the rest of it in byte order.
-        let last = (0..150).map(|number| format!("zz/{number:03}"));
-        let smaller = ["zz-small/1", "zz.d/1"].map(str::to_owned);
-        let names: Vec<String> =
-            numbered.chain(odd).chain(files).chain(deep).chain(last).chain(smaller).collect();
-        for request in [one_level(), recursive()] {
-            let names = by_directory(&names, request.one_level);
+        let counted = (0..150).map(|number| format!("zz/{number:03}"));
+        let few: Vec<String> = counted.chain(["zz-small/1", "zz.d/1"].map(str::to_owned)).collect();
+        for (names, request) in
+            [(&many, one_level()), (&many, recursive()), (&few, one_level()), (&few, recursive())]
+        {
+            let names = by_directory(names, request.one_level);
             let list = |request: ListRequest| {
                 let page = page_of(&names, &request);
                 async move {
