@@ -7,6 +7,9 @@
 //! | `user.dsfs.key` | the object key that it has, or will have |
 //! | `user.dsfs.etag` | the version, for published and past files |
 //! | `user.dsfs.seq` | below `NAME@SEQ`: the commit that made this state |
+//!
+//! Attributes of the system (ACLs, security labels, capabilities) are not supported, and that is what is
+//! said: `ls -l` asks two of them of every file, unless it has been told so of this file system once.
 
 use crate::fs::DatasetFs;
 use crate::fs::error::FsError;
@@ -18,10 +21,10 @@ impl DatasetFs {
     /// One attribute.
     ///
     /// # Errors
-    /// [`FsError::NoAttribute`].
+    /// [`FsError::NoAttribute`]; [`FsError::NotSupported`] for those that are not the users'.
     pub fn getxattr(&self, ino: Ino, name: &str) -> Result<String, FsError> {
-        if !name.starts_with("user.dsfs.") {
-            return Err(FsError::NoAttribute); // asked by ls and cp for every file: decided at once
+        if !name.starts_with("user.") {
+            return Err(FsError::NotSupported("ACLs and security attributes"));
         }
         self.xattrs(ino)?
             .into_iter()
