@@ -4,7 +4,7 @@
 //! 200 000 files. But a listing can also begin behind any key. So the rest of a directory level, or of
 //! all keys below a prefix, is split behind its first page at names that are likely to have others on
 //! both sides: where the names of a page count up (`img_000999.jpg`, `part=04/00017.bin`), at the next
-//! digits. Every name lies in exactly one range, whatever was guessed. A range with nothing in it
+//! digits. Every name lies in a range, whatever was guessed. A range with nothing in it
 //! costs a request that tells what comes behind it; so only as many ranges are asked for at a time as full
 //! pages make likely to be there.
 
@@ -33,7 +33,8 @@ const SPLIT_MAX: usize = 64;
 /// that list directory by directory.
 const NO_NAME: &str = "~~";
 
-/// What becomes of the pages, which come in any order. No name comes twice.
+/// What becomes of the pages, which come in any order; a name comes twice from some servers that do not list
+/// in byte order.
 pub(super) trait Gather {
     /// Takes in a page of the listing of `prefix`.
     fn add_page(&mut self, prefix: &KeyPrefix, page: ListPage);
