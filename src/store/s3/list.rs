@@ -1,7 +1,7 @@
 //! Listing: two ways to ask, one way to read the answer.
 //!
-//! The SDK takes some ten times as long over a page of a thousand keys as reading it takes: a tree of a
-//! million objects is a thousand pages.
+//! Listing 50 000 objects takes 0.47 s of CPU through the SDK, most of it for its reading of the pages, and
+//! 0.22 s past it; a tree of a million objects is a thousand pages.
 
 use std::time::Duration;
 
