@@ -223,7 +223,9 @@ async fn after_a_restart_all_levels_move_to_a_new_commit_together() {
 async fn a_new_mount_lists_the_datasets_and_their_tops_before_anybody_asks() {
     let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
     let open = |store: Arc<dyn ObjectStore>| {
-        Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite"))
+        Arc::new(
+            Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite")),
+        )
     };
     commit(&store, "t1", &["a/old".into(), "top".into()], &[]).await;
     let catalog = open(Arc::clone(&store) as Arc<dyn ObjectStore>);
@@ -251,7 +253,9 @@ async fn a_new_mount_lists_the_datasets_and_their_tops_before_anybody_asks() {
 async fn a_new_mount_without_a_network_shows_what_was_listed_before() {
     let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
     let open = |store: Arc<dyn ObjectStore>| {
-        Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite"))
+        Arc::new(
+            Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite")),
+        )
     };
     commit(&store, "t1", &["top".into()], &[]).await;
     let catalog = open(Arc::clone(&store) as Arc<dyn ObjectStore>);
@@ -268,4 +272,32 @@ async fn a_new_mount_without_a_network_shows_what_was_listed_before() {
     let catalog = open(faulty);
     catalog.warm_up().await;
     assert_eq!(names(&catalog, "").await, ["top"]);
+}
+
+#[tokio::test]
+async fn a_new_mount_knows_all_of_a_small_dataset_and_the_top_of_a_large_one() {
+    for (files, is_small) in [(900, true), (1500, false)] {
+        let store = Arc::new(MemoryStore::default());
+        let mut paths: Vec<String> = (0..files).map(|number| format!("a/{number}")).collect();
+        paths.push("deep/er/and/deeper/x".into());
+        commit(&store, "t1", &paths, &[]).await;
+        let foreign = prefix().key(&run(), &path("deep/er/foreign")).unwrap();
+        store.overwrite_out_of_band(&foreign, Bytes::from_static(b"x"));
+        let faulty = Arc::new(FaultyStore::new(Arc::clone(&store) as Arc<dyn ObjectStore>));
+        let catalog = Catalog::new(Arc::clone(&faulty) as _, prefix(), Duration::from_secs(60));
+        let catalog = Arc::new(catalog);
+        catalog.warm_up().await;
+        let gone = || Fault::Before(crate::store::StoreError::unavailable("d/", "connection refused"));
+        for operation in [Operation::List, Operation::Head, Operation::Get] {
+            (0..10).for_each(|_| faulty.script(operation, gone()));
+        }
+        assert_eq!(names(&catalog, "").await, ["a", "deep"]);
+        let below = catalog.level(&level("deep")).await.unwrap();
+        assert_eq!(below.stale.is_none(), is_small, "{files} files: listed, or what the log has of it");
+        if is_small {
+            assert_eq!(names(&catalog, "a").await.len(), files);
+            assert_eq!(names(&catalog, "deep/er").await, ["and", "foreign"]);
+            assert_eq!(names(&catalog, "deep/er/and/deeper").await, ["x"]);
+        }
+    }
 }

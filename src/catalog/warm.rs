@@ -1,11 +1,13 @@
 //! What is likely to be asked for first is listed when a mount begins.
 //!
 //! A listing is three requests, one after the other (objects, intents, log), and whoever reads
-//! the first file of a new mount would wait for all of them before its GET can be sent. So the
-//! datasets and the tops of the first few are listed while the mount is being made; who comes
-//! meanwhile waits for the listing that is under way.
+//! the first file of a new mount would wait for all of them before its GET can be sent, and again for
+//! every directory on the way to it. So the datasets and the tops of the first few are listed while the
+//! mount is being made, and with its top all of a dataset that comes in one page; who comes meanwhile
+//! waits for the listing that is under way.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -14,18 +16,23 @@ use crate::catalog::Catalog;
 use crate::catalog::Level;
 use crate::catalog::RemoteEntry;
 use crate::catalog::ask::Extent;
+use crate::catalog::levels::Slot;
 use crate::name::DatasetName;
 use crate::name::DirPath;
+use crate::store::StoreError;
 
-/// Datasets whose top is listed: three requests each.
+/// Datasets whose top is listed: three requests each, four if they are large.
 const TOPS_MAX: usize = 16;
+/// Keys of a dataset that is listed as a whole: fewer than a page may have, so that a second one is never
+/// asked for.
+const WHOLE_KEYS_MAX: usize = 999;
 
 impl Catalog {
     /// Lists the datasets, and the tops of some of them: those that were looked into before come
     /// first. Nothing that takes more than a page (but a dataset in which a commit is under way: whether
     /// it is one yet takes all of its top), and nothing that is known already. A failure is nobody's:
     /// whoever needs the level asks again.
-    pub async fn warm_up(&self) {
+    pub async fn warm_up(self: &Arc<Self>) {
         let mut tops = BTreeSet::new();
         if let Some(disk) = self.disk.clone() {
             let known = tokio::task::spawn_blocking(move || disk.datasets()).await.unwrap_or_default();
@@ -42,12 +49,12 @@ impl Catalog {
         self.warm_tops(more.unwrap_or_default()).await;
     }
 
-    async fn warm_tops(&self, names: BTreeSet<DatasetName>) {
+    async fn warm_tops(self: &Arc<Self>, names: BTreeSet<DatasetName>) {
         let each = |name| async move { self.warm(&Level::Directory(name, DirPath::root())).await };
         stream::iter(names).for_each_concurrent(TOPS_MAX, each).await;
     }
 
-    async fn warm(&self, level: &Level) {
+    async fn warm(self: &Arc<Self>, level: &Level) {
         if let (Level::Directory(name, _), Some(disk)) = (level, &self.disk)
             && !self.histories.has(name)
         {
@@ -63,10 +70,20 @@ impl Catalog {
         if slot.known().is_some() {
             return;
         }
-        if let Err(err) = self.list_into(level, &slot, Extent::OnePage).await {
+        if let Err(err) = self.list_ahead(level, &slot).await {
             tracing::debug!("{level} could not be listed ahead: {err}");
         }
         slot.asked.notify_waiters();
+    }
+
+    async fn list_ahead(self: &Arc<Self>, level: &Level, slot: &Slot) -> Result<(), StoreError> {
+        if let Level::Directory(name, dir) = level
+            && dir.is_root()
+            && self.learn_whole(name, WHOLE_KEYS_MAX).await?.is_some()
+        {
+            return Ok(());
+        }
+        self.list_into(level, slot, Extent::OnePage).await.map(drop)
     }
 }
 
