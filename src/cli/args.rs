@@ -40,7 +40,7 @@ pub struct GlobalArgs {
     /// Where staged files go
     #[arg(long, value_name = "DIR", global = true, help_heading = "Settings")]
     pub state_dir: Option<PathBuf>,
-    /// Say more; twice for everything
+    /// Say more; twice for everything, each request included
     #[arg(short, long, action = ArgAction::Count, global = true, help_heading = "Settings")]
     pub verbose: u8,
     /// Say nothing but errors and what was asked for

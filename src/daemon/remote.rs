@@ -32,6 +32,7 @@ use crate::store::link::WatchedStore;
 use crate::store::retry::RetryOptions;
 use crate::store::retry::RetryingStore;
 use crate::store::s3::S3Store;
+use crate::store::trace::TracedStore;
 
 /// How long the first request may take, all in all: somebody is waiting at a terminal.
 const ACCESS_TIMEOUT: Duration = Duration::from_secs(20);
@@ -112,6 +113,7 @@ pub async fn open(config: &Config) -> Result<OpenRemote, Failure> {
             unreachable!("the remote was made from the settings")
         }
     };
+    let plain = TracedStore::wrap(plain);
     #[cfg(debug_assertions)]
     let plain: Arc<dyn ObjectStore> = Arc::new(FailpointStore::new(plain));
     let (retry, assumed_guarantee) = match &config.remote {

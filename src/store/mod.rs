@@ -24,6 +24,7 @@ pub mod fault;
 pub mod failpoint;
 pub mod guarantee;
 pub mod rate;
+pub mod trace;
 
 use std::collections::BTreeMap;
 use std::fmt;
