@@ -223,9 +223,7 @@ async fn after_a_restart_all_levels_move_to_a_new_commit_together() {
 async fn a_new_mount_lists_the_datasets_and_their_tops_before_anybody_asks() {
     let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
     let open = |store: Arc<dyn ObjectStore>| {
-        Arc::new(
-            Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite")),
-        )
+        Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite"))
     };
     commit(&store, "t1", &["a/old".into(), "top".into()], &[]).await;
     let catalog = open(Arc::clone(&store) as Arc<dyn ObjectStore>);
@@ -253,9 +251,7 @@ async fn a_new_mount_lists_the_datasets_and_their_tops_before_anybody_asks() {
 async fn a_new_mount_without_a_network_shows_what_was_listed_before() {
     let (store, dir) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
     let open = |store: Arc<dyn ObjectStore>| {
-        Arc::new(
-            Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite")),
-        )
+        Catalog::new(store, prefix(), Duration::from_secs(60)).with_disk(&dir.path().join("r.sqlite"))
     };
     commit(&store, "t1", &["top".into()], &[]).await;
     let catalog = open(Arc::clone(&store) as Arc<dyn ObjectStore>);
@@ -285,7 +281,6 @@ async fn a_new_mount_knows_all_of_a_small_dataset_and_the_top_of_a_large_one() {
         store.overwrite_out_of_band(&foreign, Bytes::from_static(b"x"));
         let faulty = Arc::new(FaultyStore::new(Arc::clone(&store) as Arc<dyn ObjectStore>));
         let catalog = Catalog::new(Arc::clone(&faulty) as _, prefix(), Duration::from_secs(60));
-        let catalog = Arc::new(catalog);
         catalog.warm_up().await;
         let gone = || Fault::Before(crate::store::StoreError::unavailable("d/", "connection refused"));
         for operation in [Operation::List, Operation::Head, Operation::Get] {

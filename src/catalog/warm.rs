@@ -7,7 +7,6 @@
 //! waits for the listing that is under way.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -32,7 +31,7 @@ impl Catalog {
     /// first. Nothing that takes more than a page (but a dataset in which a commit is under way: whether
     /// it is one yet takes all of its top), and nothing that is known already. A failure is nobody's:
     /// whoever needs the level asks again.
-    pub async fn warm_up(self: &Arc<Self>) {
+    pub async fn warm_up(&self) {
         let mut tops = BTreeSet::new();
         if let Some(disk) = self.disk.clone() {
             let known = tokio::task::spawn_blocking(move || disk.datasets()).await.unwrap_or_default();
@@ -49,12 +48,12 @@ impl Catalog {
         self.warm_tops(more.unwrap_or_default()).await;
     }
 
-    async fn warm_tops(self: &Arc<Self>, names: BTreeSet<DatasetName>) {
+    async fn warm_tops(&self, names: BTreeSet<DatasetName>) {
         let each = |name| async move { self.warm(&Level::Directory(name, DirPath::root())).await };
         stream::iter(names).for_each_concurrent(TOPS_MAX, each).await;
     }
 
-    async fn warm(self: &Arc<Self>, level: &Level) {
+    async fn warm(&self, level: &Level) {
         if let (Level::Directory(name, _), Some(disk)) = (level, &self.disk)
             && !self.histories.has(name)
         {
@@ -76,10 +75,10 @@ impl Catalog {
         slot.asked.notify_waiters();
     }
 
-    async fn list_ahead(self: &Arc<Self>, level: &Level, slot: &Slot) -> Result<(), StoreError> {
+    async fn list_ahead(&self, level: &Level, slot: &Slot) -> Result<(), StoreError> {
         if let Level::Directory(name, dir) = level
             && dir.is_root()
-            && self.learn_whole(name, WHOLE_KEYS_MAX).await?.is_some()
+            && self.learn_and_keep(name, WHOLE_KEYS_MAX).await?
         {
             return Ok(());
         }

@@ -37,6 +37,13 @@ use crate::store::StoreError;
 /// All directories of a dataset, in the order in which a walk from the top meets them.
 pub type Levels = Vec<(DirPath, Arc<Listing>)>;
 
+/// A dataset as it was learnt: of which commit, and how many news had come before.
+struct Learnt {
+    levels: Levels,
+    seq: u64,
+    news: u64,
+}
+
 /// Objects of a flat listing, until there are too many.
 struct Keys {
     objects: Vec<ListedObject>,
@@ -69,6 +76,34 @@ impl Catalog {
         name: &DatasetName,
         keys_max: usize,
     ) -> Result<Option<Levels>, StoreError> {
+        let Some(learnt) = self.learn(name, keys_max).await? else { return Ok(None) };
+        let levels = learnt.levels.clone();
+        let (catalog, name) = (Arc::clone(self), name.clone());
+        tokio::spawn(async move { catalog.keep_all(&name, learnt).await });
+        Ok(Some(levels))
+    }
+
+    /// As [`Self::learn_whole`], and what was learnt is on disk afterwards; whether anything was.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(super) async fn learn_and_keep(
+        &self,
+        name: &DatasetName,
+        keys_max: usize,
+    ) -> Result<bool, StoreError> {
+        let Some(learnt) = self.learn(name, keys_max).await? else { return Ok(false) };
+        self.keep_all(name, learnt).await;
+        Ok(true)
+    }
+
+    async fn keep_all(&self, name: &DatasetName, learnt: Learnt) {
+        for (dir, listing) in learnt.levels {
+            self.keep(&Level::Directory(name.clone(), dir), listing, learnt.seq, learnt.news).await;
+        }
+    }
+
+    async fn learn(&self, name: &DatasetName, keys_max: usize) -> Result<Option<Learnt>, StoreError> {
         let mut doubtful = true;
         for _ in 0..LISTING_TRIES {
             let news = self.news.load(Ordering::Acquire);
@@ -84,13 +119,7 @@ impl Catalog {
             let seq = reading.history.snapshot.seq;
             drop(reading); // others may read
             if self.install(name, &levels, news) {
-                let (catalog, name, kept) = (Arc::clone(self), name.clone(), levels.clone());
-                tokio::spawn(async move {
-                    for (dir, listing) in kept {
-                        catalog.keep(&Level::Directory(name.clone(), dir), listing, seq, news).await;
-                    }
-                });
-                return Ok(Some(levels));
+                return Ok(Some(Learnt { levels, seq, news }));
             }
         }
         Ok(None)
