@@ -200,6 +200,11 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn dispatch(command: &Command, cx: &mut Context) -> Result<(), Failure> {
+    // A mount knows by itself where its lines go, and also writes some that nobody has asked for.
+    let asked_for = cx.global.verbose > 0 || cx.env.get("DSFS_LOG").is_some();
+    if asked_for && !matches!(command, Command::Mount(_)) {
+        cx.log_to_stderr("warn");
+    }
     match command {
         Command::Mount(args) => mount::run(args, cx),
         Command::Umount(args) => umount::run(args, cx),

@@ -398,3 +398,16 @@ fn every_new_command_has_its_page() {
         assert!(page.out.contains(".TH"), "{command}");
     }
 }
+
+#[test]
+fn whoever_asks_for_everything_sees_each_request() {
+    let home = Home::new();
+    for (flags, is_said) in [(&[][..], false), (&["-v"][..], false), (&["-vv"][..], true)] {
+        let remote = home.remote();
+        let said = home.run(&[flags, &["list", "--remote", &remote]].concat());
+        assert_eq!(said.code, 0, "{}", said.err);
+        assert_eq!(said.err.contains("LIST one level of "), is_said, "{flags:?}: {}", said.err);
+    }
+    let said = home.run_with(&["list", "--remote", &home.remote()], &[("DSFS_LOG", "dsfs=trace")]);
+    assert!(said.err.contains("LIST one level of "), "{}", said.err);
+}
