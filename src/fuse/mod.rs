@@ -161,15 +161,18 @@ fn log_errno(operation: &'static str, err: &FsError) -> Errno {
     Errno::from_i32(errno)
 }
 
-/// What the kernel is told of an inode that is read and written through us.
-fn cached_flags(opened: &Opened) -> FopenFlags {
+/// What the kernel is told of an open file; `passed` if it reads and writes the file without us.
+fn open_flags(opened: &Opened, passed: bool) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
     // Pages stay valid across opens: published files do not change, and staged files change
-    // only through this kernel. Readers have nothing to flush.
-    if opened.writable {
-        FopenFlags::FOPEN_KEEP_CACHE
-    } else {
-        FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
+    // only through this kernel. It refuses the flag (EIO) for files that it reads without us.
+    if !passed {
+        flags |= FopenFlags::FOPEN_KEEP_CACHE;
     }
+    if !opened.writable {
+        flags |= FopenFlags::FOPEN_NOFLUSH; // readers have nothing to flush
+    }
+    flags
 }
 
 #[expect(unsafe_code, reason = "an id that the program before this one has registered")]
@@ -347,8 +350,8 @@ impl Filesystem for FuseAdapter {
                 let fh = FileHandle(opened.fh);
                 let register = |file: &_| reply.open_backing(file);
                 match backings.of(&answer, ino.0, &opened, register, |id| wrap_opened(&reply, id)) {
-                    Some(id) => reply.opened_passthrough(fh, FopenFlags::empty(), &id),
-                    None => reply.opened(fh, cached_flags(&opened)),
+                    Some(id) => reply.opened_passthrough(fh, open_flags(&opened, true), &id),
+                    None => reply.opened(fh, open_flags(&opened, false)),
                 }
             }
         });
@@ -375,9 +378,10 @@ impl Filesystem for FuseAdapter {
                 let register = |file: &_| reply.open_backing(file);
                 match backings.of(&answer, entry.attr.ino, &opened, register, |id| wrap_created(&reply, id)) {
                     Some(id) => {
-                        reply.created_passthrough(&ttl, &attr, GENERATION, fh, FopenFlags::empty(), &id);
+                        let flags = open_flags(&opened, true);
+                        reply.created_passthrough(&ttl, &attr, GENERATION, fh, flags, &id);
                     }
-                    None => reply.created(&ttl, &attr, GENERATION, fh, cached_flags(&opened)),
+                    None => reply.created(&ttl, &attr, GENERATION, fh, open_flags(&opened, false)),
                 }
             }
         });
