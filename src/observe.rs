@@ -15,6 +15,9 @@ use std::path::PathBuf;
 use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::SubscriberBuilder;
+use tracing_subscriber::fmt::format::DefaultFields;
+use tracing_subscriber::fmt::format::Format;
 
 use crate::durable;
 
@@ -45,10 +48,9 @@ impl Verbosity {
 
 /// Starts logging to stderr. `usual` is the level without `-v`: `warn` for commands, `info` for a daemon.
 pub fn log_to_stderr(verbosity: Verbosity, usual: &str, filter: Option<&str>, color: bool) {
-    let filter = EnvFilter::new(filter.map_or_else(|| verbosity.directives(usual), str::to_owned));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    let builder = builder(verbosity, usual, filter).with_ansi(color && io::stderr().is_terminal());
     // A second call, as tests make, changes nothing.
-    let _ = builder.with_ansi(color && io::stderr().is_terminal()).with_writer(io::stderr).try_init();
+    let _ = builder.with_writer(io::stderr).try_init();
 }
 
 /// Starts logging to a file.
@@ -56,11 +58,21 @@ pub fn log_to_stderr(verbosity: Verbosity, usual: &str, filter: Option<&str>, co
 /// # Errors
 /// The file cannot be opened.
 pub fn log_to_file(path: &Path, verbosity: Verbosity, filter: Option<&str>) -> io::Result<()> {
-    let filter = EnvFilter::new(filter.map_or_else(|| verbosity.directives("info"), str::to_owned));
     let log = BoundedLog::open(path, LOG_BYTES_MAX)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
-    let _ = builder.with_ansi(false).with_writer(log).try_init();
+    let _ = builder(verbosity, "info", filter).with_ansi(false).with_writer(log).try_init();
     Ok(())
+}
+
+/// What all logs have in common. A line that cannot be written, to a pipe that nobody reads any more or
+/// to a full disk, is lost, and nothing else: tracing would say so on stderr, and panic where that cannot
+/// be written either.
+fn builder(
+    verbosity: Verbosity,
+    usual: &str,
+    filter: Option<&str>,
+) -> SubscriberBuilder<DefaultFields, Format, EnvFilter> {
+    let filter = EnvFilter::new(filter.map_or_else(|| verbosity.directives(usual), str::to_owned));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false)
 }
 
 /// A file that is put aside as `NAME.1` when it has grown to its limit.

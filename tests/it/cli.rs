@@ -116,6 +116,19 @@ fn data_goes_to_stdout_and_a_closed_pipe_is_no_error() {
 }
 
 #[test]
+fn log_lines_that_nobody_reads_are_no_error() {
+    let home = Home::new();
+    fs::create_dir(home.path("remote/run")).unwrap();
+    fs::write(home.path("remote/run/data.jsonl"), "{}\n").unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader); // as after `2>&1 | head -1`
+    let listing = home.command(&["-vv", "list", "--remote", &home.remote()]).stderr(writer).output().unwrap();
+    let said = Said::of(listing);
+    assert_eq!(said.code, 0);
+    assert!(said.out.contains("run"), "{}", said.out);
+}
+
+#[test]
 fn completions_manual_and_help_are_there() {
     let home = Home::new();
     for shell in ["bash", "zsh", "fish"] {

@@ -19,6 +19,7 @@ use dsfs::store::fault::FaultyStore;
 use dsfs::store::fault::Operation;
 use dsfs::store::memory::MemoryStore;
 
+use crate::common::home::Home;
 use crate::common::mount::DEADLINE;
 use crate::common::mount::Setup;
 use crate::common::mount::TestMount;
@@ -154,6 +155,34 @@ fn a_full_staging_disk_is_told_to_the_writer() {
         fs::remove_file(mount.path("run/small")).unwrap();
     }
     unmount_disk(disk.path());
+}
+
+#[test]
+fn a_daemon_whose_log_finds_no_room_goes_on() {
+    let home = Home::new();
+    let disk = home.path(".local/state");
+    fs::create_dir_all(&disk).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m,nr_inodes=100", "none"])
+        .arg(&disk)
+        .status();
+    assert!(mounted.unwrap().success(), "this test mounts a small disk, which takes root");
+    let mnt = home.mount();
+    fs::create_dir(mnt.join("run")).unwrap();
+    let mut big = File::create(mnt.join("run/big")).unwrap();
+    let written = (0..100).try_for_each(|_| big.write_all(&[7; 100_000]));
+    assert_eq!(errno(written), Some(libc::ENOSPC));
+    drop(big);
+    // Each is a line in the log, of which soon not even the last block has room.
+    let refused = (0..1000).filter_map(|n| File::create(mnt.join(format!("run/{n}"))).err());
+    let refused: Vec<_> = refused.map(|err| err.raw_os_error()).collect();
+    assert!(refused.len() > 500, "{} were refused", refused.len());
+    assert_eq!(refused.iter().find(|errno| **errno != Some(libc::ENOSPC)), None, "for another reason");
+    fs::remove_file(mnt.join("run/big")).unwrap();
+    fs::remove_file(mnt.join("run/0")).unwrap();
+    fs::write(mnt.join("run/small"), "fits again").unwrap();
+    assert_eq!(home.run(&["umount", "mnt"]).code, 0);
+    unmount_disk(&disk);
 }
 
 #[test]
