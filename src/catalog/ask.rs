@@ -132,10 +132,9 @@ impl Catalog {
             let reading = self.read_history(name, mark).await?;
             let recent = reading.since_mark.clone().unwrap_or_default();
             let doubts = view::apply(&mut listing, place, &reading.history, &recent);
-            // The first time, nothing tells what another tool has deleted or overwritten from what was
-            // recorded after the listing. The second time does.
-            let in_doubt = doubts.overwritten || !doubts.missing.is_empty();
-            if std::mem::take(&mut first) && reading.since_mark.is_none() && in_doubt {
+            // The first time, nothing tells what another tool has done from what was recorded after the
+            // listing. The second time does.
+            if std::mem::take(&mut first) && reading.since_mark.is_none() && doubts.unexplained {
                 continue;
             }
             let seq = reading.history.snapshot.seq;

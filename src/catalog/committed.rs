@@ -296,3 +296,50 @@ async fn a_new_mount_knows_all_of_a_small_dataset_and_the_top_of_a_large_one() {
         }
     }
 }
+
+/// What a machine shows that has never seen the dataset, if `meanwhile` happens between its listing of the
+/// objects and its reading of intents and log; `whole` if it lists the whole tree.
+async fn shown_to_newcomer(
+    store: &Arc<MemoryStore>,
+    whole: bool,
+    meanwhile: impl Future<Output = ()>,
+) -> Vec<String> {
+    let faulty = Arc::new(FaultyStore::new(Arc::clone(store) as Arc<dyn ObjectStore>));
+    faulty.script(Operation::List, Fault::Delay(Duration::ZERO));
+    faulty.script(Operation::List, Fault::Delay(Duration::from_secs(10)));
+    let catalog = Arc::new(Catalog::new(faulty, prefix(), Duration::from_secs(60)));
+    let newcomer = tokio::spawn(async move {
+        if whole {
+            catalog.learn_whole(&run(), 1000).await.unwrap().unwrap();
+        }
+        names(&catalog, "").await
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    meanwhile.await;
+    newcomer.await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_is_shown_all_of_a_commit_that_ends_while_it_lists() {
+    for whole in [false, true] {
+        let store = Arc::new(MemoryStore::default());
+        commit(&store, "t1", &["keep".into()], &[]).await;
+        let first = prefix().key(&run(), &path("new1/a")).unwrap();
+        store.overwrite_out_of_band(&first, Bytes::from_static(b"x"));
+        let end = async { commit(&store, "t2", &["new1/a".into(), "new2/b".into()], &[]).await };
+        assert_eq!(shown_to_newcomer(&store, whole, end).await, ["keep", "new1", "new2"], "whole: {whole}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_is_not_shown_what_a_commit_deletes_while_it_lists() {
+    for whole in [false, true] {
+        let store = Arc::new(MemoryStore::default());
+        commit(&store, "t1", &["keep".into(), "x".into(), "y".into()], &[]).await;
+        commit(&store, "t2", &[], &["x", "y"]).await;
+        let last = prefix().key(&run(), &path("y")).unwrap();
+        store.overwrite_out_of_band(&last, Bytes::from_static(b"x")); // not deleted yet
+        let end = async { store.delete_out_of_band(&last) };
+        assert_eq!(shown_to_newcomer(&store, whole, end).await, ["keep"], "whole: {whole}");
+    }
+}

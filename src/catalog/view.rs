@@ -96,8 +96,10 @@ pub struct Doubts {
     pub directories: Vec<RelPath>,
     /// Files of the snapshot that the listing lacks.
     pub missing: Vec<RelPath>,
-    /// The listing has another version of a file than the snapshot.
-    pub overwritten: bool,
+    /// The listing differs from the snapshot in a way that only another tool explains, or a commit of which
+    /// nobody knows yet that it came after the listing: a file or a directory is missing, a file is another
+    /// version, or one that the snapshot does not have.
+    pub unexplained: bool,
 }
 
 /// Where a directory is in the bucket.
@@ -123,7 +125,8 @@ pub fn apply(listing: &mut Listing, place: Place<'_>, history: &History, recent:
             Some(RemoteEntry::File(file)) => {
                 let shown = shown(file, &path, history, recent, &fresh);
                 match shown {
-                    Shown::AsListed => doubts.overwritten |= history.snapshot.entries.contains_key(&path),
+                    // Where nothing was ever committed, everything is another tool's.
+                    Shown::AsListed => doubts.unexplained |= history.snapshot.seq > 0,
                     Shown::AsRecorded(entry) => {
                         *file = remote_file(place, entry).unwrap_or_else(|| file.clone())
                     }
@@ -145,7 +148,20 @@ pub fn apply(listing: &mut Listing, place: Place<'_>, history: &History, recent:
         listing.marker = false;
     }
     complete(listing, place, recent);
-    doubts.missing = missing(listing, place.dir, &history.snapshot);
+    for child in children(&history.snapshot, place.dir) {
+        match child {
+            Child::File(path) if !listing.entries.contains_key(path.file_name()) => {
+                doubts.missing.push(path.clone());
+            }
+            Child::Directory(name) => doubts.unexplained |= !listing.entries.contains_key(name),
+            Child::File(_) => {}
+        }
+    }
+    doubts.unexplained |= !doubts.missing.is_empty();
+    let start = if place.dir.is_root() { String::new() } else { format!("{}/", place.dir) };
+    let markers = history.snapshot.markers.range::<str, _>((Bound::Included(&*start), Bound::Unbounded));
+    let mut names = markers.map_while(|marker| below(place.dir, marker)).map(|(name, _)| name);
+    doubts.unexplained |= names.any(|name| !listing.entries.contains_key(name));
     doubts
 }
 
@@ -241,26 +257,29 @@ pub fn is_announced(path: &str, history: &History) -> bool {
         || marker.is_some_and(|dir| history.announced.markers.contains(dir))
 }
 
-/// The snapshot's files directly in `dir` that a listing lacks.
-fn missing(listing: &Listing, dir: &DirPath, snapshot: &Snapshot) -> Vec<RelPath> {
-    children(snapshot, dir).filter(|path| !listing.entries.contains_key(path.file_name())).cloned().collect()
+/// What a snapshot's files make of a directory.
+enum Child<'s> {
+    File(&'s RelPath),
+    /// By its name in the directory.
+    Directory(&'s str),
 }
 
-/// A snapshot's files directly in a directory. Whole subdirectories are stepped over.
-fn children<'s>(snapshot: &'s Snapshot, dir: &DirPath) -> impl Iterator<Item = &'s RelPath> {
+/// What a snapshot's files make of a directory, directly in it. Whole subdirectories are stepped over.
+fn children<'s>(snapshot: &'s Snapshot, dir: &DirPath) -> impl Iterator<Item = Child<'s>> {
     let start = if dir.is_root() { String::new() } else { format!("{dir}/") };
     let mut from = start.clone();
     std::iter::from_fn(move || {
-        loop {
-            let range = (Bound::Included(&*from), Bound::Unbounded);
-            let (path, _) = snapshot.entries.range::<str, _>(range).next()?;
-            let rest = path.as_str().strip_prefix(&start)?;
-            match rest.split_once('/') {
-                Some((sub, _)) => from = format!("{start}{sub}0"), // '0' follows '/'
-                None => {
-                    from = format!("{path}\0");
-                    return Some(path);
-                }
+        let range = (Bound::Included(&*from), Bound::Unbounded);
+        let (path, _) = snapshot.entries.range::<str, _>(range).next()?;
+        let rest = path.as_str().strip_prefix(&start)?;
+        match rest.split_once('/') {
+            Some((sub, _)) => {
+                from = format!("{start}{sub}0"); // '0' follows '/'
+                Some(Child::Directory(sub))
+            }
+            None => {
+                from = format!("{path}\0");
+                Some(Child::File(path))
             }
         }
     })
@@ -270,22 +289,15 @@ fn children<'s>(snapshot: &'s Snapshot, dir: &DirPath) -> impl Iterator<Item = &
 #[must_use]
 pub fn of_snapshot(place: Place<'_>, snapshot: &Snapshot) -> Listing {
     let mut listing = Listing::default();
-    let start = if place.dir.is_root() { String::new() } else { format!("{}/", place.dir) };
-    let mut from = start.clone();
-    loop {
-        let range = (Bound::Included(&*from), Bound::Unbounded);
-        let Some((path, entry)) = snapshot.entries.range::<str, _>(range).next() else { break };
-        let Some(rest) = path.as_str().strip_prefix(&start) else { break };
-        match rest.split_once('/') {
-            Some((sub, _)) => {
-                listing.entries.insert(sub.into(), RemoteEntry::Directory);
-                from = format!("{start}{sub}0"); // '0' follows '/'
+    for child in children(snapshot, place.dir) {
+        match child {
+            Child::Directory(name) => {
+                listing.entries.insert(name.into(), RemoteEntry::Directory);
             }
-            None => {
-                if let Some(file) = remote_file(place, entry) {
-                    listing.entries.insert(rest.into(), RemoteEntry::File(file));
+            Child::File(path) => {
+                if let Some(file) = snapshot.entries.get(path).and_then(|entry| remote_file(place, entry)) {
+                    listing.entries.insert(path.file_name().into(), RemoteEntry::File(file));
                 }
-                from = format!("{path}\0");
             }
         }
     }
@@ -476,12 +488,23 @@ mod tests {
     }
 
     #[test]
-    fn a_version_that_is_not_the_snapshots_is_told() {
-        let quiet = history(vec![entry("a", "1")], vec![]);
-        let (_, doubts) = show(&mut listing(&[("a", "9")], &[]), &quiet, &Changes::default());
-        assert!(doubts.overwritten);
-        let (_, doubts) = show(&mut listing(&[("a", "1"), ("b", "1")], &[]), &quiet, &Changes::default());
-        assert!(!doubts.overwritten);
+    fn what_no_known_commit_explains_is_told() {
+        let mut history = history(vec![entry("a", "1"), entry("d/x", "1")], vec![]);
+        Arc::make_mut(&mut history.snapshot).markers.insert(path("d/empty"));
+        let unexplained = |history: &History, mut listing: Listing| {
+            show(&mut listing, history, &Changes::default()).1.unexplained
+        };
+        assert!(!unexplained(&history, listing(&[("a", "1")], &["d", "other"])));
+        assert!(unexplained(&history, listing(&[("a", "9")], &["d"])), "another version");
+        let more = listing(&[("a", "1"), ("b", "1")], &["d"]);
+        assert!(unexplained(&history, more), "deleted since, or another tool's");
+        assert!(unexplained(&history, listing(&[("a", "1")], &[])), "a directory that was made since");
+        assert!(unexplained(&history, listing(&[], &["d"])), "a file that was made since");
+        Arc::make_mut(&mut history.snapshot).markers.insert(path("empty"));
+        assert!(
+            unexplained(&history, listing(&[("a", "1")], &["d"])),
+            "an empty directory that was made since"
+        );
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Catalog {
         Ok(Some(levels))
     }
 
-    /// As [`Self::learn_whole`], and what was learnt is on disk afterwards; whether anything was.
+    /// As [`Self::learn_whole`], and the disk has begun to take in what was learnt; whether anything was.
     ///
     /// # Errors
     /// The store's.
@@ -111,8 +111,8 @@ impl Catalog {
             let Some(objects) = self.flat(name, keys_max).await? else { return Ok(None) };
             let reading = self.read_history(name, mark).await?;
             let (levels, in_doubt) = self.view_all(name, objects, &reading);
-            // As for a single level: the first reading cannot tell what another tool has deleted or
-            // overwritten from what was recorded after the listing.
+            // As for a single level: the first reading cannot tell what another tool has done from what was
+            // recorded after the listing.
             if std::mem::take(&mut doubtful) && reading.since_mark.is_none() && in_doubt {
                 continue;
             }
@@ -138,8 +138,7 @@ impl Catalog {
         Ok((!keys.has_enough()).then_some(keys.objects))
     }
 
-    /// What is shown of each directory; and whether the snapshot has files that were not listed, or
-    /// other versions.
+    /// What is shown of each directory; and whether the snapshot does not explain something of it.
     fn view_all(&self, name: &DatasetName, objects: Vec<ListedObject>, reading: &Reading) -> (Levels, bool) {
         let recent = reading.since_mark.clone().unwrap_or_default();
         let dataset = self.prefix.dataset(name);
@@ -158,7 +157,7 @@ impl Catalog {
                     listing.entries.remove(path.file_name());
                 }
             }
-            in_doubt |= doubts.overwritten || !doubts.missing.is_empty();
+            in_doubt |= doubts.unexplained;
             let prefix = self.prefix.directory(name, &dir);
             listing.withheld.extend(doubts.missing.iter().map(|path| HiddenKey::missing(&prefix, path)));
             levels.push((dir, Arc::new(listing)));
