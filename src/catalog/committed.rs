@@ -281,7 +281,8 @@ async fn a_new_mount_knows_all_of_a_small_dataset_and_the_top_of_a_large_one() {
         store.overwrite_out_of_band(&foreign, Bytes::from_static(b"x"));
         let faulty = Arc::new(FaultyStore::new(Arc::clone(&store) as Arc<dyn ObjectStore>));
         let catalog = Catalog::new(Arc::clone(&faulty) as _, prefix(), Duration::from_secs(60));
-        catalog.warm_up().await;
+        let tops = catalog.warm_up().await;
+        catalog.learn_small(tops).await;
         let gone = || Fault::Before(crate::store::StoreError::unavailable("d/", "connection refused"));
         for operation in [Operation::List, Operation::Head, Operation::Get] {
             (0..10).for_each(|_| faulty.script(operation, gone()));

@@ -37,6 +37,7 @@ use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::config::Place;
 use crate::control;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
@@ -195,9 +196,18 @@ async fn start_at(
     let mut tasks = JoinSet::new();
     let (warming, stopped) = (Arc::clone(&catalog), stop.clone());
     let (done, warmed) = oneshot::channel();
+    // A directory is as quick to list as the disk that it is on, and a page of its whole tree takes
+    // reading all of that.
+    let has_pages = matches!(workspace.remote.remote.place, Place::S3 { .. });
     tasks.spawn(async move {
-        stopped.run_until_cancelled(warming.warm_up()).await.unwrap_or_default();
-        let _nobody_waits = done.send(());
+        let warm_up = async {
+            let tops = warming.warm_up().await;
+            let _nobody_waits = done.send(());
+            if has_pages {
+                warming.learn_small(tops).await;
+            }
+        };
+        stopped.run_until_cancelled(warm_up).await.unwrap_or_default();
     });
     match &inheritance {
         None => {
