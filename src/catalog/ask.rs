@@ -220,7 +220,7 @@ impl Catalog {
             })
             .collect();
         let deleted: Vec<RelPath> = news.deleted.iter().map(|gone| gone.path.clone()).collect();
-        let edits = Edits::of(name, &files, &deleted);
+        let edits = Edits::of(name, &files, &news.markers, &deleted);
         let (before, after) = (reading.before, Arc::clone(snapshot));
         let edits = self.begin_edits(edits);
         let edits = match &self.disk {
@@ -243,7 +243,8 @@ impl Catalog {
             && !news.is_empty()
             && !is_first
         {
-            let paths: HashSet<RelPath> = files.into_iter().map(|(path, _)| path).chain(deleted).collect();
+            let came = files.into_iter().map(|(path, _)| path).chain(news.markers.iter().cloned());
+            let paths: HashSet<RelPath> = came.chain(deleted).collect();
             listener.changed(name, &paths.into_iter().collect::<Vec<_>>());
         }
     }

@@ -13,8 +13,14 @@ use crate::name::DatasetName;
 use crate::name::DirPath;
 use crate::name::RelPath;
 
-/// New entries of a level by name; `None` for one that goes.
-pub(super) type LevelEdits = BTreeMap<Arc<str>, Option<RemoteEntry>>;
+/// Changes of a level.
+#[derive(Debug, Default)]
+pub(super) struct LevelEdits {
+    /// New entries by name; `None` for one that goes.
+    pub(super) entries: BTreeMap<Arc<str>, Option<RemoteEntry>>,
+    /// The directory's own marker came.
+    pub(super) marker: bool,
+}
 
 /// Changes of some levels.
 #[derive(Debug, Default)]
@@ -23,35 +29,49 @@ pub(super) struct Edits {
 }
 
 impl Edits {
-    /// What follows from files that came and files that went: entries for the files, and for the
-    /// directories that lead to those that came. A directory that is left empty stays until it is
-    /// listed again, since another tool may have something in it.
-    pub(super) fn of(name: &DatasetName, files: &[(RelPath, RemoteFile)], deleted: &[RelPath]) -> Self {
+    /// What follows from files and directories' markers that came and files that went: entries for the
+    /// files, and for the directories that lead to what came. A directory that is left empty stays until
+    /// it is listed again, since another tool may have something in it.
+    pub(super) fn of(
+        name: &DatasetName,
+        files: &[(RelPath, RemoteFile)],
+        markers: &[RelPath],
+        deleted: &[RelPath],
+    ) -> Self {
         let mut edits = Self::default();
         for path in deleted {
             edits.set(name, path, None);
         }
         for (path, file) in files {
             edits.set(name, path, Some(RemoteEntry::File(file.clone())));
-            let mut dir = path.parent();
-            while let Some(path) = dir.as_path() {
-                if !edits.set(name, &path, Some(RemoteEntry::Directory)) {
-                    break; // so are the ones above it
-                }
-                dir = path.parent();
-            }
+            edits.lead_to(name, path.parent());
         }
-        if !files.is_empty() {
+        for marker in markers {
+            let dir = DirPath::from(marker.clone());
+            edits.levels.entry(Level::Directory(name.clone(), dir.clone())).or_default().marker = true;
+            edits.lead_to(name, dir);
+        }
+        if !files.is_empty() || !markers.is_empty() {
             let datasets = edits.levels.entry(Level::Datasets).or_default();
-            datasets.insert(name.as_str().into(), Some(RemoteEntry::Directory));
+            datasets.entries.insert(name.as_str().into(), Some(RemoteEntry::Directory));
         }
         edits
+    }
+
+    /// A directory is there, and those above it.
+    fn lead_to(&mut self, name: &DatasetName, mut dir: DirPath) {
+        while let Some(path) = dir.as_path() {
+            if !self.set(name, &path, Some(RemoteEntry::Directory)) {
+                break; // so are the ones above it
+            }
+            dir = path.parent();
+        }
     }
 
     /// Whether that is new.
     fn set(&mut self, name: &DatasetName, path: &RelPath, entry: Option<RemoteEntry>) -> bool {
         let level = Level::Directory(name.clone(), path.parent());
-        let changed = self.levels.entry(level).or_default();
+        let changed = &mut self.levels.entry(level).or_default().entries;
         let is_new = changed.get(path.file_name()) != Some(&entry);
         changed.insert(path.file_name().into(), entry);
         is_new
@@ -60,7 +80,8 @@ impl Edits {
 
 /// Makes edits to a level.
 pub(super) fn apply(listing: &mut Listing, edits: &LevelEdits) {
-    for (name, entry) in edits {
+    listing.marker |= edits.marker;
+    for (name, entry) in &edits.entries {
         match entry {
             Some(entry) => {
                 listing.entries.insert(Arc::clone(name), entry.clone());
@@ -106,26 +127,29 @@ mod tests {
     }
 
     #[test]
-    fn a_file_brings_the_directories_that_lead_to_it() {
+    fn what_comes_brings_the_directories_that_lead_to_it() {
         let run = DatasetName::parse("run").unwrap();
-        let edits = Edits::of(&run, &[(path("a/b/c"), file(1)), (path("a/b/d"), file(1))], &[path("a/x")]);
+        let files = [(path("a/b/c"), file(1)), (path("a/b/d"), file(1))];
+        let edits = Edits::of(&run, &files, &[path("a/empty")], &[path("a/x")]);
         let shown: Vec<(String, Vec<String>)> = edits
             .levels
             .iter()
             .map(|(level, edits)| {
-                let names = edits.iter().map(|(name, entry)| match entry {
+                let marker = edits.marker.then(|| ".".to_owned());
+                let names = edits.entries.iter().map(|(name, entry)| match entry {
                     None => format!("-{name}"),
                     Some(RemoteEntry::Directory) => format!("{name}/"),
                     Some(RemoteEntry::File(_)) => name.to_string(),
                 });
-                (format!("{level}"), names.collect())
+                (format!("{level}"), marker.into_iter().chain(names).collect())
             })
             .collect();
         let expected = [
             ("the datasets", vec!["run/"]),
             ("run", vec!["a/"]),
-            ("run/a", vec!["b/", "-x"]),
+            ("run/a", vec!["b/", "empty/", "-x"]),
             ("run/a/b", vec!["c", "d"]),
+            ("run/a/empty", vec!["."]),
         ];
         let expected: Vec<(String, Vec<String>)> = expected
             .into_iter()

@@ -404,14 +404,15 @@ impl Catalog {
         Ok(RemoteFile { etag: Some(meta.etag), size_bytes: meta.size_bytes, ..file.clone() })
     }
 
-    /// Takes in what this machine has published, without asking the remote. Waits for the disk.
-    pub fn publish(&self, name: &DatasetName, files: &[(RelPath, RemoteFile)]) {
-        self.take_own(name, Edits::of(name, files, &[]));
+    /// Takes in files, and directories' markers, that this machine has published, without asking the
+    /// remote. Waits for the disk.
+    pub fn publish(&self, name: &DatasetName, files: &[(RelPath, RemoteFile)], markers: &[RelPath]) {
+        self.take_own(name, Edits::of(name, files, markers, &[]));
     }
 
     /// Takes in what this machine has deleted, without asking the remote. Waits for the disk.
     pub fn withdraw(&self, name: &DatasetName, paths: &[RelPath]) {
-        self.take_own(name, Edits::of(name, &[], paths));
+        self.take_own(name, Edits::of(name, &[], &[], paths));
     }
 
     fn take_own(&self, name: &DatasetName, edits: Edits) {

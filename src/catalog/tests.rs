@@ -63,7 +63,7 @@ async fn what_we_published_is_known_without_asking() {
         etag: Some(crate::name::ETag::from_server("e")),
         modified: std::time::SystemTime::UNIX_EPOCH,
     };
-    catalog.publish(&run, &[(RelPath::parse("sub/x").unwrap(), file)]);
+    catalog.publish(&run, &[(RelPath::parse("sub/x").unwrap(), file)], &[]);
     let known = catalog.fresh(&level).unwrap();
     assert_eq!(known.listing.entries.get("sub"), Some(&RemoteEntry::Directory));
     // The level below was never asked for: it is listed when it is.

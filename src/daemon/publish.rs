@@ -132,7 +132,7 @@ async fn context(
 fn published(workspace: &Workspace, fs: Option<&DatasetFs>, report: &CommitReport) -> CommitOutcome {
     if let Some(fs) = fs {
         let files = remote_files(&workspace.remote.remote.prefix, report);
-        fs.committed(&report.dataset, &files, &report.deleted);
+        fs.committed(&report.dataset, &files, &report.markers, &report.deleted);
     }
     CommitOutcome {
         txid: Some(report.txid.clone()),
@@ -164,9 +164,9 @@ struct CatalogUpdate {
 
 impl Published for CatalogUpdate {
     fn published(&self, report: &CommitReport) {
-        self.catalog.publish(&report.dataset, &remote_files(&self.prefix, report));
+        self.catalog.publish(&report.dataset, &remote_files(&self.prefix, report), &report.markers);
         self.catalog.withdraw(&report.dataset, &report.deleted);
-        if !report.markers.is_empty() || report.already_there > 0 {
+        if report.already_there > 0 {
             self.catalog.expire(Some(&report.dataset)); // there is more than the report names
         }
     }

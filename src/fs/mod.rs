@@ -332,10 +332,16 @@ impl DatasetFs {
 
     /// Takes in a commit: what was staged is published now. The tree moves from one state to the
     /// other without asking the remote, and the kernel is told which names it has to ask about again.
-    pub fn committed(&self, dataset: &DatasetName, published: &[(RelPath, RemoteFile)], deleted: &[RelPath]) {
-        self.tree.catalog().publish(dataset, published);
+    pub fn committed(
+        &self,
+        dataset: &DatasetName,
+        published: &[(RelPath, RemoteFile)],
+        markers: &[RelPath],
+        deleted: &[RelPath],
+    ) {
+        self.tree.catalog().publish(dataset, published, markers);
         self.tree.catalog().withdraw(dataset, deleted);
-        let paths = published.iter().map(|(path, _)| path).chain(deleted);
+        let paths = published.iter().map(|(path, _)| path).chain(markers).chain(deleted);
         self.unstaged(dataset, paths);
     }
 

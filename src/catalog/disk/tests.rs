@@ -81,7 +81,7 @@ fn all_levels_move_on_together_or_are_dropped() {
     disk.store(&top(), &listing(&["a"]), 1, || true);
     disk.store(&below("sub"), &listing(&["x"]), 1, || true);
     let came = RelPath::parse("sub/y").unwrap();
-    let edits = Edits::of(&run(), &[(came, file("sub/y", "2"))], &[RelPath::parse("a").unwrap()]);
+    let edits = Edits::of(&run(), &[(came, file("sub/y", "2"))], &[], &[RelPath::parse("a").unwrap()]);
     disk.amend(&run(), &edits, Some(Step { before: 1, after: &snapshot(2) }));
     assert_eq!(names(&disk, &top()).unwrap(), ["sub"]);
     assert_eq!(names(&disk, &below("sub")).unwrap(), ["x", "y"]);

@@ -49,6 +49,99 @@ pub(super) async fn read_once(world: &World) {
     check_committed(world).await;
 }
 
+/// Lists the dataset as a mount does that knows nothing of it yet, and checks that it shows one snapshot,
+/// whole, and of commits nothing else.
+pub(super) async fn list_as_newcomer(world: &World) {
+    let line = Line {
+        bucket: Arc::clone(&world.bucket),
+        dice: Arc::clone(&world.dice),
+        death: None,
+        faults: false,
+        grade: world.grade,
+        who: "newcomer".into(),
+        aloud: world.aloud,
+    };
+    let mark = directly(world).head().await.unwrap();
+    let catalog = Arc::new(Catalog::new(Arc::new(line), prefix(), Duration::from_secs(3600)));
+    if world.one_in(2) {
+        catalog.learn_whole(&name(), 1000).await.unwrap();
+    }
+    let shown = loop {
+        match Shown::of(&catalog) {
+            Ok(shown) => break shown,
+            Err(unknown) => catalog.level(&unknown).await.unwrap(),
+        };
+    };
+    let log = directly(world);
+    let mut wrong = Vec::new();
+    for seq in mark..=log.head().await.unwrap() {
+        match shown.differs_from(&log.snapshot(seq).await.unwrap(), world).await {
+            None => return,
+            Some(why) => wrong.push(format!("commit {seq}: {why}")),
+        }
+    }
+    panic!("what is shown is no snapshot: {wrong:?}");
+}
+
+/// All that a catalog shows of the dataset.
+#[derive(Default)]
+struct Shown {
+    files: BTreeMap<RelPath, ETag>,
+    directories: BTreeSet<RelPath>,
+}
+
+impl Shown {
+    /// All of it at one moment; or a level that is not known yet.
+    fn of(catalog: &Catalog) -> Result<Self, Level> {
+        let mut shown = Self::default();
+        let mut unread = vec![DirPath::root()];
+        while let Some(dir) = unread.pop() {
+            let level = Level::Directory(name(), dir.clone());
+            let Some(known) = catalog.fresh(&level) else { return Err(level) };
+            for (entry_name, entry) in &known.listing.entries {
+                let path = dir.child(entry_name).unwrap();
+                match entry {
+                    RemoteEntry::File(file) => {
+                        shown.files.insert(path, file.etag.clone().unwrap());
+                    }
+                    RemoteEntry::Directory => {
+                        unread.push(path.clone().into());
+                        shown.directories.insert(path);
+                    }
+                }
+            }
+        }
+        Ok(shown)
+    }
+
+    /// What is missing of a snapshot, or too much.
+    async fn differs_from(&self, tree: &Snapshot, world: &World) -> Option<String> {
+        let is_free = |path: &RelPath| {
+            let key = prefix().key(&name(), path).unwrap();
+            surrendered(world, &key) || world.foreign.lock().contains_key(&key)
+        };
+        for entry in tree.entries.values() {
+            if self.files.get(&entry.path) != Some(&entry.etag) && !is_free(&entry.path) {
+                return Some(format!("{} is not shown", entry.path));
+            }
+        }
+        if let Some(marker) = tree.markers.iter().find(|marker| !self.directories.contains(*marker)) {
+            return Some(format!("{marker}/ is not shown"));
+        }
+        for (path, etag) in &self.files {
+            if tree.entries.contains_key(path) || is_free(path) {
+                continue;
+            }
+            // What is gone by now was taken back while it was looked at.
+            let meta = world.bucket.head(&prefix().key(&name(), path).unwrap()).await;
+            if meta.is_ok_and(|meta| meta.etag == *etag) {
+                return Some(format!("{path} is shown"));
+            }
+        }
+        None
+    }
+}
+
 fn surrendered(world: &World, key: &ObjectKey) -> bool {
     world.surrendered.lock().contains(key)
 }

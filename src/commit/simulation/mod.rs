@@ -7,7 +7,7 @@
 //! # What is checked
 //!
 //! 1. At any time, what a reader shows is the newest snapshot, whole, and foreign objects: nothing
-//!    of a commit that is not in the log.
+//!    of a commit that is not in the log. So does the catalog of a mount that has seen nothing before.
 //! 2. What is in the log is in the bucket, in the version that the log names.
 //! 3. Foreign objects keep their versions.
 //! 4. In the end: every commit that was acknowledged is in the log; nothing else that a committer
@@ -46,15 +46,20 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::check::check_end;
+use self::check::list_as_newcomer;
 use self::check::read_once;
 use self::line::Line;
 use self::machine::Machine;
 use self::machine::SimClock;
 use super::*;
+use crate::catalog::Catalog;
+use crate::catalog::Level;
+use crate::catalog::listing::RemoteEntry;
 use crate::clock::Clock;
 use crate::name::DirPath;
 use crate::record::Intent;
 use crate::record::Outcome;
+use crate::record::Snapshot;
 use crate::staging::Base;
 use crate::staging::BaseKind;
 use crate::staging::Holder;
@@ -185,6 +190,9 @@ async fn run(seed: u64) {
         loop {
             world.pause(0..300).await;
             read_once(&world).await;
+            if world.one_in(3) {
+                list_as_newcomer(&world).await;
+            }
         }
     };
     // Takes anything for dead after a random while, the living as well.
