@@ -10,6 +10,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tracing::level_filters::LevelFilter;
+use tracing::level_filters::STATIC_MAX_LEVEL;
 
 use crate::name::ETag;
 use crate::name::ObjectKey;
@@ -23,6 +25,9 @@ use crate::store::PartReceipt;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
 use crate::store::UploadId;
+
+// A feature of `tracing` leaves the lowest level out of releases.
+const _: () = assert!(matches!(STATIC_MAX_LEVEL, LevelFilter::TRACE), "`-vv` would say nothing");
 
 /// Any store, with a line for each request.
 #[derive(Debug)]
