@@ -195,11 +195,20 @@ impl Files {
             Ok(None) => return Ok(Lookup::WouldBlock),
             Err(err) => return Err(self.unreadable(blocks, &err)),
         };
+        let damaged = self.compare(blocks, &read);
+        if !damaged.is_empty() {
+            return Err(damaged);
+        }
+        let within = (bytes.start - start) as usize..(bytes.end - start) as usize;
+        Ok(Lookup::Hit(Bytes::from(read).slice(within)))
+    }
+
+    /// Compares blocks that were read with their checksums. Returns those that are damaged; they are absent
+    /// from now on.
+    fn compare(&self, blocks: Range<u64>, read: &[u8]) -> Vec<u64> {
         let mut damaged = Vec::new();
         for (index, content) in blocks.zip(read.chunks(BLOCK_BYTES as usize)) {
-            if self.is_verified(index) {
-                continue;
-            }
+            // Also a block that is verified by now: it may have been damaged when it was read, and repaired since.
             let raw = self.entries[index as usize].load(Ordering::Acquire);
             if format::entry_crc(&self.id, index, raw) == Some(crc32c::crc32c(content)) {
                 self.set_verified(index);
@@ -208,11 +217,7 @@ impl Files {
                 damaged.push(index);
             }
         }
-        if !damaged.is_empty() {
-            return Err(damaged);
-        }
-        let within = (bytes.start - start) as usize..(bytes.end - start) as usize;
-        Ok(Lookup::Hit(Bytes::from(read).slice(within)))
+        damaged
     }
 
     /// A block as it is on the disk now, whatever was known of it; `None` if it is damaged, and

@@ -460,7 +460,10 @@ impl OpenObject {
 
     fn remove_pending(&self, runs: &mut BTreeMap<u64, Run>, part: &Arc<Part>) {
         let mut first = part.blocks.start;
-        while let Some((at, run)) = runs.range(first..part.blocks.end).next() {
+        // Where a run of this part is gone, one of another part may begin, and reach beyond this part's end.
+        while first < part.blocks.end
+            && let Some((at, run)) = runs.range(first..part.blocks.end).next()
+        {
             let (at, end) = (*at, run.end);
             if run.is_of(part) {
                 if run.ahead && !run.used {
@@ -543,5 +546,25 @@ struct Leased {
 impl AsRef<[u8]> for Leased {
     fn as_ref(&self) -> &[u8] {
         &self.content
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read::ReadOptions;
+    use crate::read::tests::World;
+
+    /// The runs of a part that is over may be gone before its claims are, and others be where they were.
+    #[tokio::test]
+    async fn the_end_of_a_part_leaves_the_runs_of_others_alone() {
+        let world = World::new(ReadOptions::default());
+        let (version, _) = world.put("k", 64 * block::BLOCK_BYTES);
+        let object = world.reader.open(version);
+        let state = RunState::Ready(Bytes::from_static(b"x"));
+        object.runs.lock().insert(10, Run { end: 16, state, ahead: false, used: true });
+        object.abandon(&Arc::new(Part::new(10..11)));
+        object.abandon(&Arc::new(Part::new(8..12)));
+        assert!(object.runs.lock().contains_key(&10));
     }
 }

@@ -154,15 +154,15 @@ impl ObjectStore for FaultyStore {
 }
 
 /// A store, a cache in a directory of its own, and a reader.
-struct World {
+pub(super) struct World {
     store: Arc<FaultyStore>,
     cache: Arc<BlockCache>,
-    reader: Arc<Reader>,
+    pub(super) reader: Arc<Reader>,
     dir: TempDir,
 }
 
 impl World {
-    fn new(options: ReadOptions) -> Self {
+    pub(super) fn new(options: ReadOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(FaultyStore {
             inner: Arc::default(),
@@ -198,7 +198,7 @@ impl World {
         Self { store, cache, reader, dir }
     }
 
-    fn put(&self, key: &str, size_bytes: u64) -> (ObjectVersion, Bytes) {
+    pub(super) fn put(&self, key: &str, size_bytes: u64) -> (ObjectVersion, Bytes) {
         let seed = size_bytes ^ key.len() as u64;
         let body: Bytes = (0..size_bytes).map(|at| (at.wrapping_mul(31) ^ (at >> 9) ^ seed) as u8).collect();
         let key = ObjectKey::from_listing(key);
@@ -248,7 +248,8 @@ async fn every_size_and_step_reads_right_cold_warm_and_after_a_restart() {
         world = world.restart();
         assert!(read_all(&world, &version, 128 * 1024).await.unwrap() == body, "{size} after a restart");
         assert_eq!(world.gets(), 0, "{size} is in the cache");
-        let whole = world.reader.open(version).verified_file().await;
+        let handle = world.reader.open(version).handle();
+        let whole = handle.object().verified_file().await;
         assert_eq!(whole.is_some(), size > BLOCK_BYTES);
     }
 }
