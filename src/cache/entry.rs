@@ -11,11 +11,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time;
 
 use crate::block;
 use crate::block::BLOCK_BYTES;
@@ -32,6 +35,7 @@ use crate::cache::last_use::LastUse;
 use crate::cache::one;
 use crate::cache::paths;
 use crate::cache::paths::Suffix;
+use crate::cache::queue::Pages;
 
 /// Bytes read at a time when a whole file is verified.
 const VERIFY_BYTES: u64 = 1024 * 1024;
@@ -50,6 +54,10 @@ pub struct Entry {
     /// A small object that was looked for and not found. Other processes may have cached it since:
     /// [`Entry::refresh`].
     absent: AtomicBool,
+    /// Bytes of it in the queue to the disk.
+    unwritten: AtomicU64,
+    /// Tells that there are none any more.
+    settled: Notify,
 }
 
 #[derive(Debug)]
@@ -70,6 +78,8 @@ impl Entry {
             state: Mutex::new(State::Unknown),
             queued: Mutex::default(),
             absent: AtomicBool::new(false),
+            unwritten: AtomicU64::new(0),
+            settled: Notify::new(),
         }
     }
 
@@ -176,14 +186,26 @@ impl Entry {
     ///
     /// # Errors
     /// The local disk's. The caller reports it to the cache's health; nothing else is lost.
-    pub(crate) fn store(&self, first: u64, content: &[u8]) -> io::Result<()> {
+    pub(crate) fn store(&self, first: u64, content: &[u8], pages: Pages) -> io::Result<()> {
         let added = if self.is_small() {
             self.store_one(content)?
         } else {
-            self.files_for_writing()?.store(first, content)?
+            self.files_for_writing()?.store(first, content, pages)?
         };
         self.cache.added(&self.id, added);
         Ok(())
+    }
+
+    /// So many bytes are in the queue to the disk.
+    pub(super) fn queued(&self, bytes: u64) {
+        self.unwritten.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// So many bytes are not in the queue any more.
+    pub(super) fn unqueued(&self, bytes: u64) {
+        if self.unwritten.fetch_sub(bytes, Ordering::AcqRel) == bytes {
+            self.settled.notify_waiters();
+        }
     }
 
     /// A queued write ended.
@@ -203,12 +225,12 @@ impl Entry {
     }
 
     /// Queues whole blocks for [`Self::store`], if there is room in the queue at once.
-    pub fn try_store_later(self: &Arc<Self>, first: u64, content: Bytes) -> bool {
+    pub fn try_store_later(self: &Arc<Self>, first: u64, content: Bytes, pages: Pages) -> bool {
         if !self.cache.admits() {
             return false;
         }
         self.note_queued(&content);
-        let queued = self.cache.queue.try_push(Arc::clone(self), first, content);
+        let queued = self.cache.queue.try_push(Arc::clone(self), first, content, pages);
         if !queued {
             *self.queued.lock() = None;
         }
@@ -223,12 +245,18 @@ impl Entry {
 
     /// Queues whole blocks for [`Self::store`]. Waits for room in the queue, at most `patience`;
     /// false if they were dropped. Dropped blocks are fetched again when they are needed again.
-    pub async fn store_later(self: &Arc<Self>, first: u64, content: Bytes, patience: Duration) -> bool {
+    pub async fn store_later(
+        self: &Arc<Self>,
+        first: u64,
+        content: Bytes,
+        pages: Pages,
+        patience: Duration,
+    ) -> bool {
         if !self.cache.admits() {
             return false;
         }
         self.note_queued(&content);
-        let queued = self.cache.queue.push(Arc::clone(self), first, content, patience).await;
+        let queued = self.cache.queue.push(Arc::clone(self), first, content, pages, patience).await;
         if !queued {
             *self.queued.lock() = None;
         }
@@ -242,6 +270,22 @@ impl Entry {
         (files.is_whole() && files.is_linked()).then(|| Arc::clone(files.data()))
     }
 
+    /// Waits until all of a large object is on the disk, if what is missing of it is on its way there.
+    pub async fn settle(&self, patience: Duration) {
+        let _ = time::timeout(patience, async {
+            loop {
+                let settled = self.settled.notified();
+                let unwritten = self.unwritten.load(Ordering::Acquire);
+                let present = self.files().map_or(0, |files| files.verified_bytes());
+                if unwritten == 0 || present + unwritten < self.size_bytes {
+                    return;
+                }
+                settled.await;
+            }
+        })
+        .await;
+    }
+
     /// Whether every block is present, so that [`Self::verify`] is worth its time.
     pub fn is_complete(&self) -> bool {
         !self.is_small() && self.files().is_some_and(|files| files.is_complete())
@@ -250,13 +294,18 @@ impl Entry {
     /// Checks every block of a complete file that was not checked yet: reads the disk, blocking.
     /// Whether the file is whole now.
     pub fn verify(&self) -> bool {
+        self.verify_while(|| true)
+    }
+
+    /// As [`Self::verify`], as long as somebody wants it.
+    pub fn verify_while(&self, wanted: impl Fn() -> bool) -> bool {
         let Some(files) = self.files().filter(|files| files.is_complete()) else { return false };
-        if files.is_whole() {
-            return true;
-        }
         let pieces = (0..self.size_bytes).step_by(VERIFY_BYTES as usize);
         let mut pieces = pieces.map(|start| start..(start + VERIFY_BYTES).min(self.size_bytes));
-        pieces.all(|piece| matches!(self.read_blocks(&piece, true), Lookup::Hit(_))) && files.is_whole()
+        pieces.all(|piece| {
+            block::covering(&piece).all(|index| files.is_verified(index))
+                || wanted() && matches!(self.read_blocks(&piece, true), Lookup::Hit(_))
+        }) && files.is_whole()
     }
 
     /// Compares a present block with its checksum, whether that was done before or not, and drops it

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::io::IoSlice;
 use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -24,6 +25,11 @@ use crate::cache::format::VersionId;
 use crate::cache::mapping;
 use crate::cache::mapping::Mapping;
 use crate::cache::mapping::Mappings;
+use crate::cache::queue::Pages;
+
+/// Linux's RWF_DONTCACHE (6.14; ext4, XFS and btrfs know it): the written pages are let go as soon as they are
+/// on the disk, which is begun at once.
+const DONTCACHE: rustix::io::ReadWriteFlags = rustix::io::ReadWriteFlags::from_bits_retain(0x80);
 
 /// What a look into the cache found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +144,11 @@ impl Files {
     /// Whether every block is present and verified.
     pub(crate) fn is_whole(&self) -> bool {
         self.verified_count.load(Ordering::Acquire) == self.entries.len() as u64
+    }
+
+    /// About how many bytes are present and verified: whole blocks.
+    pub(crate) fn verified_bytes(&self) -> u64 {
+        self.verified_count.load(Ordering::Acquire) * BLOCK_BYTES
     }
 
     /// Whether every block is present, verified or not.
@@ -286,17 +297,28 @@ impl Files {
         let _ = self.map.write_all_at(&[0; ENTRY_BYTES], format::entry_offset(index));
     }
 
+    fn write(&self, content: &[u8], at: u64, pages: Pages) -> io::Result<()> {
+        let written = match pages {
+            Pages::Keep => 0,
+            // What a kernel or a file system cannot do it says at once. Any other error is the next line's to tell.
+            Pages::LetGo => {
+                rustix::io::pwritev2(&*self.data, &[IoSlice::new(content)], at, DONTCACHE).unwrap_or(0)
+            }
+        };
+        self.data.write_all_at(&content[written..], at + written as u64)
+    }
+
     /// Writes whole blocks from `first` on: the bytes, then the entries. Returns the bytes that
     /// were not there before.
     ///
     /// # Errors
     /// The local disk's; then no block counts as present that was not before.
-    pub(crate) fn store(&self, first: u64, content: &[u8]) -> io::Result<u64> {
+    pub(crate) fn store(&self, first: u64, content: &[u8], pages: Pages) -> io::Result<u64> {
         let blocks = first..first + block::count(content.len() as u64);
         if blocks.clone().all(|index| self.is_present(index)) {
             return Ok(0);
         }
-        self.data.write_all_at(content, first * BLOCK_BYTES)?;
+        self.write(content, first * BLOCK_BYTES, pages)?;
         let mut raw = Vec::with_capacity((blocks.end - first) as usize * ENTRY_BYTES);
         let mut added = 0;
         for (index, bytes) in blocks.clone().zip(content.chunks(BLOCK_BYTES as usize)) {
@@ -309,5 +331,39 @@ impl Files {
         }
         self.map.write_all_at(&raw, format::entry_offset(first))?;
         Ok(added)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::ETag;
+    use crate::name::ObjectKey;
+
+    fn files(blocks: u64) -> Files {
+        let (data, map) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        data.set_len(blocks * BLOCK_BYTES).unwrap();
+        map.set_len(format::map_len(blocks * BLOCK_BYTES)).unwrap();
+        let id = VersionId::new("test", &ObjectKey::from_listing("k"), &ETag::from_server("e"));
+        Files::new(id, blocks * BLOCK_BYTES, data, map)
+    }
+
+    #[test]
+    fn what_was_read_before_its_block_was_repaired_is_damaged() {
+        let files = files(2);
+        let (damaged, sound) = (vec![0; BLOCK_BYTES as usize], vec![7; BLOCK_BYTES as usize]);
+        files.store(0, &sound, Pages::Keep).unwrap(); // while somebody had the damaged block in his hands
+        assert!(files.is_verified(0));
+        assert_eq!(files.compare(0..1, &damaged), [0]);
+        assert!(!files.is_present(0), "it is fetched again, which costs a request and no wrong byte");
+    }
+
+    #[test]
+    fn pages_that_are_let_go_are_written_all_the_same() {
+        let files = files(16);
+        let content: Vec<u8> = (0..16 * BLOCK_BYTES).map(|at| (at >> 3) as u8).collect();
+        assert_eq!(files.store(0, &content, Pages::LetGo).unwrap(), content.len() as u64);
+        let Ok(Lookup::Hit(read)) = files.read(&(0..content.len() as u64), true) else { panic!("a hit") };
+        assert!(read == content);
     }
 }

@@ -42,6 +42,7 @@ pub use entry::Entry;
 pub use files::Lookup;
 pub use format::VersionId;
 pub use keep::Checked;
+pub use queue::Pages;
 
 use std::collections::HashMap;
 use std::fs;

@@ -26,6 +26,16 @@ const QUEUE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The queue's room is counted in units of this many bytes.
 const UNIT_BYTES: u64 = 4096;
 
+/// Whether the kernel should keep the pages of what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// As it likes: they will be read from the cache's file.
+    Keep,
+    /// No longer than until they are on the disk: it has the same bytes elsewhere, in the pages of a
+    /// mounted file. Twice in memory is twice the memory, and new memory is what a write costs most.
+    LetGo,
+}
+
 /// The queue of blocks on their way to the disk.
 #[derive(Debug)]
 pub(crate) struct WriteQueue {
@@ -40,6 +50,7 @@ struct Job {
     entry: Arc<Entry>,
     first: u64,
     content: Bytes,
+    pages: Pages,
     _room: OwnedSemaphorePermit,
 }
 
@@ -61,9 +72,9 @@ impl WriteQueue {
     }
 
     /// Queues a write, if there is room at once.
-    pub(crate) fn try_push(&self, entry: Arc<Entry>, first: u64, content: Bytes) -> bool {
+    pub(crate) fn try_push(&self, entry: Arc<Entry>, first: u64, content: Bytes, pages: Pages) -> bool {
         match Arc::clone(&self.room).try_acquire_many_owned(self.units_of(&content)) {
-            Ok(room) => self.send(Job { entry, first, content, _room: room }),
+            Ok(room) => self.send(Job { entry, first, content, pages, _room: room }),
             Err(_full) => false,
         }
     }
@@ -74,19 +85,26 @@ impl WriteQueue {
         entry: Arc<Entry>,
         first: u64,
         content: Bytes,
+        pages: Pages,
         patience: Duration,
     ) -> bool {
         let room = Arc::clone(&self.room).acquire_many_owned(self.units_of(&content));
         match time::timeout(patience, room).await {
-            Ok(Ok(room)) => self.send(Job { entry, first, content, _room: room }),
+            Ok(Ok(room)) => self.send(Job { entry, first, content, pages, _room: room }),
             Ok(Err(_)) | Err(_) => false,
         }
     }
 
     /// Whether some writer has it now.
     fn send(&self, job: Job) -> bool {
-        let writers = self.jobs.len().max(1);
-        self.jobs.get(job.entry.spread() % writers).is_some_and(|writer| writer.send(job).is_ok())
+        let (entry, bytes) = (Arc::clone(&job.entry), job.content.len() as u64);
+        let Some(writer) = self.jobs.get(entry.spread() % self.jobs.len().max(1)) else { return false };
+        entry.queued(bytes);
+        let sent = writer.send(job).is_ok();
+        if !sent {
+            entry.unqueued(bytes);
+        }
+        sent
     }
 
     fn units_of(&self, content: &Bytes) -> u32 {
@@ -101,7 +119,8 @@ impl WriteQueue {
 
 fn write_all(jobs: &mpsc::Receiver<Job>) {
     for job in jobs {
-        let stored = job.entry.store(job.first, &job.content);
+        let stored = job.entry.store(job.first, &job.content, job.pages);
         job.entry.written(stored);
+        job.entry.unqueued(job.content.len() as u64);
     }
 }

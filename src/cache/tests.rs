@@ -22,6 +22,7 @@ use crate::cache::BlockCache;
 use crate::cache::CacheOptions;
 use crate::cache::Entry;
 use crate::cache::Lookup;
+use crate::cache::Pages;
 use crate::cache::VersionId;
 use crate::cache::format::FORMAT_VERSION;
 use crate::cache::paths::Suffix;
@@ -60,7 +61,7 @@ fn open(dir: &Path) -> Arc<BlockCache> {
 fn store(entry: &Entry, whole: &[u8], blocks: std::ops::Range<u64>) {
     let size = whole.len() as u64;
     let bytes = block::range_of(blocks.start, size).start..block::range_of(blocks.end - 1, size).end;
-    entry.store(blocks.start, &whole[bytes.start as usize..bytes.end as usize]).unwrap();
+    entry.store(blocks.start, &whole[bytes.start as usize..bytes.end as usize], Pages::Keep).unwrap();
 }
 
 fn fill(cache: &Arc<BlockCache>, name: &str, size_bytes: u64) -> Vec<u8> {
@@ -434,12 +435,12 @@ fn a_directory_in_trouble_is_bypassed_and_used_again_later() {
     let whole = content("a", MIB);
     let entry = cache.entry(&id("a"), MIB);
     assert_eq!(readable(&entry, &whole), Vec::<u64>::new());
-    entry.written(entry.store(0, &whole));
+    entry.written(entry.store(0, &whole, Pages::Keep));
     assert!(cache.usage().bypassed.is_some());
     fs::remove_file(&root).unwrap();
     cache.health.retry_now();
     assert!(cache.admits());
-    entry.written(entry.store(0, &whole));
+    entry.written(entry.store(0, &whole, Pages::Keep));
     assert!(cache.usage().bypassed.is_none());
     assert_eq!(readable(&entry, &whole).len(), 8);
 }
@@ -452,7 +453,7 @@ async fn queued_writes_arrive() {
     let entry = cache.entry(&id("a"), 32 * MIB);
     for at in 0..32 {
         let piece = Bytes::copy_from_slice(&whole[(at * MIB) as usize..((at + 1) * MIB) as usize]);
-        assert!(entry.store_later(at * 8, piece, Duration::from_secs(10)).await);
+        assert!(entry.store_later(at * 8, piece, Pages::Keep, Duration::from_secs(10)).await);
     }
     cache.drain().await;
     assert!(entry.whole_file().is_some());
@@ -465,7 +466,7 @@ async fn a_small_object_that_was_not_there_is_found_when_it_is() {
     let (cache, other) = (open(dir.path()), open(dir.path()));
     let entry = cache.entry(&id("a"), 100);
     assert!(!entry.is_present(0));
-    assert!(entry.store_later(0, Bytes::from(content("a", 100)), Duration::from_secs(10)).await);
+    assert!(entry.store_later(0, Bytes::from(content("a", 100)), Pages::Keep, Duration::from_secs(10)).await);
     assert!(entry.is_present(0), "on its way");
     cache.drain().await;
     assert!(entry.is_present(0), "on disk");

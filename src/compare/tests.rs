@@ -12,6 +12,7 @@ use sha2::Sha256;
 use crate::block::BLOCK_BYTES;
 use crate::cache::BlockCache;
 use crate::cache::CacheOptions;
+use crate::cache::Pages;
 use crate::cache::VersionId;
 use crate::catalog::Catalog;
 use crate::compare::Difference;
@@ -347,7 +348,7 @@ async fn what_is_wrong_in_the_cache_is_named_and_dropped() {
         }
     }
     let part = world.cache.entry(&world.id(&entries[3]), content.len() as u64);
-    part.store(1, &content[BLOCK_BYTES as usize..3 * BLOCK_BYTES as usize]).unwrap();
+    part.store(1, &content[BLOCK_BYTES as usize..3 * BLOCK_BYTES as usize], Pages::Keep).unwrap();
     // Read once, so that it counts as verified: an audit must not believe that.
     let flipped = world.cache.entry(&world.id(&entries[2]), content.len() as u64);
     assert!(flipped.verify());

@@ -5,9 +5,11 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::cache::Pages;
 use crate::catalog::Level;
 use crate::catalog::listing::RemoteFile;
 use crate::fs::DatasetFs;
@@ -21,6 +23,9 @@ use crate::fs::open::Opened;
 use crate::name::DatasetName;
 use crate::name::RelPath;
 use crate::read::ObjectVersion;
+use crate::read::ReadHandle;
+use crate::read::STREAM_BYTES_MIN;
+use crate::read::VERIFY_SOON_BYTES_MAX;
 use crate::staging::Access;
 use crate::staging::Base;
 use crate::staging::BaseKind;
@@ -35,9 +40,9 @@ use crate::tree::inode::Node;
 /// Smallest published file that is worth handing to the kernel whole: below, a passthrough
 /// open costs more than it saves.
 const PASSTHROUGH_BYTES_MIN: u64 = 64 * 1024;
-/// Largest cached file that is verified before `open` answers, the first time after a start; it
-/// takes a few hundredths of a second. Larger ones are read through us meanwhile.
-const VERIFY_AT_OPEN_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// How long `open` waits for the last bytes of a large file that has just been read, on their way to the
+/// cache's disk: handed over whole it is read several times as fast.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes copied at a time when a published file is staged for replacement.
 const COPY_UP_BYTES: u32 = 1024 * 1024;
 
@@ -195,10 +200,16 @@ impl DatasetFs {
         let etag = file.etag.ok_or(FsError::Stale)?;
         let size_bytes = file.size_bytes;
         let object = self.reader.open(ObjectVersion { key: file.key, etag, size_bytes });
+        // Without passthrough the kernel keeps what is read here, and nobody reads the cache's file soon.
+        let pages = if self.can_pass_through() { Pages::Keep } else { Pages::LetGo };
+        let handle = object.handle_with(pages);
         let mut whole = None;
         if self.can_pass_through() && size_bytes >= PASSTHROUGH_BYTES_MIN {
             whole = object.whole_file();
-            if whole.is_none() && size_bytes <= VERIFY_AT_OPEN_BYTES_MAX {
+            if whole.is_none() && size_bytes >= STREAM_BYTES_MIN {
+                whole = object.settled_file(SETTLE_PATIENCE).await; // somebody has just read all of it
+            }
+            if whole.is_none() && size_bytes <= VERIFY_SOON_BYTES_MAX {
                 whole = object.verified_file().await; // at once `None` if it is not all there
             } else if whole.is_none() {
                 let object = Arc::clone(&object);
@@ -206,7 +217,7 @@ impl DatasetFs {
             }
         }
         let mode = whole.map_or(IoMode::Cached, IoMode::Passthrough);
-        let (fh, mode) = self.open.insert(Handle::Published(ino, object.handle()), mode, None);
+        let (fh, mode) = self.open.insert(Handle::Published(ino, handle), mode, None);
         Ok(Opened { fh, mode, writable: false })
     }
 
@@ -220,7 +231,13 @@ impl DatasetFs {
     /// [`FsError::BadHandle`], or the local disk's.
     pub fn try_read(&self, fh: u64, offset: u64, len: u32) -> Result<Option<Bytes>, FsError> {
         match &*self.open.get(fh)? {
-            Handle::Published(_, read) => Ok(read.try_read(offset, len)),
+            Handle::Published(ino, read) => {
+                let hit = read.try_read(offset, len);
+                if hit.is_some() {
+                    self.leave_behind(*ino, read, offset, len);
+                }
+                Ok(hit)
+            }
             Handle::Staged(_, file) => Ok(Some(read_local(file, offset, len)?)),
             Handle::Directory(_) => Err(FsError::BadHandle(fh)),
         }
@@ -233,9 +250,24 @@ impl DatasetFs {
     pub async fn read(&self, fh: u64, offset: u64, len: u32) -> Result<Bytes, FsError> {
         let handle = self.open.get(fh)?;
         match &*handle {
-            Handle::Published(_, read) => Ok(read.read(offset, len).await?),
+            Handle::Published(ino, read) => {
+                let bytes = read.read(offset, len).await?;
+                self.leave_behind(*ino, read, offset, len);
+                Ok(bytes)
+            }
             Handle::Staged(_, file) => Ok(read_local(file, offset, len)?),
             Handle::Directory(_) => Err(FsError::BadHandle(fh)),
+        }
+    }
+
+    /// A file that is read through us now and handed over whole later would have its pages twice: what a
+    /// reader has left behind is let go at once. Memory that is used again costs less than new memory.
+    fn leave_behind(&self, ino: Ino, read: &ReadHandle, offset: u64, len: u32) {
+        if self.can_pass_through()
+            && let Some(behind) = read.left_behind(offset + u64::from(len))
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.drop_pages(ino, behind);
         }
     }
 
@@ -308,7 +340,7 @@ impl DatasetFs {
             && read.object().whole_file().is_some()
             && let Some(kernel) = self.kernel.get()
         {
-            kernel.drop_pages(*ino);
+            kernel.drop_pages(*ino, 0..u64::MAX);
         }
     }
 

@@ -31,6 +31,7 @@ pub mod xattr;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -104,8 +105,8 @@ pub struct FsOptions {
 pub trait KernelCache: fmt::Debug + Send + Sync {
     /// The entry of this name, or its absence, is no longer true.
     fn entry_changed(&self, parent: Ino, name: &str);
-    /// The pages of this inode are not to be kept: they may be wrong, or are there twice.
-    fn drop_pages(&self, ino: Ino);
+    /// The pages of these bytes of an inode are not to be kept: they may be wrong, or are there twice.
+    fn drop_pages(&self, ino: Ino, bytes: Range<u64>);
     /// Ends when the kernel has been told all of the above.
     fn told(&self) -> oneshot::Receiver<()>;
 }
@@ -375,7 +376,10 @@ impl DatasetFs {
         let Ok(key) = self.tree.catalog().prefix().key(dataset, path) else { return };
         self.reader.forget(&key, etag);
         if let Some(kernel) = self.kernel.get() {
-            self.inodes.of_version(&key, etag).into_iter().for_each(|ino| kernel.drop_pages(ino));
+            self.inodes
+                .of_version(&key, etag)
+                .into_iter()
+                .for_each(|ino| kernel.drop_pages(ino, 0..u64::MAX));
         }
     }
 

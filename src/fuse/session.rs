@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -38,7 +39,7 @@ const THREADS_MAX: usize = 4;
 /// Notices to the kernel that may wait at a time; past that, entries expire by themselves.
 const NOTICES_MAX: usize = 65_536;
 /// What the kernel takes for a length without an end.
-const WHOLE_FILE: i64 = 0;
+const TO_THE_END: i64 = 0;
 /// The kernel's readahead on the mount in KiB, where we may set it: one large local read costs
 /// less than many small ones.
 const READ_AHEAD_KIB: u32 = 4096;
@@ -304,7 +305,7 @@ struct NoticeQueue {
 #[derive(Debug)]
 enum Notice {
     Entry(Ino, String),
-    Content(Ino),
+    Content(Ino, Range<u64>),
     /// Nothing for the kernel: those before it are told.
     Told(oneshot::Sender<()>),
 }
@@ -327,7 +328,7 @@ impl NoticeQueue {
                 let _under_way = gate.begin_when_open();
                 let taken = match &notice {
                     Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(*parent), name.as_ref()),
-                    Notice::Content(ino) => notifier.inval_inode(INodeNo(*ino), 0, WHOLE_FILE),
+                    Notice::Content(ino, bytes) => drop_pages(&notifier, *ino, bytes),
                     Notice::Told(_) => Ok(()), // it was told above
                 };
                 if let Err(err) = taken {
@@ -345,13 +346,18 @@ impl NoticeQueue {
     }
 }
 
+fn drop_pages(notifier: &Notifier, ino: Ino, bytes: &Range<u64>) -> io::Result<()> {
+    let len = i64::try_from(bytes.end - bytes.start).unwrap_or(TO_THE_END);
+    notifier.inval_inode(INodeNo(ino), bytes.start.cast_signed(), len)
+}
+
 impl KernelCache for NoticeQueue {
     fn entry_changed(&self, parent: Ino, name: &str) {
         self.send(Notice::Entry(parent, name.to_owned())); // one that is lost expires by itself
     }
 
-    fn drop_pages(&self, ino: Ino) {
-        self.send(Notice::Content(ino));
+    fn drop_pages(&self, ino: Ino, bytes: Range<u64>) {
+        self.send(Notice::Content(ino, bytes));
     }
 
     fn told(&self) -> oneshot::Receiver<()> {

@@ -224,13 +224,14 @@ async fn complete(reader: &Arc<Shared>, job: &mut Job, buffer: Buffer) {
     let to_disk = !from_reserve || reader.memory.reserve_is_ample();
     // Queued before anybody is told: the last reader may leave, and this task end with it.
     let entry = Arc::clone(&job.object.entry);
-    let queued = to_disk && entry.try_store_later(blocks.start, content.clone());
+    let pages = job.object.pages_of(content.len() as u64);
+    let queued = to_disk && entry.try_store_later(blocks.start, content.clone(), pages);
     job.object.publish(&job.part, &blocks, &content, !from_reserve);
     sender.send_replace(Some(Ok(content.clone())));
     drop(sender);
     if to_disk && !queued {
         // A task of its own, so that it outlives this one if that is cancelled now.
-        let store = async move { entry.store_later(blocks.start, content, DISK_PATIENCE).await };
+        let store = async move { entry.store_later(blocks.start, content, pages, DISK_PATIENCE).await };
         let _ = reader.runtime.spawn(store).await;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -11,8 +12,10 @@ use tokio::time;
 
 use crate::block;
 use crate::cache::Lookup;
+use crate::cache::Pages;
 use crate::read::OpenObject;
 use crate::read::ReadError;
+use crate::read::STREAM_BYTES_MIN;
 use crate::read::part::Claim;
 use crate::read::part::Piece;
 use crate::read::prefetch;
@@ -25,6 +28,10 @@ use crate::store::StoreError;
 /// A longer read is answered in steps of this many bytes: FUSE asks for no more at once, and the
 /// memory reserve must hold a step.
 const STEP_BYTES: u64 = 1024 * 1024;
+/// In steps of so many bytes a reader's way is told of that lies behind it. More than the kernel reads ahead.
+const BEHIND_BYTES: u64 = 8 * 1024 * 1024;
+/// So many steps back, at most: further back the cache's disk was too slow, or the reader went elsewhere.
+const BEHIND_STEPS_MAX: u64 = 16;
 /// How often a read looks again when what it waited for was taken away by others.
 const ROUNDS_MAX: usize = 64;
 
@@ -32,6 +39,9 @@ const ROUNDS_MAX: usize = 64;
 #[derive(Debug)]
 pub struct ReadHandle {
     object: Arc<OpenObject>,
+    pages: Pages,
+    /// Steps of [`BEHIND_BYTES`] that [`ReadHandle::left_behind`] has told of.
+    behind: AtomicU64,
     pattern: Mutex<Pattern>,
 }
 
@@ -45,8 +55,8 @@ struct Pattern {
 }
 
 impl ReadHandle {
-    pub(crate) fn new(object: Arc<OpenObject>) -> Self {
-        Self { object, pattern: Mutex::default() }
+    pub(crate) fn new(object: Arc<OpenObject>, pages: Pages) -> Self {
+        Self { object, pages, behind: AtomicU64::new(0), pattern: Mutex::default() }
     }
 
     /// The object.
@@ -84,6 +94,25 @@ impl ReadHandle {
             count(&self.object.counters.failures, 1);
         }
         result
+    }
+
+    /// Bytes of a large object that a reader who has asked for everything up to `end` has left behind
+    /// since this was last called, as far as they are in the cache: whoever keeps them besides may let go of them.
+    #[must_use]
+    pub fn left_behind(&self, end: u64) -> Option<Range<u64>> {
+        if self.object.version.size_bytes < STREAM_BYTES_MIN {
+            return None;
+        }
+        // The last step but one: the kernel asks for more than its reader has read.
+        let until = (end / BEHIND_BYTES).saturating_sub(1);
+        let first = self.behind.load(Ordering::Relaxed).max(until.saturating_sub(BEHIND_STEPS_MAX));
+        let bytes = |step: u64| step * BEHIND_BYTES..(step + 1) * BEHIND_BYTES;
+        let kept = (first..until).take_while(|step| self.object.is_verified(&bytes(*step))).count() as u64;
+        if kept == 0 {
+            return None;
+        }
+        self.behind.store(first + kept, Ordering::Relaxed);
+        Some(bytes(first).start..bytes(first + kept).start)
     }
 
     async fn read_within_deadline(&self, bytes: &Range<u64>) -> Result<Bytes, ReadError> {
@@ -200,7 +229,7 @@ impl Drop for ReadHandle {
         if !self.pattern.get_mut().claims.is_empty() {
             self.object.reader.streaming.fetch_sub(1, Ordering::Relaxed);
         }
-        self.object.handle_closed();
+        self.object.handle_closed(self.pages);
         if let Some(recent) = self.object.recent.upgrade() {
             recent.remember(&self.object);
         }

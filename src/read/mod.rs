@@ -39,6 +39,7 @@ mod prefetch;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 pub use handle::ReadHandle;
 pub use load::Loaded;
@@ -82,6 +83,15 @@ pub(crate) const RUN_BLOCKS: u64 = RUN_BYTES / BLOCK_BYTES;
 const DEMAND_SHARE: usize = 8;
 /// Fewest requests at a time.
 const REQUESTS_MIN: usize = 4;
+/// Smallest object whose readers are taken for streams: what they have read is kept in memory once, in
+/// the pages of the mounted file or in those of the cache's, and not in both.
+pub(crate) const STREAM_BYTES_MIN: u64 = 32 * 1024 * 1024;
+/// Largest cached file that is verified while somebody waits; it takes a few hundredths of a second.
+pub(crate) const VERIFY_SOON_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Files that are verified at a time while somebody waits. Each takes a thread.
+const VERIFYING_MAX: usize = 8;
+/// Larger files that are verified at a time.
+const VERIFYING_LARGE_MAX: usize = 2;
 /// Pieces of cached files that are read and checked ahead of readers at a time.
 const WARMING_MAX: usize = 4;
 
@@ -179,6 +189,8 @@ struct Shared {
     /// How many of `ahead` those for more than a block leave free.
     spared: usize,
     warming: Arc<Semaphore>,
+    verifying: Arc<Semaphore>,
+    verifying_large: Arc<Semaphore>,
     open: Mutex<HashMap<VersionId, Weak<OpenObject>>>,
     /// Handles with something being fetched ahead.
     streaming: AtomicUsize,
@@ -209,6 +221,8 @@ impl Reader {
             ahead: Arc::new(Semaphore::new(requests - 1)),
             spared: (requests / DEMAND_SHARE).saturating_sub(1),
             warming: Arc::new(Semaphore::new(WARMING_MAX)),
+            verifying: Arc::new(Semaphore::new(VERIFYING_MAX)),
+            verifying_large: Arc::new(Semaphore::new(VERIFYING_LARGE_MAX)),
             open: Mutex::default(),
             streaming: AtomicUsize::new(0),
         };

@@ -5,10 +5,10 @@
 //! disappears when it fails, when nobody wants it any more, or when memory is needed.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Weak;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::block;
 use crate::cache::Entry;
 use crate::cache::Lookup;
+use crate::cache::Pages;
 use crate::cache::VersionId;
 use crate::read::ObjectVersion;
 use crate::read::RUN_BLOCKS;
@@ -49,7 +50,11 @@ pub struct OpenObject {
     pub(super) counters: Arc<Counters>,
     id: VersionId,
     pub(crate) entry: Arc<Entry>,
-    handles: AtomicUsize,
+    pub(super) handles: AtomicUsize,
+    /// Of these, handles whose bytes the kernel keeps, in the pages of a mounted file.
+    pub(super) kept_elsewhere: AtomicUsize,
+    /// Somebody verifies the cache's file.
+    pub(super) verifying: AtomicBool,
     /// By first block.
     runs: Mutex<BTreeMap<u64, Run>>,
 }
@@ -95,6 +100,8 @@ impl OpenObject {
             id,
             entry,
             handles: AtomicUsize::new(0),
+            kept_elsewhere: AtomicUsize::new(0),
+            verifying: AtomicBool::new(false),
             runs: Mutex::default(),
         })
     }
@@ -102,8 +109,18 @@ impl OpenObject {
     /// A new handle, with an access pattern of its own.
     #[must_use]
     pub fn handle(self: &Arc<Self>) -> ReadHandle {
+        self.handle_with(Pages::Keep)
+    }
+
+    /// A new handle. With [`Pages::LetGo`], whoever has it keeps what is read: of a large object nothing
+    /// stays in memory for the cache's file besides.
+    #[must_use]
+    pub fn handle_with(self: &Arc<Self>, pages: Pages) -> ReadHandle {
         self.handles.fetch_add(1, Ordering::Relaxed);
-        ReadHandle::new(Arc::clone(self))
+        if pages == Pages::LetGo {
+            self.kept_elsewhere.fetch_add(1, Ordering::Relaxed);
+        }
+        ReadHandle::new(Arc::clone(self), pages)
     }
 
     /// The version.
@@ -112,35 +129,16 @@ impl OpenObject {
         &self.version
     }
 
-    /// The cache's file of this version, if it is whole and every block of it was verified by this
-    /// process: for passthrough. Its length is the object's. Never for objects of one block or
-    /// less.
-    #[must_use]
-    pub fn whole_file(&self) -> Option<Arc<File>> {
-        self.entry.whole_file()
-    }
-
-    /// As [`Self::whole_file`], after verifying what is not verified yet: reads the whole file if
-    /// it is complete, off this thread. `None` at once if it is not complete.
-    pub async fn verified_file(&self) -> Option<Arc<File>> {
-        if let Some(file) = self.entry.whole_file() {
-            return Some(file);
-        }
-        if !self.entry.is_complete() {
-            return None;
-        }
-        let entry = Arc::clone(&self.entry);
-        let verified = self.reader.runtime.spawn_blocking(move || entry.verify()).await;
-        if matches!(verified, Ok(true)) { self.entry.whole_file() } else { None }
-    }
-
     pub(crate) fn id(&self) -> &VersionId {
         &self.id
     }
 
     /// A handle was closed. After the last one, what was fetched ahead and not read only takes
     /// room from others; it is on the disk, or on its way there.
-    pub(crate) fn handle_closed(&self) {
+    pub(crate) fn handle_closed(&self, pages: Pages) {
+        if pages == Pages::LetGo {
+            self.kept_elsewhere.fetch_sub(1, Ordering::Relaxed);
+        }
         if self.handles.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;
         }

@@ -40,6 +40,8 @@ use crate::store::memory::MemoryStore;
 use crate::store::retry::RetryOptions;
 use crate::store::retry::RetryingStore;
 
+mod whole;
+
 const MIB: u64 = 1024 * 1024;
 
 /// What happens to the next gets.

@@ -10,6 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use dsfs::fs::open::IoMode;
+
 use crate::common::mount::Setup;
 use crate::common::mount::TestMount;
 use crate::common::mount::key;
@@ -62,6 +64,36 @@ fn a_file_is_the_same_while_it_goes_over_to_the_kernel() {
             scope.spawn(|| (0..25).for_each(|_| assert!(fs::read(&path).unwrap() == body)));
         }
     });
+}
+
+#[test]
+fn a_stream_is_right_where_its_pages_are_let_go_behind_it() {
+    const STEP: usize = 1 << 20;
+    for passthrough in [true, false] {
+        let mount = TestMount::with(&Setup { passthrough, ..Setup::default() });
+        let body = patterned(40 * STEP);
+        mount.publish("run/large", body.clone());
+        let path = mount.path("run/large");
+        let file = File::open(&path).unwrap();
+        let is_right = |len: usize, at: usize| {
+            let mut buffer = vec![0; len];
+            file.read_exact_at(&mut buffer, at as u64).unwrap();
+            assert!(buffer == body[at..at + len], "{len} bytes at {at}");
+        };
+        for step in 0..40 {
+            is_right(STEP, step * STEP);
+            is_right(10_000, step * STEP / 2); // somebody goes back on the same handle
+        }
+        let ino = file.metadata().unwrap().ino();
+        drop(file);
+        // All of it was read, and so whoever opens it next has it without us, where that is permitted.
+        wait_until("the file is handed over", || {
+            let _open = File::open(&path).unwrap();
+            let handed_over = matches!(mount.fs.open_table().mode(ino), Some(IoMode::Passthrough(_)));
+            handed_over == mount.fs.passes_through()
+        });
+        assert!(fs::read(&path).unwrap() == body);
+    }
 }
 
 #[test]
