@@ -2,6 +2,9 @@
 //!
 //! Names of datasets are completed by asking dsfs for them ([`NamesArgs`]): what the shells' own scripts
 //! leave to file names is replaced in bash, zsh and fish.
+//!
+//! Whoever may write to the bucket chooses these names, so that no shell may take them for anything but
+//! text: bash's `compgen -W` would run the `$(…)` in them.
 
 use std::time::Duration;
 
@@ -51,11 +54,14 @@ fn with_names(shell: Shell, script: &str) -> String {
             format!(
                 "{script}
 _dsfs_with_names() {{
-    local cur=\"${{COMP_WORDS[COMP_CWORD]}}\"
+    local cur=\"${{COMP_WORDS[COMP_CWORD]}}\" name
     case \"$cur ${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}\" in
         -*) _dsfs \"$@\" ;;
         {patterns})
-            COMPREPLY=($(compgen -W \"$(dsfs names 2>/dev/null)\" -- \"$cur\")) ;;
+            COMPREPLY=()
+            while IFS= read -r name; do
+                [[ $name == \"$cur\"* ]] && COMPREPLY+=(\"$(printf %q \"$name\")\")
+            done < <(dsfs names 2>/dev/null) ;;
         *) _dsfs \"$@\" ;;
     esac
 }}
@@ -84,6 +90,8 @@ complete -c dsfs -n '__fish_seen_subcommand_from dataset; and __fish_seen_subcom
 }
 
 /// Print the names of datasets, for completions: nothing if they cannot be had
+///
+/// One a line: those with line breaks, or anything else that no line shows, are left out.
 #[derive(Clone, Debug, Args)]
 pub struct NamesArgs {
     #[command(flatten)]
@@ -100,7 +108,9 @@ pub fn run_names(args: &NamesArgs, cx: &mut Context) {
         std::process::exit(0);
     });
     for row in list::rows(&args.target, cx).unwrap_or_default() {
-        cx.out.line(row.name.as_str());
+        if !row.name.as_str().contains(char::is_control) {
+            cx.out.line(row.name.as_str());
+        }
     }
 }
 

@@ -372,7 +372,8 @@ fn the_doctor_looks_at_everything_and_says_how_to_mend() {
 #[test]
 fn names_of_datasets_are_completed() {
     let home = Home::new();
-    for name in ["run_one", "run_two", "other"] {
+    let odd = ["$(touch${IFS}pwned)", "`touch pwned`", "a b", "*", "two\nlines"];
+    for name in ["run_one", "run_two", "other"].into_iter().chain(odd) {
         fs::create_dir_all(home.path("remote").join(name)).unwrap();
         fs::write(home.path("remote").join(name).join("data.jsonl"), "").unwrap();
     }
@@ -382,7 +383,7 @@ fn names_of_datasets_are_completed() {
         let bin = program().parent().unwrap().to_owned();
         let words_count = words.split(' ').count();
         let ask = format!(
-            "source completions.bash; COMP_WORDS=({words}); COMP_CWORD={}; _dsfs_with_names dsfs \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; echo ${{COMPREPLY[@]}}",
+            "source completions.bash; COMP_WORDS=({words}); COMP_CWORD={}; _dsfs_with_names dsfs \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
             words_count - 1
         );
         let mut command = Command::new("bash");
@@ -391,10 +392,17 @@ fn names_of_datasets_are_completed() {
         command.env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
         Said::of(command.output().unwrap()).out
     };
-    assert_eq!(complete("dsfs commit run"), "run_one run_two\n");
+    assert_eq!(complete("dsfs commit run"), "run_one\nrun_two\n");
     assert_eq!(complete("dsfs dataset download o"), "other\n");
     assert!(complete("dsfs comm").contains("commit"));
     assert!(complete("dsfs commit --over").contains("--overwrite"));
+    // Names are somebody else's: each is one candidate, written as bash reads it, and none of them is run.
+    let mut all: Vec<String> = complete("dsfs commit ").lines().map(str::to_owned).collect();
+    all.sort();
+    let as_read =
+        [r"\$\(touch\$\{IFS\}pwned\)", r"\*", r"\`touch\ pwned\`", r"a\ b", "other", "run_one", "run_two"];
+    assert_eq!(all, as_read);
+    assert!(!home.path("pwned").exists(), "a name was run");
     assert_eq!(home.run(&["names"]).code, 0, "whoever completes is not told of errors");
     for shell in ["zsh", "fish"] {
         assert!(home.run(&["completions", shell]).out.contains("dsfs names"), "{shell}");
