@@ -88,6 +88,24 @@ impl PartArgs {
         }
         Ok(Some(reply))
     }
+
+    /// Fetches what is missing; `what` it is then. Files that could not be had fail with and without `--json`.
+    fn make_local(
+        &self,
+        request: fn(Part) -> KeepRequest,
+        what: &str,
+        cx: &mut Context,
+    ) -> Result<(), Failure> {
+        let reply = local::keep(&self.target, request(self.part.clone()), cx)?;
+        if self.json {
+            cx.out.json(&reply);
+        }
+        let KeepReply::Local(outcome) = &reply else { return of_other(Some(reply)) };
+        if !self.json {
+            show_local(&self.part, what, outcome, cx);
+        }
+        all_local(&self.part, outcome)
+    }
 }
 
 /// Runs `dsfs pin`.
@@ -95,10 +113,7 @@ impl PartArgs {
 /// # Errors
 /// It does not fit, or cannot be fetched.
 pub fn pin(args: &PinArgs, cx: &mut Context) -> Result<(), Failure> {
-    match args.common.run(KeepRequest::Pin, cx)? {
-        Some(KeepReply::Local(outcome)) => show_local(&args.common.part, "pinned", &outcome, cx),
-        other => of_other(other),
-    }
+    args.common.make_local(KeepRequest::Pin, "pinned", cx)
 }
 
 /// Runs `dsfs prefetch`.
@@ -106,10 +121,7 @@ pub fn pin(args: &PinArgs, cx: &mut Context) -> Result<(), Failure> {
 /// # Errors
 /// It does not fit, or cannot be fetched.
 pub fn prefetch(args: &PrefetchArgs, cx: &mut Context) -> Result<(), Failure> {
-    match args.common.run(KeepRequest::Prefetch, cx)? {
-        Some(KeepReply::Local(outcome)) => show_local(&args.common.part, "local", &outcome, cx),
-        other => of_other(other),
-    }
+    args.common.make_local(KeepRequest::Prefetch, "local", cx)
 }
 
 /// Runs `dsfs unpin`.
@@ -146,7 +158,7 @@ pub fn evict(args: &EvictArgs, cx: &mut Context) -> Result<(), Failure> {
     }
 }
 
-fn show_local(part: &Part, what: &str, outcome: &LocalOutcome, cx: &mut Context) -> Result<(), Failure> {
+fn show_local(part: &Part, what: &str, outcome: &LocalOutcome, cx: &mut Context) {
     let (files, bytes) = (counted(outcome.files, "file"), units::show_size(outcome.bytes));
     let fetched = match outcome.fetched_files {
         0 => "all of it was local already".to_owned(),
@@ -155,6 +167,9 @@ fn show_local(part: &Part, what: &str, outcome: &LocalOutcome, cx: &mut Context)
         }
     };
     cx.out.line(format!("{part}: {what}, {bytes} in {files}; {fetched}"));
+}
+
+fn all_local(part: &Part, outcome: &LocalOutcome) -> Result<(), Failure> {
     if outcome.missing.is_empty() {
         return Ok(());
     }

@@ -267,6 +267,21 @@ fn ctrl_c_takes_an_upload_back() {
 }
 
 #[test]
+fn what_could_not_be_made_local_fails_as_json_too() {
+    let lab = Lab::new();
+    lab.server.put_out_of_band("datasets/run/data.jsonl", b"{}\n");
+    for command in ["prefetch", "pin"] {
+        lab.server.script(Operation::Get, HttpFault::Status(404, "NoSuchKey"));
+        let said = lab.run(&[command, "run", "--json"]);
+        assert_eq!(said.code, 6, "{command}: {} {}", said.out, said.err);
+        assert!(said.err.contains("1 file of run could not be kept"), "{command}: {}", said.err);
+        let outcome: Value = serde_json::from_str(&said.out).unwrap();
+        assert!(said.out.contains("data.jsonl"), "{outcome}");
+    }
+    lab.ok(&["pin", "run", "--json"]);
+}
+
+#[test]
 fn half_a_commit_is_not_downloaded() {
     let lab = Lab::new();
     probed(&lab);
