@@ -50,9 +50,10 @@ pub struct UmountArgs {
 /// # Errors
 /// There is no such mount, or it is busy.
 pub fn run(args: &UmountArgs, cx: &mut Context) -> Result<(), Failure> {
-    let config = cx.config(cx.global.layer())?;
+    // Nothing but where sockets are: a mistake in the settings must not keep anybody from unmounting.
+    let directories = cx.directories()?;
     let path = mountpoint::resolve(&args.mountpoint);
-    if let Some(socket) = target::socket_of(&config.directories, &path)
+    if let Some(socket) = target::socket_of(&directories, &path)
         && let Ok(client) = Client::connect(&socket)
     {
         client.call(&Request::Unmount { lazy: args.lazy }, &mut |_| {})?;

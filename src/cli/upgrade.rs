@@ -44,9 +44,9 @@ pub struct UpgradeArgs {
 /// # Errors
 /// There is no mount, or its program cannot be changed.
 pub fn run(args: &UpgradeArgs, cx: &mut Context) -> Result<(), Failure> {
-    let config = cx.config(cx.global.layer())?;
+    let directories = cx.directories()?;
     let path = args.mountpoint.as_deref().map(mountpoint::resolve);
-    let mut mounts = target::live_mounts(&config.directories, None);
+    let mut mounts = target::live_mounts(&directories, None);
     mounts.retain(|(_, status)| path.as_ref().is_none_or(|path| status.mountpoint == *path));
     if mounts.is_empty() {
         return Err(match path {

@@ -315,6 +315,21 @@ fn sigterm_unmounts() {
     assert!(!is_mounted(&home.path("mnt")));
 }
 
+#[test]
+fn wrong_settings_keep_nobody_from_unmounting() {
+    let home = Home::new();
+    let mnt = home.mount();
+    let lone_key = [("R2_ACCESS_KEY_ID", "k")];
+    home.run_with(&["list"], &lone_key).failed(2, &["R2_ACCESS_KEY_ID"]);
+    home.run_with(&["upgrade", "elsewhere"], &lone_key).failed(4, &["no dsfs mount", "elsewhere"]);
+    let config = home.path(".config/dsfs/config.toml");
+    fs::create_dir_all(config.parent().unwrap()).unwrap();
+    fs::write(&config, "bukcet = 'lab'\n").unwrap();
+    let said = home.run_with(&["umount", "mnt"], &lone_key);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(!is_mounted(&mnt));
+}
+
 fn is_mounted(path: &Path) -> bool {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     table.lines().any(|line| line.split(' ').nth(4) == path.to_str() && line.contains("fuse.dsfs"))
