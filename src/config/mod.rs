@@ -162,6 +162,8 @@ impl Config {
         let must_exist = named.is_some();
         let (path, origin) =
             named.unwrap_or_else(|| (directories.config.join("config.toml"), Origin::Default));
+        // A daemon reads its keys again when it is somewhere else.
+        let path = std::path::absolute(&path).unwrap_or(path);
         let profile = selection.profile.map(|name| (name, Origin::Flag("--profile")));
         let profile = profile.or_else(|| env.first(&["DSFS_PROFILE"]));
         let file = layer::of_file(&path, must_exist, profile)?;
@@ -277,6 +279,32 @@ impl ConfigError {
                     .into(),
             ),
             Self::Unreadable { .. } | Self::Malformed { .. } | Self::BadValue { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_named_from_here_is_found_from_anywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("lab.toml");
+        crate::durable::replace(&file, b"access-key-id = 'k'\nsecret-access-key = 's'\n").unwrap();
+        let up = std::env::current_dir().unwrap().components().skip(1).map(|_| "../").collect::<String>();
+        let relative = PathBuf::from(up).join(file.strip_prefix("/").unwrap());
+        assert!(relative.is_relative() && relative.exists());
+        let by_flag = Selection { file: Some(relative.clone()), profile: None };
+        let home = ("HOME", "/nonexistent");
+        let by_name = Environment::from_pairs(&[home, ("DSFS_CONFIG", relative.to_str().unwrap())]);
+        for (selection, env) in [(by_flag, Environment::from_pairs(&[home])), (Selection::default(), by_name)]
+        {
+            let config = Config::load(Layer::default(), selection, &env).unwrap();
+            assert!(config.file.value.is_absolute(), "{}", config.file.value.display());
+            let RemoteSettings::S3(s3) = config.remote else { panic!("is a bucket") };
+            let Origin::File { path, .. } = s3.credentials.origin else { panic!("are in the file") };
+            assert!(path.is_absolute(), "{}", path.display());
         }
     }
 }
