@@ -202,6 +202,7 @@ mod tests {
             ("R2_ACCESS_KEY_ID", "0123456789abcdefWXYZ"),
             ("R2_SECRET_ACCESS_KEY", "hush-hush"),
             ("R2_ENDPOINT", "https://h"),
+            ("DSFS_PROXY", "http://ada:hush@squid:3128"),
         ]);
         let flags = Layer { bucket: Some("mine".into()), ..Layer::default() };
         let config = Config::load(flags, Selection::default(), &env).unwrap();
@@ -215,6 +216,7 @@ mod tests {
         assert_eq!(row("remote-prefix"), ("datasets/", "default"));
         assert_eq!(row("credentials"), ("key …WXYZ", "environment R2_ACCESS_KEY_ID"));
         assert_eq!(row("cache-limit"), ("20 GiB", "default"));
+        assert_eq!(row("proxy"), ("http://…@squid:3128", "environment DSFS_PROXY"));
         let all = serde_json::to_string(&rows).unwrap();
         assert!(!all.contains("hush") && !all.contains("0123456789"), "{all}");
     }

@@ -85,9 +85,19 @@ impl fmt::Display for Proxy {
         match self {
             Self::Environment => f.write_str("as HTTPS_PROXY and HTTP_PROXY say"),
             Self::Direct => f.write_str("none"),
-            Self::Url(url) => f.write_str(url),
+            Self::Url(url) => f.write_str(&without_user(url)),
         }
     }
+}
+
+/// A proxy's URL, or what was meant to be one, without the name and password that may be in it. Whatever is
+/// before the last `@` may be part of a password, as long as nobody has found it to be a URL.
+fn without_user(url: &str) -> String {
+    let (scheme, rest) = match url.find("://") {
+        Some(at) => url.split_at(at + "://".len()),
+        None => ("", url),
+    };
+    rest.rsplit_once('@').map_or_else(|| url.to_owned(), |(_, host)| format!("{scheme}…@{host}"))
 }
 
 /// How requests are made.
@@ -234,7 +244,8 @@ fn parse_proxy(text: &str) -> Result<Proxy, String> {
     if text == "none" {
         return Ok(Proxy::Direct);
     }
-    let bad = || format!("{text:?} is neither 'none' nor a proxy's URL like http://host:3128");
+    let bad =
+        || format!("{:?} is neither 'none' nor a proxy's URL like http://host:3128", without_user(text));
     let (scheme, host) = text.split_once("://").ok_or_else(bad)?;
     let ok = scheme == "http" && !host.is_empty() && !host.contains(char::is_whitespace);
     if ok { Ok(Proxy::Url(text.to_owned())) } else { Err(bad()) }
@@ -347,5 +358,20 @@ mod tests {
             let err = of(&[], &format!("{key} = {value}")).unwrap_err().to_string();
             assert!(err.starts_with(&format!("/c.toml {key}: ")), "{err}");
         }
+    }
+
+    #[test]
+    fn a_proxys_password_is_in_no_message() {
+        for (bad, shown) in [
+            ("https://ada:hush@squid:3128", "\"https://…@squid:3128\""),
+            ("ada:hush@squid", "\"…@squid\""),
+            ("http://ada:hush@hush @squid", "\"http://…@squid\""),
+        ] {
+            let err = of(&[], &format!("proxy = '{bad}'")).unwrap_err().to_string();
+            assert!(err.contains(shown) && !err.contains("hush"), "{err}");
+        }
+        let good = of(&[], "proxy = 'http://ada:hush@squid:3128'").unwrap().proxy.value;
+        assert_eq!(good, Proxy::Url("http://ada:hush@squid:3128".into()));
+        assert_eq!(good.to_string(), "http://…@squid:3128");
     }
 }

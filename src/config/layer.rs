@@ -110,6 +110,17 @@ pub struct Layer {
     pub profile: Option<BTreeMap<String, Layer>>,
 }
 
+impl Layer {
+    /// Whether there is anything in it that others must not read, be it in force or not.
+    fn holds_secret(&self) -> bool {
+        let has_user = |proxy: &String| proxy.contains('@');
+        self.secret_access_key.is_some()
+            || self.session_token.is_some()
+            || self.proxy.as_ref().is_some_and(has_user)
+            || self.profile.iter().flatten().any(|(_, table)| table.holds_secret())
+    }
+}
+
 /// Takes text, and numbers and switches as the text that they would be: nobody quotes `retries = 5`.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
@@ -329,6 +340,8 @@ pub struct FileLayers {
     pub sources: Vec<Source>,
     /// The profile in force, and who chose it.
     pub profile: Option<(String, Origin)>,
+    /// Whether a secret is anywhere in the file.
+    holds_secret: bool,
 }
 
 /// Reads the configuration file; the layers in force, the profile's before the top of the file.
@@ -355,8 +368,7 @@ pub fn of_file(
     };
     let mode = fs::metadata(path).map_err(unreadable)?.permissions().mode();
     let layers = parse_file(path, &text, profile)?;
-    let holds_secret = layers.sources.iter().any(|source| source.layer.secret_access_key.is_some());
-    if holds_secret && mode & 0o077 != 0 {
+    if layers.holds_secret && mode & 0o077 != 0 {
         return Err(ConfigError::SecretsReadable { path: path.into(), mode: mode & 0o7777 });
     }
     Ok(layers)
@@ -386,6 +398,7 @@ fn parse_file(path: &Path, text: &str, profile: Option<(String, Origin)>) -> Res
         // Only the message: the error's Display quotes the line, which may hold a secret.
         malformed(1 + text[..at.min(text.len())].matches('\n').count(), err.message().to_owned())
     })?;
+    let holds_secret = top.holds_secret();
     let mut tables = top.profile.take().unwrap_or_default();
     for (name, table) in &tables {
         if table.profile.is_some() || table.default_profile.is_some() {
@@ -414,7 +427,7 @@ fn parse_file(path: &Path, text: &str, profile: Option<(String, Origin)>) -> Res
         sources.push(source(table, Some(name.clone())));
     }
     sources.push(source(top, None));
-    Ok(FileLayers { sources, profile: chosen })
+    Ok(FileLayers { sources, profile: chosen, holds_secret })
 }
 
 #[cfg(test)]
@@ -441,6 +454,27 @@ mod tests {
         let text = "default-profile = 'lab'\n[profile.lab]\nbucket = 'lab'\n[profile.two]\nbucket = 'two'\n";
         assert_eq!(parse(text, None).unwrap()[0].layer.bucket.as_deref(), Some("lab"));
         assert_eq!(parse(text, Some("two")).unwrap()[0].layer.bucket.as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn secrets_are_for_nobody_else_wherever_in_the_file_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        let read = |text: &str, mode: u32| {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            of_file(&path, true, None)
+        };
+        let keys = "access-key-id = 'k'\nsecret-access-key = 's'\n";
+        let in_force = keys.to_owned();
+        let in_another = format!("bucket = 'b'\n[profile.lab]\n{keys}");
+        let of_proxy = "proxy = 'http://ada:hush@squid:3128'\n".to_owned();
+        for text in [in_force, in_another, of_proxy] {
+            read(&text, 0o600).unwrap();
+            let err = read(&text, 0o644).unwrap_err();
+            assert!(matches!(err, ConfigError::SecretsReadable { mode: 0o644, .. }), "{text}: {err}");
+        }
+        read("bucket = 'b'\nproxy = 'http://squid:3128'\n", 0o644).unwrap();
     }
 
     #[test]
