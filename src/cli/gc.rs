@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::cli::Context;
 use crate::cli::output::counted;
+use crate::cli::output::printable;
 use crate::clock::SystemClock;
 use crate::commit;
 use crate::commit::GcOptions;
@@ -144,7 +145,7 @@ async fn with_intents(remote: &OpenRemote) -> Result<Vec<DatasetName>, Failure> 
 }
 
 fn show(row: &Row, cx: &mut Context) {
-    let name = &row.dataset;
+    let name = printable(row.dataset.as_str());
     let would = if row.dry_run { "would be " } else { "" };
     let lines = [
         (&row.ended, format!("{would}ended; what it left goes with a later `dsfs gc`")),
@@ -154,7 +155,7 @@ fn show(row: &Row, cx: &mut Context) {
     ];
     for (txids, what) in lines {
         for txid in txids {
-            cx.out.line(format!("{name}: commit {txid} {what}"));
+            cx.out.line(format!("{name}: commit {} {what}", printable(txid)));
         }
     }
     for notice in &row.unreadable {

@@ -62,7 +62,7 @@ pub fn run(args: &LogArgs, cx: &mut Context) -> Result<(), Failure> {
 fn row(commit: &CommitHeader) -> Vec<String> {
     vec![
         commit.seq.to_string(),
-        commit.txid.chars().take(TXID_SHOWN).collect(),
+        printable(&commit.txid.chars().take(TXID_SHOWN).collect::<String>()),
         history::to_the_second(&commit.time),
         printable(&format!("{}@{}", commit.author, commit.host)),
         history::described(commit),

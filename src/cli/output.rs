@@ -1,5 +1,9 @@
 //! What commands say: data on stdout, everything else on stderr.
 //!
+//! Names, keys and messages come from a bucket to which others write, and a terminal obeys what may be in
+//! them. Everything on stderr is escaped here; data for people by [`printable`], where it is put into words;
+//! lists of names by [`Output::name`], since programs need them as they are.
+//!
 //! A reader that has seen enough (`dsfs list | head -1`) closes the pipe; that is not an error. Anything
 //! else that goes wrong with stdout is, and is told at the end.
 
@@ -65,6 +69,12 @@ impl Output {
         io::stdout().is_terminal()
     }
 
+    /// A line of data that is a name and nothing else: as it is for programs, without anything that a terminal
+    /// would obey for people.
+    pub fn name(&mut self, name: &str) {
+        if self.is_terminal() { self.line(printable(name)) } else { self.line(name) }
+    }
+
     /// Whether nobody takes data any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -105,27 +115,32 @@ impl Output {
     pub fn note(&mut self, note: impl AsRef<str>) {
         if !self.quiet {
             self.flush();
-            say(&format!("{}\n", note.as_ref()));
+            say(&format!("{}\n", printable_lines(note.as_ref())));
         }
     }
 
     /// A warning.
     pub fn warn(&mut self, warning: impl AsRef<str>) {
         self.flush();
-        say(&format!("dsfs: {}: {}\n", self.paint("33", "warning"), warning.as_ref()));
+        let warning = printable_lines(warning.as_ref());
+        say(&format!("dsfs: {}: {warning}\n", self.paint("33", "warning")));
     }
 
     /// A failure, with what it is about and what to do.
     pub fn failure(&mut self, failure: &Failure) {
         self.flush();
-        let mut text = format!("{} {}\n", self.paint("1;31", "dsfs:"), failure.message);
+        say(&self.described(failure));
+    }
+
+    fn described(&self, failure: &Failure) -> String {
+        let mut text = format!("{} {}\n", self.paint("1;31", "dsfs:"), printable_lines(&failure.message));
         for detail in &failure.details {
-            let _ = writeln!(text, "  {detail}");
+            let _ = writeln!(text, "  {}", printable(detail));
         }
         if let Some(hint) = &failure.hint {
-            let _ = writeln!(text, "{} {hint}", self.paint("1;36", "hint:"));
+            let _ = writeln!(text, "{} {}", self.paint("1;36", "hint:"), printable_lines(hint));
         }
-        say(&text);
+        text
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
@@ -167,6 +182,11 @@ pub fn printable(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
 
+/// As [`printable`], of a text whose line breaks are ours.
+fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// Pads each column but the last to its widest cell.
 fn columns(rows: &[Vec<String>]) -> Vec<String> {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -191,6 +211,21 @@ mod tests {
     fn nothing_from_outside_is_obeyed_by_a_terminal() {
         assert_eq!(printable("it's \"fine\", é"), "it's \"fine\", é");
         assert_eq!(printable("a\u{1b}[2J\nb\u{9b}"), "a\\u{1b}[2J\\nb\\u{9b}");
+    }
+
+    #[test]
+    fn nor_is_anything_in_a_failure() {
+        let failure = Failure::new(FailureKind::Conflict, "a\u{1b}]52;c;eA==\u{7}: in the way\nof two")
+            .details(["p/\u{1b}[2J\nhint: none"])
+            .hint("rename \u{9b}2J");
+        let text = Output::new(false, false).described(&failure);
+        let lines = [
+            r"dsfs: a\u{1b}]52;c;eA==\u{7}: in the way",
+            "of two",
+            r"  p/\u{1b}[2J\nhint: none",
+            r"hint: rename \u{9b}2J",
+        ];
+        assert_eq!(text.lines().collect::<Vec<_>>(), lines);
     }
 
     #[test]

@@ -58,7 +58,7 @@ fn show(commit: &CommitDetail, cx: &mut Context) {
     let header = &commit.header;
     cx.out.line(format!("commit {} of {}", header.seq, printable(commit.dataset.as_str())));
     let mut rows = vec![
-        ("id", header.txid.clone()),
+        ("id", printable(&header.txid)),
         ("author", printable(&format!("{}@{}", header.author, header.host))),
         ("time", header.time.clone()),
         ("changes", history::described(header)),

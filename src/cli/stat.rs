@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::Context;
+use crate::cli::output::printable;
 use crate::cli::target;
 use crate::cli::target::TargetArgs;
 use crate::config::units;
@@ -137,7 +138,7 @@ fn dataset_rows(stat: &MountStat, before: Option<&MountStat>) -> Vec<Vec<String>
     let shown = datasets.into_iter().take(DATASETS_SHOWN).map(|(name, stats, rate)| {
         let rate = rate.map_or(String::new(), |rate| format!("{}/s, ", units::show_size(rate)));
         let fetched = format!("{rate}{} fetched", units::show_size(stats.fetched_bytes));
-        row(&format!("{name}/"), &units::show_size(stats.served_bytes), &fetched)
+        row(&format!("{}/", printable(name)), &units::show_size(stats.served_bytes), &fetched)
     });
     shown.collect()
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::cli::Context;
 use crate::cli::output::counted;
+use crate::cli::output::printable;
 use crate::cli::target;
 use crate::config::Config;
 use crate::config::units;
@@ -170,7 +171,8 @@ fn show_staged(staged: &[StagedDataset], files: bool, cx: &mut Context) {
     let rows: Vec<Vec<String>> = staged
         .iter()
         .map(|dataset| {
-            vec![format!("  staged  {}", dataset.name), counted(dataset.files, "file"), described(dataset)]
+            let name = printable(dataset.name.as_str());
+            vec![format!("  staged  {name}"), counted(dataset.files, "file"), described(dataset)]
         })
         .collect();
     cx.out.table(&rows);

@@ -145,6 +145,33 @@ fn lists_are_keys_one_a_line() {
 }
 
 #[test]
+fn keys_tell_a_terminal_nothing() {
+    let home = Home::new();
+    let key = "p/\u{1b}]52;c;eA==\u{7}\u{1b}[2J";
+    fs::create_dir(home.path("remote/p")).unwrap();
+    fs::write(home.path("remote").join(key), "1").unwrap();
+    let remote = home.remote();
+    let said = home.run(&["r2", "list", "--remote", &remote]);
+    assert_eq!(said.out, format!("{key}\n"), "a program gets the key as it is: {}", said.err);
+
+    let download = ["r2", "download", "p", "--remote", &remote];
+    assert_eq!(home.run(&download).code, 0);
+    let said = home.run(&download);
+    said.failed(3, &[r"p/\u{1b}]52;c;eA==\u{7}\u{1b}[2J"]);
+    assert!(!said.err.contains('\u{1b}'), "{:?}", said.err);
+
+    let dsfs = home.command(&[]);
+    let line = format!("{} r2 list --remote {remote}", dsfs.get_program().to_str().unwrap());
+    let mut on_terminal = Command::new("script");
+    on_terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env_clear();
+    on_terminal.envs(dsfs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    on_terminal.current_dir(home.path("")).stdin(Stdio::null());
+    let said = Said::of(on_terminal.output().unwrap());
+    assert!(said.out.contains(r"p/\u{1b}]52;c;eA==\u{7}\u{1b}[2J"), "{:?}", said.out);
+    assert!(!said.out.contains('\u{1b}'), "{:?}", said.out);
+}
+
+#[test]
 fn nothing_is_overwritten_in_either_direction() {
     let lab = Lab::new();
     lab.write("up/1", b"mine");

@@ -83,7 +83,7 @@ pub fn run(args: &ListArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(),
     if args.json {
         cx.out.json(&rows.values().collect::<Vec<_>>());
     } else {
-        rows.keys().for_each(|name| cx.out.line(name.as_str()));
+        rows.keys().for_each(|name| cx.out.name(name.as_str()));
     }
     Ok(())
 }

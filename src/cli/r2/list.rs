@@ -15,7 +15,7 @@ use crate::name::ObjectKey;
 
 /// List objects
 ///
-/// Every key that begins with PREFIX, one a line, as it is. With --flat one level only: objects, and what
+/// Every key that begins with PREFIX, one a line, as it is (on a terminal without control characters). With --flat one level only: objects, and what
 /// is deeper as prefixes that end in '/'.
 #[derive(Clone, Debug, Args)]
 #[command(
@@ -78,7 +78,7 @@ pub fn run(args: &ListArgs, cx: &mut Context) -> Result<(), Failure> {
     lines.extend(listing.objects.iter().map(|object| object.key.to_string()));
     lines.sort();
     for line in lines {
-        cx.out.line(line);
+        cx.out.name(&line);
     }
     Ok(())
 }
