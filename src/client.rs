@@ -445,11 +445,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::NotFound`] unless `missing_ok`; [`ClientError::Overtaken`] if it is replaced at this
-    /// moment; the store's.
+    /// moment; [`ClientError::Cancelled`]; the store's.
     pub async fn delete_object(&self, key: &str, missing_ok: bool) -> Result<bool, ClientError> {
         let key = ObjectKey::from_listing(key);
         check_not_state(&key)?;
-        match self.store.head(&key).await {
+        match self.unless_cancelled(1, self.store.head(&key)).await? {
             Ok(meta) => {
                 let objects = vec![(key, Some(meta.etag))];
                 transfer::delete(&self.transfer(Overwrite::No), objects).await.map(|_| true)
@@ -463,18 +463,33 @@ impl Client {
     /// Deletes everything below a prefix: `a` takes `a/b` along, and neither `a` itself nor `ab`.
     ///
     /// # Errors
-    /// [`ClientError::Overtaken`], the store's; an empty prefix, which would be the whole bucket.
+    /// [`ClientError::Overtaken`]; [`ClientError::Cancelled`], of no files as long as they are not known; the
+    /// store's; an empty prefix, which would be the whole bucket.
     pub async fn delete_prefix(&self, prefix: &str) -> Result<DeleteReport, ClientError> {
         let prefix = KeyPrefix::parse(prefix)?;
         if prefix.as_str().is_empty() {
             return Err(ClientError::Other("an empty prefix is the whole bucket".into()));
         }
-        let objects = list_all(&*self.store, ListRequest::recursive(prefix)).await?.objects;
+        let listing = list_all(&*self.store, ListRequest::recursive(prefix));
+        let objects = self.unless_cancelled(0, listing).await??.objects;
         for object in &objects {
             check_not_state(&object.key)?;
         }
         let objects = objects.into_iter().map(|object| (object.key, object.etag)).collect();
         transfer::delete(&self.transfer(Overwrite::No), objects).await
+    }
+
+    /// Waits for a look at the remote, on behalf of a transfer of so many files, unless that is cancelled.
+    async fn unless_cancelled<T>(
+        &self,
+        files: u64,
+        look: impl Future<Output = T> + Send,
+    ) -> Result<T, ClientError> {
+        tokio::select! {
+            biased;
+            () = self.options.cancel.cancelled() => Err(ClientError::Cancelled { done: 0, files }),
+            seen = look => Ok(seen),
+        }
     }
 
     fn transfer(&self, overwrite: Overwrite) -> Transfer {

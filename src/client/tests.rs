@@ -518,6 +518,24 @@ async fn deleting_takes_what_was_listed_and_nothing_beside_it() {
     assert_eq!(setup.memory.snapshot().len(), 2);
 }
 
+#[tokio::test]
+async fn a_cancelled_deletion_ends_while_it_looks_and_deletes_nothing() {
+    let setup = Setup::new();
+    for number in 0..100 {
+        setup.put(&format!("p/{number}"), b"");
+    }
+    let cancel = CancellationToken::new();
+    let client = setup.client().cancel(cancel.clone());
+    setup.faulty.script(Operation::List, Fault::Stall);
+    setup.faulty.script(Operation::Head, Fault::Stall);
+    cancel.cancel();
+    let deletions = async { (client.delete_prefix("p").await, client.delete_object("p/1", true).await) };
+    let (prefix, object) = tokio::time::timeout(std::time::Duration::from_secs(10), deletions).await.unwrap();
+    assert!(matches!(prefix.unwrap_err(), TransferError::Cancelled { done: 0, files: 0 }));
+    assert!(matches!(object.unwrap_err(), TransferError::Cancelled { done: 0, files: 1 }));
+    assert_eq!(setup.memory.snapshot().len(), 100);
+}
+
 #[test]
 fn checksums_of_pieces_make_the_servers() {
     use crate::store::StoredChecksum;

@@ -17,7 +17,7 @@ pub(super) enum OnFailure {
 }
 
 /// Runs all of the work, each piece as a task of its own so that all cores are used, `limit` at a time.
-/// After a failure nothing new is begun. Returns all failures, and whether it was cancelled.
+/// After a failure, or when it is cancelled, nothing new is begun. Returns all failures, and whether it was cancelled.
 pub(super) async fn all<T, F, Fut>(
     items: impl IntoIterator<Item = T>,
     limit: usize,
@@ -33,7 +33,7 @@ where
     let mut failures = Vec::new();
     let mut items = items.into_iter();
     loop {
-        while failures.is_empty() && running.len() < limit.max(1) {
+        while failures.is_empty() && running.len() < limit.max(1) && !cancel.is_cancelled() {
             let Some(item) = items.next() else { break };
             running.spawn(work(item));
         }
@@ -99,5 +99,19 @@ mod tests {
         cancel.cancel();
         let (failures, cancelled) = all(0..100, 2, &cancel, OnFailure::Wait, |_| async { Ok(()) }).await;
         assert!(failures.is_empty() && cancelled);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_begun_once_it_is_cancelled() {
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let begun = std::cell::Cell::new(0);
+        let work = |_| {
+            begun.set(begun.get() + 1);
+            async { Ok(()) }
+        };
+        let (failures, cancelled) = all(0..100, 2, &cancel, OnFailure::Wait, work).await;
+        assert!(failures.is_empty() && cancelled);
+        assert_eq!(begun.get(), 0);
     }
 }

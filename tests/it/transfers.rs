@@ -331,6 +331,27 @@ fn ctrl_c_leaves_nothing_half() {
 }
 
 #[test]
+fn ctrl_c_ends_a_deletion_and_how_far_it_was_is_told() {
+    let lab = Lab::new();
+    for key in ["x/1", "x/2", "x/3"] {
+        lab.server.put_out_of_band(key, b"");
+    }
+    lab.server.script(Operation::List, HttpFault::Stall);
+    let child = started(&lab, &["r2", "delete", "-r", "x"], Operation::List, 1);
+    kill(&child, "-INT");
+    Said::of(child.wait_with_output().unwrap()).failed(130, &["cancelled; nothing was deleted"]);
+    assert_eq!(lab.server.keys().len(), 3);
+
+    lab.server.script(Operation::Delete, HttpFault::Stall);
+    let child = started(&lab, &["r2", "delete", "-r", "x"], Operation::Delete, 3);
+    wait_until("two are gone", || lab.server.keys().len() == 1);
+    kill(&child, "-INT");
+    Said::of(child.wait_with_output().unwrap()).failed(130, &["of 3 objects are known to be deleted"]);
+    lab.ok(&["r2", "delete", "-r", "x"]);
+    assert!(lab.server.keys().is_empty());
+}
+
+#[test]
 fn after_kill_9_the_same_command_goes_on() {
     let lab = Lab::new();
     lab.server.put_out_of_band("x/large", &body(LARGE));

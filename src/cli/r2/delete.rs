@@ -59,7 +59,7 @@ pub fn run(args: &DeleteArgs, cx: &mut Context) -> Result<(), Failure> {
     let meter = Meter::new("Deleting", false, &cx.out);
     let deleted = remote::runtime()?.block_on(async {
         let session = Session::open(cx, layer).await?;
-        delete(args, &key, &session, &meter).await.map_err(|err| session.failed(&err))
+        delete(args, &key, &session, &meter).await.map_err(|err| failed(&err, &session))
     })?;
     if args.json {
         cx.out.json(&Outcome { deleted });
@@ -77,7 +77,23 @@ async fn delete(args: &DeleteArgs, key: &str, session: &Session, meter: &Meter) 
         deleted += client.delete_prefix(key).await?.deleted;
     }
     if !is_prefix {
-        deleted += u64::from(client.delete_object(key, true).await?);
+        deleted += match client.delete_object(key, true).await {
+            Err(ClientError::Cancelled { done, files }) => {
+                return Err(ClientError::Cancelled { done: deleted + done, files: deleted + files });
+            }
+            answer => u64::from(answer?),
+        };
     }
     Ok(deleted)
+}
+
+/// What a transfer says when it is cancelled, that nothing is left of the rest, would be the opposite of the truth.
+fn failed(err: &ClientError, session: &Session) -> Failure {
+    let ClientError::Cancelled { done, files } = err else { return session.failed(err) };
+    if *files == 0 {
+        return Failure::new(FailureKind::Cancelled, "cancelled; nothing was deleted");
+    }
+    // Requests that were under way may still be carried out.
+    let message = format!("cancelled: {done} of {files} objects are known to be deleted");
+    Failure::new(FailureKind::Cancelled, message).hint("the same command goes on with the others")
 }
