@@ -141,8 +141,11 @@ impl Session {
     }
 }
 
-/// The first Ctrl-C, or `kill`, lets the work end in order; the second one ends it.
-fn watch_signals(cancel: CancellationToken) -> Result<(), Failure> {
+/// The first Ctrl-C, or `kill`, lets the work end in order; the second one ends it. To be called in a runtime.
+///
+/// # Errors
+/// The system does not let signals be watched.
+pub fn watch_signals(cancel: CancellationToken) -> Result<(), Failure> {
     let failed = |err| Failure::new(FailureKind::Failed, format!("signals cannot be watched: {err}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -1,9 +1,16 @@
 //! `dsfs commit`: publish what is staged, all or nothing.
 
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
 use clap::Args;
+use tokio::sync::oneshot;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::Context;
+use crate::cli::bulk;
 use crate::cli::output::counted;
 use crate::cli::progress::Reporter;
 use crate::cli::target;
@@ -14,20 +21,26 @@ use crate::config::units;
 use crate::control::message::CommitOutcome;
 use crate::control::message::CommitRequest;
 use crate::control::message::Failure;
+use crate::control::message::FailureKind;
 use crate::control::message::Progress;
 use crate::control::message::Reply;
 use crate::control::message::Request;
 use crate::control::message::Unfinished;
 use crate::daemon::compose::Workspace;
+use crate::daemon::failure;
 use crate::daemon::publish;
 use crate::daemon::remote;
 use crate::name::DatasetName;
 use crate::staging::Holder;
 
+/// How long a daemon may take to drop a commit after Ctrl-C.
+const HANG_UP_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Publish a dataset's staged changes, all or nothing
 ///
 /// Never overwrites: if anything is where a staged file would go, all of it is named, nothing is changed,
-/// and the exit code is 3. What was interrupted is finished first. Works with and without a mount.
+/// and the exit code is 3. What was interrupted, by Ctrl-C too, is finished first, or undone by --abort. Works
+/// with and without a mount.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -92,15 +105,18 @@ impl CommitArgs {
 pub fn run(args: &CommitArgs, cx: &mut Context) -> Result<(), Failure> {
     let request = args.request();
     let mut reporter = Reporter::new(&cx.out);
-    let result = match target::find(&args.target, cx)? {
-        Target::Daemon(socket) => target::connect(&socket)?
-            .call(&Request::Commit(request), &mut |progress| reporter.update(progress))
-            .and_then(|reply| {
-                let Reply::Committed(outcome) = reply else { return Err(target::unexpected(&reply)) };
-                Ok(outcome)
-            }),
-        Target::Direct(config) => remote::runtime()?.block_on(directly(&config, &request, &mut reporter)),
-    };
+    let target = target::find(&args.target, cx)?;
+    let result = remote::runtime()?.block_on(async {
+        let cancel = CancellationToken::new();
+        bulk::watch_signals(cancel.clone())?;
+        match target {
+            Target::Daemon(socket) => by_daemon(&socket, request, &mut reporter, &cancel).await,
+            Target::Direct(config) => tokio::select! {
+                result = directly(&config, &request, &mut reporter) => result,
+                () = cancel.cancelled() => Err(interrupted(&request)),
+            },
+        }
+    });
     reporter.finish();
     let outcome = result?;
     if args.json {
@@ -109,6 +125,53 @@ pub fn run(args: &CommitArgs, cx: &mut Context) -> Result<(), Failure> {
         show(&outcome, cx);
     }
     Ok(())
+}
+
+/// Has the daemon of a mount commit. It drops what it does when it is hung up on; when this returns, it has, so that
+/// the next command finds the dataset free, unless the daemon hangs.
+async fn by_daemon(
+    socket: &Path,
+    request: CommitRequest,
+    reporter: &mut Reporter,
+    cancel: &CancellationToken,
+) -> Result<CommitOutcome, Failure> {
+    let client = target::connect(socket)?;
+    let hang_up = client.hang_up().map_err(|err| {
+        Failure::new(FailureKind::Failed, format!("the connection to the daemon cannot be watched: {err}"))
+    })?;
+    let (progress, seen) = watch::channel(Progress::default());
+    let (answer, mut answered) = oneshot::channel();
+    let asked = Request::Commit(request.clone());
+    // Not one of the runtime's threads, which would be waited for at the end.
+    thread::spawn(move || {
+        let said = client.call(&asked, &mut |now| {
+            progress.send_replace(now.clone());
+        });
+        let _ = answer.send(said); // nobody waits for a daemon that hangs
+    });
+    let work = async {
+        tokio::select! {
+            answer = &mut answered => return answer.ok(),
+            () = cancel.cancelled() => hang_up.now(),
+        }
+        tokio::time::timeout(HANG_UP_TIMEOUT, answered).await.ok()?.ok()
+    };
+    match reporter.follow(seen, work).await {
+        Some(Ok(Reply::Committed(outcome))) => Ok(outcome),
+        Some(Ok(reply)) => Err(target::unexpected(&reply)),
+        Some(Err(failure)) if !cancel.is_cancelled() => Err(failure),
+        Some(Err(_)) | None => Err(interrupted(&request)),
+    }
+}
+
+/// The failure of a commit that was dropped where it was, like one whose process was killed.
+fn interrupted(request: &CommitRequest) -> Failure {
+    let name = &request.dataset;
+    if request.dry_run {
+        return Failure::new(FailureKind::Cancelled, format!("{name}: cancelled; nothing was changed"));
+    }
+    Failure::new(FailureKind::Cancelled, format!("{name}: interrupted before the commit had ended"))
+        .hint(failure::resume(name))
 }
 
 /// Commits in this process. The staging area is locked meanwhile, so that no mount can begin.

@@ -42,7 +42,7 @@ Exit codes:
   4  not found
   5  the remote cannot be reached, or refuses
   6  work was left that the next run goes on with
-  130  ended by Ctrl-C; nothing half is left";
+  130  ended by Ctrl-C; nothing half is left, except of `commit`, which goes on where it was";
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@ use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read;
 use std::io::Write;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -39,6 +40,14 @@ impl Client {
         stream.set_read_timeout(Some(SILENCE_MAX))?;
         stream.set_write_timeout(Some(SILENCE_MAX))?;
         Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// What ends a call from another thread.
+    ///
+    /// # Errors
+    /// There are no file descriptors left.
+    pub fn hang_up(&self) -> io::Result<HangUp> {
+        self.stream.get_ref().try_clone().map(HangUp)
     }
 
     /// Asks, passes progress on, and returns the outcome.
@@ -91,6 +100,17 @@ impl Client {
                 Answer::Part { .. } => return Err(lost(io::ErrorKind::InvalidData.into())),
             }
         }
+    }
+}
+
+/// Ends a call: the daemon drops the work, and the call returns when it has.
+#[derive(Debug)]
+pub struct HangUp(UnixStream);
+
+impl HangUp {
+    /// Says that nobody wants an answer any more. What has ended by then is still answered.
+    pub fn now(self) {
+        let _ = self.0.shutdown(Shutdown::Write); // a connection that is gone already has said it
     }
 }
 

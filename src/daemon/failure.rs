@@ -129,7 +129,7 @@ pub(super) fn kind_of(err: &StoreError) -> FailureKind {
 #[must_use]
 pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
     let failure = Failure::new(publish::kind_of(err), format!("{name}: {err}"));
-    let resume = format!("`dsfs commit {name}` goes on with it, `dsfs commit {name} --abort` undoes it");
+    let resume = resume(name);
     match err {
         CommitError::NothingStaged => failure.hint("`dsfs status` shows what is staged"),
         CommitError::OpenForWriting { paths } => {
@@ -187,6 +187,12 @@ pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
         | CommitError::Record { .. }
         | CommitError::Journal(_) => failure,
     }
+}
+
+/// What to do about a commit that has begun and has not ended.
+#[must_use]
+pub fn resume(name: &DatasetName) -> String {
+    format!("`dsfs commit {name}` goes on with it, `dsfs commit {name} --abort` undoes it")
 }
 
 /// A transfer did not succeed.

@@ -282,6 +282,43 @@ fn what_could_not_be_made_local_fails_as_json_too() {
 }
 
 #[test]
+fn ctrl_c_leaves_a_commit_to_be_gone_on_with_or_undone() {
+    let lab = Lab::new();
+    probed(&lab);
+    let said = lab.run(&["mount", "mnt"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let stage = |name: &str| {
+        fs::create_dir(lab.home.path("mnt").join(name)).unwrap();
+        lab.write(&format!("mnt/{name}/large"), &body(LARGE));
+    };
+    let interrupted = |name: &str| {
+        lab.server.forget_requests();
+        lab.server.script(Operation::PutPart, HttpFault::Stall);
+        let child = started(&lab, &["commit", name], Operation::PutPart, 3);
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        let hint =
+            format!("hint: `dsfs commit {name}` goes on with it, `dsfs commit {name} --abort` undoes it");
+        Said::of(child.wait_with_output().unwrap()).failed(130, &["interrupted", &hint]);
+        assert!(!published(&lab).contains(&format!("datasets/{name}/large")));
+    };
+    for name in ["resumed", "undone", "directly"] {
+        stage(name);
+    }
+    interrupted("resumed");
+    lab.ok(&["commit", "resumed"]);
+    assert_eq!(lab.body("datasets/resumed/large").unwrap(), body(LARGE));
+    interrupted("undone");
+    lab.ok(&["commit", "undone", "--abort"]);
+    assert_eq!(lab.server.open_uploads(), 0);
+
+    assert_eq!(lab.run(&["umount", "mnt"]).code, 0);
+    interrupted("directly");
+    lab.ok(&["commit", "directly"]);
+    assert_eq!(lab.body("datasets/directly/large").unwrap(), body(LARGE));
+}
+
+#[test]
 fn half_a_commit_is_not_downloaded() {
     let lab = Lab::new();
     probed(&lab);
