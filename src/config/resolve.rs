@@ -356,12 +356,17 @@ fn keys_of(source: &Source) -> Result<Option<Setting<Credentials>>, ConfigError>
     }
 }
 
-/// A profile of AWS's files, each part from the highest layer that names it.
+/// A profile of AWS's files, each part from the highest layer that names it. A daemon reads the files again
+/// when it is somewhere else.
 fn profile(sources: &[Source]) -> Credentials {
+    let file = |of: fn(&Layer) -> Option<&PathBuf>| {
+        let path = sources.iter().find_map(|source| of(&source.layer))?;
+        Some(std::path::absolute(path).unwrap_or_else(|_| path.clone()))
+    };
     Credentials::Profile {
         name: sources.iter().find_map(|source| source.layer.aws_profile.clone()),
-        config_file: sources.iter().find_map(|source| source.layer.aws_config_file.clone()),
-        credentials_file: sources.iter().find_map(|source| source.layer.aws_credentials_file.clone()),
+        config_file: file(|layer| layer.aws_config_file.as_ref()),
+        credentials_file: file(|layer| layer.aws_credentials_file.as_ref()),
     }
 }
 
@@ -592,6 +597,8 @@ mod tests {
         assert_eq!(of(&both, "credentials = 'profile'").unwrap(), profile(Some("lab"), Some("/k")));
         assert_eq!(of(&both, "").unwrap(), Credentials::AwsChain { profile: Some("lab".into()) });
         assert!(of(&[], "credentials = 'magic'").unwrap_err().to_string().contains("anonymous"));
+        let here = std::path::absolute("k").unwrap();
+        assert_eq!(of(&[], "aws-credentials-file = 'k'").unwrap(), profile(None, here.to_str()));
         assert!(of(&[], "host-header = 'h'").unwrap_err().to_string().contains("endpoint"));
     }
 }
