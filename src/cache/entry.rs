@@ -58,6 +58,9 @@ pub struct Entry {
     unwritten: AtomicU64,
     /// Tells that there are none any more.
     settled: Notify,
+    /// A small object whose file is there and cannot be opened, or is damaged and cannot be removed.
+    /// Looking again would only find it again: it counts as not there until it was read or written.
+    unusable: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -80,6 +83,7 @@ impl Entry {
             absent: AtomicBool::new(false),
             unwritten: AtomicU64::new(0),
             settled: Notify::new(),
+            unusable: AtomicBool::new(false),
         }
     }
 
@@ -115,7 +119,8 @@ impl Entry {
 
     fn finds_one(&self) -> bool {
         let queued = self.queued.lock();
-        if queued.is_some() || self.absent.load(Ordering::Relaxed) {
+        let is_out = self.absent.load(Ordering::Relaxed) || self.unusable.load(Ordering::Relaxed);
+        if queued.is_some() || is_out {
             return queued.is_some();
         }
         // Under the lock: what is written meanwhile was queued before.
@@ -216,7 +221,10 @@ impl Entry {
             self.absent.store(false, Ordering::Relaxed);
         }
         match result {
-            Ok(()) => self.cache.health.succeeded(),
+            Ok(()) => {
+                self.unusable.store(false, Ordering::Relaxed);
+                self.cache.health.succeeded();
+            }
             Err(err) => {
                 self.cache.health.failed("writing failed", &err);
                 self.cache.look_after(); // a full disk may have something to evict
@@ -337,6 +345,7 @@ impl Entry {
     /// Looks at the disk anew at the next use: files were renamed into place.
     pub(crate) fn reset(&self) {
         self.absent.store(false, Ordering::Relaxed);
+        self.unusable.store(false, Ordering::Relaxed);
         *self.state.lock() = State::Unknown;
     }
 
@@ -460,23 +469,40 @@ impl Entry {
             return Some(content);
         }
         let path = self.cache.paths.of(&self.id, Suffix::One);
-        let file = paths::open_existing(&path).ok()??;
+        let file = match paths::open_to_read(&path) {
+            Ok(file) => file?,
+            Err(err) => {
+                self.cannot_use("opened", &err);
+                return None;
+            }
+        };
         if let Some((content, last_use)) = one::read(&file, &self.id, self.size_bytes) {
+            self.unusable.store(false, Ordering::Relaxed);
             self.cache.used(&self.id, &file, last_use);
             return Some(content);
         }
         self.cache.damaged(&self.id, 1);
-        let _ = self.cache.paths.remove(&path); // if it fails, it is found damaged again
-        self.cache.index.lock().remove(self.id);
+        match self.cache.paths.remove(&path) {
+            Ok(()) => self.cache.index.lock().remove(self.id),
+            Err(err) => self.cannot_use("removed, and is damaged", &err),
+        }
         None
     }
 
+    fn cannot_use(&self, what: &str, err: &io::Error) {
+        tracing::debug!(id = %self.id, "a small cached file cannot be {what}: {err}");
+        self.unusable.store(true, Ordering::Relaxed);
+    }
+
     fn store_one(&self, content: &[u8]) -> io::Result<u64> {
-        let path = self.cache.paths.of(&self.id, Suffix::One);
-        if path.exists() {
+        let is_replaced = self.unusable.load(Ordering::Relaxed);
+        if !is_replaced && self.cache.paths.of(&self.id, Suffix::One).exists() {
             return Ok(0);
         }
         self.cache.write_one(&self.id, content)?;
+        if is_replaced {
+            self.cache.index.lock().remove(self.id); // what it was counted with before
+        }
         Ok((HEADER_BYTES + content.len()) as u64)
     }
 }

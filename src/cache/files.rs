@@ -31,6 +31,10 @@ use crate::cache::queue::Pages;
 /// on the disk, which is begun at once.
 const DONTCACHE: rustix::io::ReadWriteFlags = rustix::io::ReadWriteFlags::from_bits_retain(0x80);
 
+/// In memory, in place of a block's entry: the map on disk has one that is wrong, and cannot be changed.
+/// No block has an entry like this in practice, and one that has is fetched again.
+const UNUSABLE: u64 = u64::MAX;
+
 /// What a look into the cache found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
@@ -68,7 +72,7 @@ pub(crate) struct Files {
     size_bytes: u64,
     data: Arc<File>,
     map: File,
-    /// The map's entries; zero for an absent block.
+    /// The map's entries; zero for an absent block, or [`UNUSABLE`].
     entries: Box<[AtomicU64]>,
     /// One bit for each block whose bytes this process has compared with its checksum, or written.
     verified: Box<[AtomicU64]>,
@@ -117,7 +121,8 @@ impl Files {
 
     /// Whether a block is in the file, checked or not.
     pub(crate) fn is_present(&self, index: u64) -> bool {
-        self.entries.get(index as usize).is_some_and(|raw| raw.load(Ordering::Acquire) != 0)
+        let is_present = |raw: &AtomicU64| !matches!(raw.load(Ordering::Acquire), 0 | UNUSABLE);
+        self.entries.get(index as usize).is_some_and(is_present)
     }
 
     /// Whether this process knows a block's bytes to be right.
@@ -288,13 +293,18 @@ impl Files {
 
     /// Makes a block absent, here and for other processes.
     fn forget(&self, index: u64) {
-        self.entries[index as usize].store(0, Ordering::Release);
+        let entry = &self.entries[index as usize];
+        entry.store(UNUSABLE, Ordering::Release);
         let bit = 1 << (index % 64);
         if self.verified[index as usize / 64].fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
             self.verified_count.fetch_sub(1, Ordering::AcqRel);
         }
-        // A map that cannot be written keeps an entry that will fail its check again.
-        let _ = self.map.write_all_at(&[0; ENTRY_BYTES], format::entry_offset(index));
+        // A map that cannot be written (a disk that fails is often read-only then) keeps its entry,
+        // and whoever looks for what others have cached would find the block there again, and again
+        // damaged, and never ask the network.
+        if self.map.write_all_at(&[0; ENTRY_BYTES], format::entry_offset(index)).is_ok() {
+            let _ = entry.compare_exchange(UNUSABLE, 0, Ordering::Release, Ordering::Relaxed);
+        }
     }
 
     fn write(&self, content: &[u8], at: u64, pages: Pages) -> io::Result<()> {

@@ -9,7 +9,7 @@
 //! 1. No wrong byte. A block is handed out only after it was compared with its checksum by this
 //!    process, or written by it; a block that fails is a miss, and is fetched again.
 //! 2. Never fatal. A directory that is missing, full, read-only or failing is bypassed: that is
-//!    said once, and tried again later.
+//!    said once, and tried again later. So is, silently, a file that cannot be opened or changed.
 //! 3. kill -9 at any moment costs at most the blocks that were being written. Nothing is synced.
 //! 4. Several processes share a directory. They never truncate or punch a file, nor give back
 //!    room other than by unlinking; what is open or mapped stays valid.

@@ -185,9 +185,22 @@ fn spread(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// The local disk's.
 pub(crate) fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    open_with(OpenOptions::new().read(true).write(true), path)
+}
+
+/// As [`open_existing`], for reading alone: a file that is only ever replaced whole can be read where
+/// nothing can be written.
+///
+/// # Errors
+/// The local disk's.
+pub(crate) fn open_to_read(path: &Path) -> io::Result<Option<File>> {
+    open_with(OpenOptions::new().read(true), path)
+}
+
+fn open_with(options: &OpenOptions, path: &Path) -> io::Result<Option<File>> {
     let open = |more: i32| {
         let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | more;
-        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+        options.clone().custom_flags(flags).open(path)
     };
     let opened = match open(libc::O_NOATIME) {
         Err(err) if err.raw_os_error() == Some(libc::EPERM) => open(0),

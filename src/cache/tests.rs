@@ -2,6 +2,7 @@
 
 mod histories;
 mod taken_over;
+mod trouble;
 
 use std::fs;
 use std::fs::OpenOptions;

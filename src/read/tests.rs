@@ -1,5 +1,7 @@
 //! The read path against the store in memory, with faults.
 
+mod disk;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -511,40 +513,6 @@ async fn a_load_without_a_cache_is_refused_and_one_that_fails_says_so() {
     assert_eq!(world.reader.load(&version).await, Loaded::Cached, "queued; nobody knows yet");
     world.cache.drain().await;
     assert_eq!(world.reader.load(&version).await, Loaded::Refused);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn damage_on_disk_is_fetched_again_and_never_served() {
-    let mut world = World::new(ReadOptions::default());
-    let (version, body) = world.put("k", 5 * MIB);
-    let (small, small_body) = world.put("small", 70_000);
-    read_all(&world, &version, 1 << 20).await.unwrap();
-    read_all(&world, &small, 1 << 20).await.unwrap();
-    world.cache.drain().await;
-    for file in files_in(world.dir.path()) {
-        let mut content = std::fs::read(&file).unwrap();
-        let middle = content.len() / 2;
-        content[middle] ^= 1;
-        std::fs::write(&file, content).unwrap();
-    }
-    world = world.restart();
-    assert!(read_all(&world, &version, 1 << 20).await.unwrap() == body);
-    assert!(read_all(&world, &small, 1 << 20).await.unwrap() == small_body);
-    let fetched = world.reader.stats().fetched_bytes;
-    assert!((BLOCK_BYTES + 70_000..MIB * 3).contains(&fetched), "only the damaged blocks: {fetched}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_cache_directory_everything_is_still_right() {
-    let world = World::new(ReadOptions::default());
-    let (version, body) = world.put("k", 5 * MIB);
-    std::fs::remove_dir_all(world.dir.path()).unwrap();
-    std::fs::write(world.dir.path(), b"in the way").unwrap();
-    assert!(read_all(&world, &version, 1 << 20).await.unwrap() == body);
-    world.cache.drain().await;
-    assert!(world.cache.usage().bypassed.is_some());
-    let (small, small_body) = world.put("small", 70_000);
-    assert!(read_all(&world, &small, 1 << 20).await.unwrap() == small_body);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
