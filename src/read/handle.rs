@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::Weak;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -23,6 +24,7 @@ use crate::read::prefetch::Access;
 use crate::read::prefetch::Prefetcher;
 use crate::read::prefetch::StreamId;
 use crate::read::stats::count;
+use crate::read::streams::Streaming;
 use crate::store::StoreError;
 
 /// A longer read is answered in steps of this many bytes: FUSE asks for no more at once, and the
@@ -50,6 +52,8 @@ struct Pattern {
     prefetcher: Prefetcher,
     /// What is being fetched ahead for this handle.
     claims: Vec<(StreamId, Claim)>,
+    /// Alive while this handle counts as a stream.
+    streaming: Weak<Streaming>,
     /// The last prefetch was refused for want of memory or requests.
     refused: bool,
 }
@@ -201,12 +205,13 @@ impl ReadHandle {
         count(if waited { &counters.misses } else { &counters.hits }, 1);
         let mut guard = self.pattern.lock();
         let pattern = &mut *guard;
-        let streaming = !pattern.claims.is_empty();
         pattern.claims.retain(|(_, claim)| !claim.is_done());
         let access = Access { offset: bytes.start, len: bytes.end - bytes.start, waited };
-        let limits = reader.limits(std::mem::take(&mut pattern.refused));
+        let is_streaming = pattern.streaming.strong_count() > 0;
+        let limits = reader.limits(std::mem::take(&mut pattern.refused), is_streaming);
         let plan = pattern.prefetcher.access(&access, self.object.version.size_bytes, &limits);
         pattern.claims.retain(|(stream, _)| !plan.abandon.contains(stream));
+        let known = pattern.claims.len();
         for range in &plan.fetch {
             let (claims, refused) = self.object.fetch_ahead(range, plan.part_bytes);
             pattern.claims.extend(claims.into_iter().map(|claim| (plan.stream, claim)));
@@ -216,18 +221,19 @@ impl ReadHandle {
                 break;
             }
         }
-        match (streaming, !pattern.claims.is_empty()) {
-            (false, true) => reader.streaming.fetch_add(1, Ordering::Relaxed),
-            (true, false) => reader.streaming.fetch_sub(1, Ordering::Relaxed),
-            (false, false) | (true, true) => 0,
-        };
+        if !pattern.claims.is_empty() {
+            let streaming = pattern.streaming.upgrade().unwrap_or_else(|| reader.streams.begin());
+            pattern.claims[known..].iter().for_each(|(_, claim)| claim.is_ahead_for(&streaming));
+            pattern.streaming = Arc::downgrade(&streaming);
+            reader.streams.read(&streaming);
+        }
     }
 }
 
 impl Drop for ReadHandle {
     fn drop(&mut self) {
-        if !self.pattern.get_mut().claims.is_empty() {
-            self.object.reader.streaming.fetch_sub(1, Ordering::Relaxed);
+        if let Some(streaming) = self.pattern.get_mut().streaming.upgrade() {
+            streaming.end();
         }
         self.object.handle_closed(self.pages);
         if let Some(recent) = self.object.recent.upgrade() {

@@ -37,6 +37,7 @@ mod object;
 mod part;
 mod prefetch;
 mod stats;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod whole;
@@ -52,8 +53,6 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::Weak;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lru::LruCache;
@@ -71,6 +70,7 @@ use crate::read::hint::Hints;
 use crate::read::memory::Memory;
 use crate::read::prefetch::Limits;
 use crate::read::stats::AllCounters;
+use crate::read::streams::Streams;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
 
@@ -192,8 +192,8 @@ struct Shared {
     verifying: Arc<Semaphore>,
     verifying_large: Arc<Semaphore>,
     open: Mutex<HashMap<VersionId, Weak<OpenObject>>>,
-    /// Handles with something being fetched ahead.
-    streaming: AtomicUsize,
+    /// Handles that share the memory for what is fetched ahead.
+    streams: Streams,
     counters: AllCounters,
 }
 
@@ -224,7 +224,7 @@ impl Reader {
             verifying: Arc::new(Semaphore::new(VERIFYING_MAX)),
             verifying_large: Arc::new(Semaphore::new(VERIFYING_LARGE_MAX)),
             open: Mutex::default(),
-            streaming: AtomicUsize::new(0),
+            streams: Streams::new(),
         };
         let recent = Recent {
             small: Mutex::new(LruCache::new(RECENT_SMALL_MAX)),
@@ -341,9 +341,9 @@ impl Recent {
 }
 
 impl Shared {
-    /// What one handle may have ahead of it now.
-    fn limits(&self, refused: bool) -> Limits {
-        let handles = self.streaming.load(Ordering::Relaxed).max(1) as u64;
+    /// What one handle may have ahead of it now, beside the others that are streaming.
+    fn limits(&self, refused: bool, is_streaming: bool) -> Limits {
+        let handles = (self.streams.count() + usize::from(!is_streaming)).max(1) as u64;
         let window_max = (self.memory.total_bytes() / 2 / handles).clamp(RUN_BYTES, prefetch::WINDOW_MAX);
         Limits { window_max, pressure: refused || self.memory.is_short() }
     }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::read::ReadError;
 use crate::read::object::OpenObject;
+use crate::read::streams::Streaming;
 
 /// What a pending run becomes; `None` while it is pending.
 pub(crate) type Outcome = Option<Result<Bytes, ReadError>>;
@@ -31,6 +32,8 @@ pub(crate) struct Part {
     done: AtomicBool,
     /// When the last bytes came.
     progress: Mutex<Instant>,
+    /// Handles for which it is fetched ahead; none once it is done.
+    streams: Mutex<Vec<Arc<Streaming>>>,
 }
 
 impl Part {
@@ -41,6 +44,7 @@ impl Part {
             claims: AtomicUsize::new(0),
             done: AtomicBool::new(false),
             progress: Mutex::new(Instant::now()),
+            streams: Mutex::default(),
         }
     }
 
@@ -54,7 +58,9 @@ impl Part {
     }
 
     pub(crate) fn finished(&self) {
+        let mut streams = self.streams.lock();
         self.done.store(true, Ordering::Release);
+        streams.clear();
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -84,6 +90,14 @@ impl Claim {
     /// Whether there is nothing left to claim.
     pub(crate) fn is_done(&self) -> bool {
         self.part.is_done()
+    }
+
+    /// Its part is fetched ahead for this handle: until that is done, the handle counts.
+    pub(super) fn is_ahead_for(&self, handle: &Arc<Streaming>) {
+        let mut streams = self.part.streams.lock();
+        if !self.part.is_done() {
+            streams.push(Arc::clone(handle));
+        }
     }
 }
 

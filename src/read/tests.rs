@@ -1,6 +1,7 @@
 //! The read path against the store in memory, with faults.
 
 mod disk;
+mod whole;
 
 use std::fmt;
 use std::ops::Range;
@@ -41,8 +42,6 @@ use crate::store::UploadId;
 use crate::store::memory::MemoryStore;
 use crate::store::retry::RetryOptions;
 use crate::store::retry::RetryingStore;
-
-mod whole;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -479,6 +478,25 @@ async fn twenty_readers_of_twenty_files_get_on_equally() {
     assert!(behind >= FILE_BYTES / 3, "the slowest had {behind} bytes when the fastest was done");
     let stats = world.reader.stats();
     assert!(stats.memory_bytes <= stats.memory_limit_bytes, "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handles_that_are_open_and_idle_take_nothing_from_a_stream() {
+    let world = World::new(ReadOptions::default());
+    let opened: Vec<_> = (0..200)
+        .map(|n| world.reader.open(world.put(&"k".repeat(n + 1), BLOCK_BYTES + 1).0).handle())
+        .collect();
+    world.faults(Faults { delay: Duration::from_millis(20), ..Faults::default() });
+    join_all(opened.iter().map(|handle| handle.read(0, 4096))).await;
+    until("they are idle", || world.reader.shared.streams.count() == 0).await;
+    let stream = world.reader.open(world.put("stream", 24 * MIB).0).handle();
+    let mut at_once = 0;
+    for at in (0..24 * MIB).step_by(BLOCK_BYTES as usize) {
+        stream.read(at, BLOCK_BYTES as u32).await.unwrap();
+        at_once = at_once.max(world.reader.stats().in_flight);
+    }
+    assert!(at_once >= 4, "{at_once} requests at a time");
+    drop(opened);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
