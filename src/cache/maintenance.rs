@@ -96,6 +96,7 @@ impl BlockCache {
     /// Evicts if there is a need to.
     pub(crate) fn keep_within_limits(&self, scanned: &mut Option<Instant>) {
         if self.excess() > 0 {
+            self.let_deleted_go(); // their room may be all that is missing, here or to another process
             let lock = File::create(self.paths.root().join("evict.lock"));
             let Ok(lock) = lock else { return };
             if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -157,8 +158,18 @@ impl BlockCache {
         !victims.is_empty()
     }
 
+    /// Closes files that others have deleted and this process has open for later: as long as somebody
+    /// has them open, the disk does not get their room back.
+    fn let_deleted_go(&self) {
+        let open: Vec<_> = self.open.lock().values().filter_map(Weak::upgrade).collect();
+        for entry in open {
+            entry.check_linked(); // without the lock, which its last holder takes
+        }
+    }
+
     /// Makes the books anew from the directory, and removes what does not belong there.
     pub(crate) fn scan(&self) {
+        self.let_deleted_go();
         let mut found = HashMap::new();
         let now = self.now();
         // A directory that cannot be read is an empty one: the next write says what is wrong.

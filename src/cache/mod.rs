@@ -12,7 +12,8 @@
 //!    said once, and tried again later. So is, silently, a file that cannot be opened or changed.
 //! 3. kill -9 at any moment costs at most the blocks that were being written. Nothing is synced.
 //! 4. Several processes share a directory. They never truncate or punch a file, nor give back
-//!    room other than by unlinking; what is open or mapped stays valid.
+//!    room other than by unlinking; what is open or mapped stays valid. What another one has
+//!    unlinked is closed when the directory is looked at, when room is needed, or at the next open.
 //! 5. Within `limit_bytes`, longest unused first, and with `reserve_bytes` of the disk left
 //!    free. Pinned versions stand outside.
 //! 6. [`BlockCache::open`] does not wait for the directory to be read, however full it is.

@@ -246,6 +246,8 @@ impl Reader {
     fn object(&self, id: VersionId, version: ObjectVersion) -> Arc<OpenObject> {
         let mut open = self.shared.open.lock();
         if let Some(object) = open.get(&id).and_then(Weak::upgrade) {
+            drop(open);
+            object.entry.check_linked();
             return object;
         }
         let entry = self.shared.cache.entry(&id, version.size_bytes);

@@ -1,18 +1,33 @@
-//! Disks that fail: what is not known for certain counts as not cached.
+//! Disks that fail, files that others delete: what is not known for certain counts as not cached.
 
+use std::fs;
 use std::fs::File;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Instant;
 
 use rustix::fs::IFlags;
 use tempfile::TempDir;
 
 use crate::block::BLOCK_BYTES;
+use crate::cache::BlockCache;
+use crate::cache::CacheOptions;
 use crate::cache::files::Files;
 use crate::cache::paths::Suffix;
+use crate::cache::tests::MIB;
 use crate::cache::tests::fill;
 use crate::cache::tests::flip;
 use crate::cache::tests::id;
 use crate::cache::tests::open;
 use crate::cache::tests::readable;
+use crate::cache::tests::until;
+
+/// Files below `dir` that this process has open, and that have no name any more.
+fn deleted_and_open(dir: &Path) -> Vec<PathBuf> {
+    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let paths = open.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+    paths.filter(|path| path.starts_with(dir) && path.to_string_lossy().ends_with(" (deleted)")).collect()
+}
 
 #[test]
 fn a_small_file_that_cannot_be_written_is_read() {
@@ -44,4 +59,37 @@ fn a_damaged_block_stays_absent_where_the_map_cannot_be_written() {
     files.load(0..4).unwrap();
     let present: Vec<u64> = (0..4).filter(|index| files.is_present(*index)).collect();
     assert_eq!(present, [0, 1, 3], "the map on disk has it still");
+}
+
+#[test]
+fn files_that_others_delete_are_not_kept_open() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let (cache, other) = (open(&root), open(&root));
+    until("scanned", || cache.usage().scanned && other.usage().scanned);
+    let whole = fill(&cache, "a", 2 * MIB);
+    let entry = cache.entry(&id("a"), 2 * MIB); // as somebody holds it who has closed the file
+    assert!(entry.whole_file().is_some());
+    other.evict_version(&id("a"), false).unwrap();
+    cache.scan();
+    assert_eq!(deleted_and_open(&root), Vec::<PathBuf>::new());
+    assert_eq!(readable(&entry, &whole), Vec::<u64>::new());
+}
+
+#[test]
+fn files_that_others_delete_are_closed_when_room_is_needed() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let other = open(&root);
+    let (limit_bytes, reserve_bytes) = (u64::MAX, u64::MAX / 2);
+    let options = CacheOptions { dir: root.clone(), limit_bytes, reserve_bytes, memory_bytes: MIB };
+    let cache = BlockCache::open(options);
+    until("looked at the disk", || !cache.admits());
+    cache.pin(&id("a"), "me").unwrap(); // it does not evict this itself
+    fill(&cache, "a", 2 * MIB);
+    let entry = cache.entry(&id("a"), 2 * MIB);
+    assert!(entry.whole_file().is_some());
+    other.evict_version(&id("a"), true).unwrap();
+    cache.keep_within_limits(&mut Some(Instant::now())); // the books are fresh: no scan
+    assert_eq!(deleted_and_open(&root), Vec::<PathBuf>::new());
 }

@@ -1,9 +1,13 @@
-//! The read path over a cache directory that is damaged or in the way.
+//! The read path over a cache directory that is damaged, in the way, or cleared by others.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::block::BLOCK_BYTES;
+use crate::cache::BlockCache;
+use crate::cache::CacheOptions;
 use crate::read::ObjectVersion;
 use crate::read::ReadOptions;
 use crate::read::tests::MIB;
@@ -76,4 +80,27 @@ async fn a_small_cached_file_that_cannot_be_used_is_fetched() {
         assert_eq!(world.gets(), gets);
         world.reader.forget(&blocked.key, &blocked.etag);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_is_opened_again_is_not_read_from_a_deleted_file() {
+    let world = World::new(ReadOptions::default());
+    let (version, body) = world.put("k", 3 * MIB);
+    assert!(read_all(&world, &version, 1 << 20).await.unwrap() == body);
+    world.cache.drain().await;
+    let other = BlockCache::open(CacheOptions {
+        dir: world.dir.path().to_owned(),
+        limit_bytes: u64::MAX,
+        reserve_bytes: 0,
+        memory_bytes: 16 * MIB,
+    });
+    other.evict_version(&world.reader.version_id(&version), false).unwrap();
+    let entry = other.entry(&world.reader.version_id(&version), version.size_bytes);
+    entry.store(0, &body[..2 * MIB as usize]).unwrap();
+    entry.store(2 * MIB / BLOCK_BYTES, &body[2 * MIB as usize..]).unwrap();
+    let fetched = world.store.bytes.load(Ordering::Relaxed);
+    let object = world.reader.open(version.clone());
+    assert!(object.verified_file().await.is_some(), "what others have cached since is found");
+    assert_eq!(world.store.bytes.load(Ordering::Relaxed), fetched);
+    drop((object, Arc::clone(&other)));
 }
