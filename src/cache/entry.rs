@@ -226,9 +226,21 @@ impl Entry {
                 self.cache.health.succeeded();
             }
             Err(err) => {
+                self.distrust();
                 self.cache.health.failed("writing failed", &err);
                 self.cache.look_after(); // a full disk may have something to evict
             }
+        }
+    }
+
+    /// A write failed, and perhaps not the first one: the kernel takes pages that it could not bring to
+    /// the disk for clean, and what is read once they have left memory is not what was written. So every
+    /// block is checked again, and the kernel is not given the file before that. Who has been given it
+    /// already reads it unchecked.
+    fn distrust(&self) {
+        self.cache.whole.lock().pop(&self.id);
+        if let State::Open(files) = &*self.state.lock() {
+            files.distrust_all();
         }
     }
 

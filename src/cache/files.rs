@@ -146,6 +146,15 @@ impl Files {
         }
     }
 
+    /// What was verified before is not any more: each block is compared with its checksum again when it
+    /// is read.
+    pub(crate) fn distrust_all(&self) {
+        for bits in &self.verified {
+            let were_set = bits.swap(0, Ordering::AcqRel).count_ones();
+            self.verified_count.fetch_sub(u64::from(were_set), Ordering::AcqRel);
+        }
+    }
+
     /// Whether every block is present and verified.
     pub(crate) fn is_whole(&self) -> bool {
         self.verified_count.load(Ordering::Acquire) == self.entries.len() as u64

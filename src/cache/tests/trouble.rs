@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -92,4 +93,28 @@ fn files_that_others_delete_are_closed_when_room_is_needed() {
     other.evict_version(&id("a"), true).unwrap();
     cache.keep_within_limits(&mut Some(Instant::now())); // the books are fresh: no scan
     assert_eq!(deleted_and_open(&root), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn after_a_failed_write_everything_is_checked_again() {
+    let dir = TempDir::new().unwrap();
+    let size = 4 * BLOCK_BYTES;
+    let cache = open(dir.path());
+    let failed = || Err(io::Error::from_raw_os_error(libc::EIO));
+    let whole = fill(&cache, "a", size);
+    let entry = cache.entry(&id("a"), size);
+    assert!(entry.whole_file().is_some());
+    flip(&super::files(dir.path(), "data")[0], BLOCK_BYTES + 9, 1);
+    entry.written(failed());
+    assert!(entry.whole_file().is_none() && entry.mapped(&(0..10)).is_none());
+    assert_eq!(readable(&entry, &whole), [0, 2, 3]);
+
+    fill(&cache, "b", size);
+    let entry = cache.entry(&id("b"), size);
+    assert!(entry.whole_file().is_some(), "closed and opened again in the same process");
+    entry.written(failed());
+    drop(entry);
+    let entry = cache.entry(&id("b"), size);
+    assert!(entry.whole_file().is_none(), "nor is it remembered after a close");
+    assert!(entry.verify() && entry.whole_file().is_some());
 }
