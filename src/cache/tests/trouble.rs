@@ -3,6 +3,7 @@
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -35,14 +36,21 @@ fn a_small_file_that_cannot_be_written_is_read() {
     let dir = TempDir::new().unwrap();
     let cache = open(dir.path());
     let whole = fill(&cache, "s", 1000);
-    let file = File::open(cache.paths.of(&id("s"), Suffix::One)).unwrap();
-    // As on a read-only disk, where the file system can do that to a single file.
-    let flags = rustix::fs::ioctl_getflags(&file).unwrap_or(IFlags::empty());
-    let is_immutable = rustix::fs::ioctl_setflags(&file, flags | IFlags::IMMUTABLE).is_ok();
+    let path = cache.paths.of(&id("s"), Suffix::One);
+    let file = File::open(&path).unwrap();
+    // As on a read-only disk: nobody may write to a file of this mode but root, and to an immutable one not even root.
+    file.set_permissions(fs::Permissions::from_mode(0o444)).unwrap();
+    let is_root = rustix::process::getuid().is_root();
+    let flags = is_root.then(|| rustix::fs::ioctl_getflags(&file).unwrap());
+    if let Some(flags) = flags {
+        rustix::fs::ioctl_setflags(&file, flags | IFlags::IMMUTABLE).unwrap();
+    }
+    let is_refused = File::options().write(true).open(&path).is_err();
     let found = readable(&cache.entry(&id("s"), 1000), &whole);
-    if is_immutable {
+    if let Some(flags) = flags {
         rustix::fs::ioctl_setflags(&file, flags).unwrap();
     }
+    assert!(is_refused);
     assert_eq!(found, [0]);
 }
 

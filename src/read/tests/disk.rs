@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use crate::block::BLOCK_BYTES;
 use crate::cache::BlockCache;
 use crate::cache::CacheOptions;
+use crate::cache::Pages;
 use crate::read::ObjectVersion;
 use crate::read::ReadOptions;
 use crate::read::tests::MIB;
@@ -96,8 +97,8 @@ async fn an_object_that_is_opened_again_is_not_read_from_a_deleted_file() {
     });
     other.evict_version(&world.reader.version_id(&version), false).unwrap();
     let entry = other.entry(&world.reader.version_id(&version), version.size_bytes);
-    entry.store(0, &body[..2 * MIB as usize]).unwrap();
-    entry.store(2 * MIB / BLOCK_BYTES, &body[2 * MIB as usize..]).unwrap();
+    entry.store(0, &body[..2 * MIB as usize], Pages::Keep).unwrap();
+    entry.store(2 * MIB / BLOCK_BYTES, &body[2 * MIB as usize..], Pages::Keep).unwrap();
     let fetched = world.store.bytes.load(Ordering::Relaxed);
     let object = world.reader.open(version.clone());
     assert!(object.verified_file().await.is_some(), "what others have cached since is found");
