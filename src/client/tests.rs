@@ -378,6 +378,37 @@ async fn a_file_that_changed_since_is_uploaded_anew() {
     assert_eq!(setup.memory.open_uploads(), 0, "the stale upload is given up");
 }
 
+/// The first run has finished the large file, and its txid is kept with the notes.
+#[tokio::test]
+async fn a_file_that_changed_after_it_was_finished_is_replaced_when_asked_for() {
+    for guarantee in [Guarantee::Enforced, Guarantee::SinglePut, Guarantee::BestEffort] {
+        let setup = Setup::new();
+        setup.write("up/large", &body(2 * PART, 13));
+        setup.write("up/small", b"small");
+        let client = setup.client().workers(1).guarantee(guarantee);
+        if guarantee == Guarantee::SinglePut {
+            setup.faulty.script(Operation::Put, Fault::Delay(std::time::Duration::ZERO)); // the claim
+        }
+        for _ in 0..4 {
+            setup.faulty.script(Operation::Put, unavailable());
+        }
+        let err = client.upload_directory(&setup.path("up"), "x", Overwrite::No).await.unwrap_err();
+        assert!(matches!(err, TransferError::Interrupted { done: 1, .. }), "{guarantee:?}: {err}");
+
+        let other = body(2 * PART, 14);
+        setup.write("up/large", &other);
+        let file = fs::File::options().write(true).open(setup.path("up/large")).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let refused = client.upload_directory(&setup.path("up"), "x", Overwrite::No).await.unwrap_err();
+        assert!(matches!(&refused, TransferError::InTheWay { what } if *what == ["x/large"]), "{refused}");
+        let report = client.upload_directory(&setup.path("up"), "x", Overwrite::Yes).await.unwrap();
+        assert_eq!((report.files, report.replaced), (2, 1), "{guarantee:?}");
+        assert_eq!(setup.object("x/large").unwrap(), other, "{guarantee:?}");
+        assert_eq!(setup.object("x/small").unwrap(), "small");
+        assert_eq!((setup.memory.open_uploads(), setup.notes()), (0, 0), "{guarantee:?}");
+    }
+}
+
 /// A stranger who writes a key right before we do.
 #[derive(Debug)]
 struct Stranger {

@@ -282,7 +282,7 @@ impl Sweep<'_> {
         }
         let mut left = Vec::new();
         for key in keys {
-            if let Found::Ours(_) | Found::OurClaim(_) = sender.look(&key, None).await? {
+            if let Found::Ours(_) | Found::OurClaim(_) = sender.look(&key).await? {
                 left.push(key);
             }
         }

@@ -180,7 +180,7 @@ impl Run<'_> {
             }
             Err(err) => return Err(err.into()),
         };
-        let found = self.sender.whose(&meta, None);
+        let found = self.sender.whose(&meta);
         if matches!(found, Found::Ours(_) | Found::OurClaim(_)) {
             let file = if let ConflictReason::Changed { expected, .. } = otherwise {
                 PlannedFile { expect: Expect::Version(expected), ..file }

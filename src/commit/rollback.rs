@@ -51,7 +51,7 @@ impl Run<'_> {
             let files = contents.files.iter().map(|file| &file.path);
             for path in files.filter(|path| based.contains(path)) {
                 let key = self.ctx.prefix.key(self.ctx.dataset(), path)?;
-                if let Found::Ours(_) = self.sender.look(&key, None).await? {
+                if let Found::Ours(_) = self.sender.look(&key).await? {
                     not_restored.push(path.clone());
                 }
             }

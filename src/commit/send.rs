@@ -1,8 +1,8 @@
 //! Putting one object where nothing is, and knowing for certain whether that happened.
 //!
-//! Every object of a commit carries the commit's txid as metadata, and its SHA-256 if it went up in one
-//! request. So when an answer is lost, or a repetition finds something in the way, one HEAD tells whether it is
-//! ours. An object that is not is never touched.
+//! Every object of a commit carries the commit's txid as metadata, its file's time, and its SHA-256 if it went
+//! up in one request. So when an answer is lost, or a repetition finds something in the way, one HEAD tells
+//! whether it is ours, and of this content. An object that is not is never touched.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,6 +56,17 @@ pub(crate) struct Job {
     pub cid: Option<ContentId>,
     pub modified: std::time::SystemTime,
     pub expect: Expect,
+}
+
+impl Job {
+    /// Whether an object has this job's content: by that, or, where it is not recorded, by what it is a copy of.
+    fn is_content_of(&self, meta: &ObjectMeta) -> bool {
+        let is = |name: &str, value: &str| meta.metadata.get(name).is_some_and(|found| found == value);
+        match self.cid {
+            Some(cid) => is(META_SHA256, &cid.sha256_hex()),
+            None => meta.size_bytes == self.size_bytes && is(META_MTIME, &format_mtime(self.modified)),
+        }
+    }
 }
 
 /// A multipart upload whose parts are all there.
@@ -154,27 +165,41 @@ impl Sender {
         PutAttributes { metadata, ..PutAttributes::default() }
     }
 
-    /// Looks at what is at a key now.
-    pub async fn look(&self, key: &ObjectKey, cid: Option<&ContentId>) -> Result<Found, StoreError> {
+    /// Looks at what is at a key now, whatever its content is.
+    pub async fn look(&self, key: &ObjectKey) -> Result<Found, StoreError> {
+        self.look_for(key, |_| true).await
+    }
+
+    /// Looks at what is at a job's key now. Ours is only what the job writes: a transfer that goes on has put
+    /// earlier contents of its files there, with the same txid.
+    async fn look_at(&self, job: &Job) -> Result<Found, StoreError> {
+        self.look_for(&job.key, |meta| job.is_content_of(meta)).await
+    }
+
+    async fn look_for(
+        &self,
+        key: &ObjectKey,
+        is_wanted: impl FnOnce(&ObjectMeta) -> bool + Send,
+    ) -> Result<Found, StoreError> {
         match self.store.head(key).await {
-            Ok(meta) => Ok(self.whose(&meta, cid)),
+            Ok(meta) => Ok(match self.whose(&meta) {
+                Found::Ours(etag) if !is_wanted(&meta) => Found::Other(etag),
+                found => found,
+            }),
             Err(StoreError::NotFound { .. }) => Ok(Found::Nothing),
             Err(err) => Err(err),
         }
     }
 
-    /// Whose an object is.
-    pub fn whose(&self, meta: &ObjectMeta, cid: Option<&ContentId>) -> Found {
+    /// Whose an object is, whatever its content is.
+    pub fn whose(&self, meta: &ObjectMeta) -> Found {
         let etag = meta.etag.clone();
-        let is = |name: &str, value: &str| meta.metadata.get(name).is_some_and(|found| found == value);
-        if !is(META_TXID, &self.txid) {
+        if meta.metadata.get(META_TXID) != Some(&self.txid) {
             Found::Other(etag)
         } else if meta.metadata.contains_key(META_CLAIM) {
             Found::OurClaim(etag)
-        } else if cid.is_none_or(|cid| is(META_SHA256, &cid.sha256_hex())) {
-            Found::Ours(etag)
         } else {
-            Found::Other(etag)
+            Found::Ours(etag)
         }
     }
 
@@ -183,7 +208,7 @@ impl Sender {
         if self.guarantee != Guarantee::BestEffort {
             return Ok(None);
         }
-        match (self.look(&job.key, job.cid.as_ref()).await?, &job.expect) {
+        match (self.look_at(job).await?, &job.expect) {
             (Found::Ours(etag), _) => Ok(Some(etag)),
             (Found::Nothing, Expect::Absent) | (Found::OurClaim(_), _) => Ok(None),
             (Found::Other(etag), Expect::Version(expected)) if etag == *expected => Ok(None),
@@ -196,7 +221,7 @@ impl Sender {
         if self.guarantee != Guarantee::BestEffort {
             return Ok(etag);
         }
-        match self.look(&job.key, job.cid.as_ref()).await? {
+        match self.look_at(job).await? {
             Found::Ours(etag) => Ok(etag),
             Found::OurClaim(found) | Found::Other(found) => Err(SendError::Taken { found: Some(found) }),
             Found::Nothing => Err(SendError::Taken { found: None }),
@@ -205,7 +230,7 @@ impl Sender {
 
     /// After a conflict or a lost answer: `Some` if it was us, `None` if the write can be tried again.
     async fn resolve(&self, job: &Job) -> Result<Option<ETag>, SendError> {
-        match (self.look(&job.key, job.cid.as_ref()).await?, &job.expect) {
+        match (self.look_at(job).await?, &job.expect) {
             (Found::Ours(etag), _) => Ok(Some(etag)),
             (Found::Nothing, Expect::Absent) => Ok(None),
             (Found::Other(etag) | Found::OurClaim(etag), Expect::Version(expected)) if etag == *expected => {
@@ -384,11 +409,16 @@ impl Sender {
         mut upload: Uploaded,
         notes: &dyn UploadNotes,
     ) -> Result<ETag, SendError> {
-        if let Some(etag) = self.look_before(job).await? {
-            return Ok(etag);
-        }
-        let job = &match self.claim(job).await? {
-            Claim::Done(etag) => return Ok(etag),
+        let claim = match self.look_before(job).await? {
+            Some(etag) => Claim::Done(etag),
+            None => self.claim(job).await?,
+        };
+        let job = &match claim {
+            Claim::Done(etag) => {
+                // Under another upload, before a crash.
+                self.store.abort_multipart(&job.key, &upload.id).await.ok();
+                return Ok(etag);
+            }
             Claim::Held(etag) => Job { expect: Expect::Version(etag), ..job.clone() },
             Claim::NotNeeded => job.clone(),
         };
@@ -433,7 +463,7 @@ impl Sender {
         if self.guarantee != Guarantee::SinglePut || job.expect != Expect::Absent {
             return Ok(Claim::NotNeeded);
         }
-        match self.look(&job.key, job.cid.as_ref()).await? {
+        match self.look_at(job).await? {
             Found::Ours(etag) => return Ok(Claim::Done(etag)),
             Found::OurClaim(etag) => return Ok(Claim::Held(etag)),
             Found::Other(found) => return Err(SendError::Taken { found: Some(found) }),
@@ -445,7 +475,7 @@ impl Sender {
         match self.put_with(job, body, attributes).await {
             Ok(etag) => Ok(Claim::Held(etag)),
             // The answer to our own claim was lost, and it is there.
-            Err(SendError::Taken { found }) => match self.look(&job.key, job.cid.as_ref()).await? {
+            Err(SendError::Taken { found }) => match self.look_at(job).await? {
                 Found::OurClaim(etag) => Ok(Claim::Held(etag)),
                 Found::Ours(etag) => Ok(Claim::Done(etag)),
                 Found::Nothing | Found::Other(_) => Err(SendError::Taken { found }),
@@ -459,7 +489,7 @@ impl Sender {
         let mut tried = 0;
         loop {
             tried += 1;
-            let err = match self.look(key, None).await {
+            let err = match self.look(key).await {
                 Ok(Found::Ours(etag) | Found::OurClaim(etag)) => match self.store.delete(key, &etag).await {
                     Ok(()) => return Ok(()),
                     Err(err) => {

@@ -439,7 +439,7 @@ impl Run {
 
     /// Where a key was claimed for a large object that does not come.
     async fn remove_claim(&self, key: &ObjectKey) {
-        if let Ok(Found::OurClaim(etag)) = self.sender.look(key, None).await
+        if let Ok(Found::OurClaim(etag)) = self.sender.look(key).await
             && let Err(err) = self.transfer.store.delete(key, &etag).await
         {
             tracing::warn!(%key, "an empty object stays: {err}");
