@@ -378,6 +378,32 @@ async fn a_file_that_changed_since_is_uploaded_anew() {
     assert_eq!(setup.memory.open_uploads(), 0, "the stale upload is given up");
 }
 
+/// Parts of what it was, and the rest of what it is, would be a file that never was.
+#[tokio::test]
+async fn a_file_that_changes_before_its_turn_is_not_mixed_with_what_it_was() {
+    let setup = Setup::new();
+    setup.write("up/large", &body(2 * PART, 15));
+    let client = setup.client().workers(1);
+    setup.faulty.script(Operation::PutPart, Fault::Delay(std::time::Duration::ZERO));
+    for _ in 0..4 {
+        setup.faulty.script(Operation::PutPart, unavailable());
+    }
+    client.upload_directory(&setup.path("up"), "x", Overwrite::No).await.unwrap_err();
+    assert_eq!(setup.memory.open_uploads(), 1);
+    let up = setup.path("up");
+    let tree = LocalTree::of(&up).unwrap();
+    setup.write("up/large", &body(2 * PART, 16));
+    let file = fs::File::options().write(true).open(setup.path("up/large")).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let err = client.upload_tree(&up, &tree, "x", Overwrite::No).await.unwrap_err();
+    assert!(matches!(&err, TransferError::Changed { path, .. } if path == "large"), "{err}");
+    assert_eq!(setup.object("x/large"), None);
+    assert_eq!((setup.memory.open_uploads(), setup.notes()), (0, 0), "nobody goes on with those parts");
+
+    client.upload_directory(&up, "x", Overwrite::No).await.unwrap();
+    assert_eq!(setup.object("x/large").unwrap(), body(2 * PART, 16));
+}
+
 /// The first run has finished the large file, and its txid is kept with the notes.
 #[tokio::test]
 async fn a_file_that_changed_after_it_was_finished_is_replaced_when_asked_for() {

@@ -122,13 +122,16 @@ pub async fn upload(
     transfer.watch.total(report.files, report.bytes);
     let missing_bytes: u64 = planned.missing.iter().map(|(file, _)| file.size_bytes).sum();
     transfer.watch.moved(report.bytes - missing_bytes);
+    let begun_of = |file: &UploadFile| Some(begun.uploads.get(&file.path)?.0.id.clone());
+    let open = planned.missing.iter().filter_map(|(file, _)| Some((file.key.clone(), begun_of(file)?)));
+    let open = open.collect();
     let job = Arc::new(Run {
         sender: sender(transfer, &begun.txid),
         transfer: transfer.clone(),
         places: Places::new(transfer.options.workers),
         log,
         begun: Mutex::new(begun.uploads),
-        open: Mutex::default(),
+        open: Mutex::new(open),
         created: Mutex::new(planned.created),
         done: AtomicU64::new(report.done_before),
         files: report.files,
@@ -296,7 +299,7 @@ struct Run {
     log: Option<UploadLog>,
     /// What an interrupted run has begun.
     begun: Mutex<BTreeMap<RelPath, (BegunUpload, Vec<PartReceipt>)>>,
-    /// Multipart uploads under way.
+    /// Multipart uploads under way, those of an interrupted run among them.
     open: Mutex<HashMap<ObjectKey, UploadId>>,
     /// Objects that were created, where nothing was.
     created: Mutex<Vec<ObjectKey>>,
@@ -365,6 +368,12 @@ impl Run {
         let _place = self.places.take(file.size_bytes).await;
         let opened =
             blocking(|| File::open(&file.source)).map_err(|err| TransferError::io(&file.source, err))?;
+        let found = opened.metadata().and_then(|meta| meta.modified());
+        if found.map_err(|err| TransferError::io(&file.source, err))? != file.modified {
+            // Parts that an interrupted run has sent may be of what it was, and the rest would be of what it is.
+            let reason = "it was changed since the upload began".to_owned();
+            return Err(TransferError::Changed { path: file.path.to_string(), reason });
+        }
         let content = Content::of_file(opened, &file.path, file.size_bytes)?;
         let is_new = expect == Expect::Absent;
         let UploadFile { key, size_bytes, modified, .. } = file.clone();
@@ -393,7 +402,6 @@ impl Run {
         let known = match known {
             Some(known) if unchanged(&known) => {
                 let (upload, parts) = known;
-                self.open.lock().insert(file.key.clone(), upload.id.clone());
                 let there: u64 = parts.iter().map(|part| upload.bytes_of(part.number)).sum();
                 self.transfer.watch.moved(there);
                 Some((Uploaded { id: upload.id, parts }, upload.part_bytes))
