@@ -219,6 +219,51 @@ async fn what_was_finished_before_the_machine_was_started_anew_is_fetched_anew()
     assert_eq!(fs::read(&done).unwrap(), b"changed");
 }
 
+/// One object of many: whatever is wrong with it, the others need not be fetched again.
+#[tokio::test]
+async fn one_object_that_fails_does_not_put_the_others_in_the_way() {
+    let key = ObjectKey::from_listing("x/2");
+    let refused = StoreError::Denied { key: key.to_string(), reason: "not this one".into() };
+    let gone = StoreError::NotFound { key: key.clone() };
+    for failure in [StoreError::Changed { key: key.clone() }, gone, refused] {
+        let setup = Setup::new();
+        // Large enough that one is fetched after the other.
+        setup.put("x/1", &body(600 << 10, 1));
+        setup.put("x/2", &body(600 << 10, 2));
+        setup.faulty.script(Operation::Get, Fault::Delay(std::time::Duration::ZERO));
+        setup.faulty.script(Operation::Get, Fault::Before(failure.clone()));
+        let client = setup.client().workers(1);
+        let err = client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+        if matches!(failure, StoreError::Denied { .. }) {
+            assert!(matches!(err, TransferError::Store(StoreError::Denied { .. })), "{err}");
+        } else {
+            assert!(matches!(err, TransferError::Interrupted { done: 1, files: 2, .. }), "{err}");
+        }
+        assert_eq!((setup.files("down").len(), setup.notes()), (1, 1), "{failure}");
+
+        let report = client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap();
+        assert_eq!((report.files, report.done_before), (2, 1), "{failure}");
+        assert_eq!((setup.files("down").len(), setup.notes()), (2, 0), "{failure}");
+    }
+}
+
+/// Its pieces are of a version that is not there any more.
+#[tokio::test]
+async fn an_object_that_is_replaced_on_the_way_leaves_no_pieces() {
+    let setup = Setup::new();
+    setup.put("x/1", &body(PART + 1, 1));
+    setup.put("x/2", &body(2 * PART, 2));
+    for _ in 0..3 {
+        setup.faulty.script(Operation::Get, Fault::Delay(std::time::Duration::ZERO));
+    }
+    let changed = StoreError::Changed { key: ObjectKey::from_listing("x/2") };
+    setup.faulty.script(Operation::Get, Fault::Before(changed));
+    let client = setup.client().workers(1);
+    let err = client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+    assert!(matches!(err, TransferError::Interrupted { done: 1, files: 2, .. }), "{err}");
+    assert_eq!(setup.files("down").into_keys().collect::<Vec<_>>(), ["1"]);
+}
+
 #[tokio::test]
 async fn a_piece_counts_as_soon_as_it_is_there() {
     let setup = Setup::new();

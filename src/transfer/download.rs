@@ -100,7 +100,8 @@ pub struct DownloadReport {
 ///
 /// # Errors
 /// Before anything is transferred: [`TransferError::InTheWay`], [`TransferError::NoRoom`]. Later: what
-/// happened to the first file that failed; the ones that are complete stay.
+/// happened to the first file that failed; the ones that are complete stay, and the same download goes on
+/// behind them.
 pub async fn download(
     transfer: &Transfer,
     what: &str,
@@ -145,27 +146,38 @@ pub async fn download(
         unchecked: AtomicU64::new(0),
         from_cache: AtomicU64::new(0),
     });
-    let targets: Vec<(PathBuf, bool)> = missing
+    // With the keys of those that come in pieces.
+    let targets: Vec<(PathBuf, Option<ObjectKey>)> = missing
         .iter()
-        .map(|file| (file.target.clone(), file.size_bytes > transfer.options.part_bytes))
+        .map(|file| {
+            let is_large = file.size_bytes > transfer.options.part_bytes;
+            (file.target.clone(), is_large.then(|| file.key.clone()))
+        })
         .collect();
-    let outcome = match job.run(missing).await {
+    let outcome = job.run(missing).await;
+    let done = job.done.load(Ordering::Relaxed);
+    let outdated = outcome.as_ref().err().filter(|_| done > 0).and_then(TransferError::outdated).cloned();
+    let outcome = match outcome {
         Ok(()) => Ok(()),
-        Err(err) => Err(err.interrupted(transfer, job.done.load(Ordering::Relaxed), report.files).await),
+        // The next run finds it as it will be listed then, or not at all, and goes on with the others.
+        Err(err) if outdated.is_some() => {
+            Err(TransferError::Interrupted { done, files: report.files, source: Box::new(err) })
+        }
+        Err(err) => Err(err.interrupted(transfer, done, report.files).await),
     };
     let transient = outcome.as_ref().is_err_and(TransferError::is_transient);
     if outcome.is_err() {
         // Pieces of large files are what the next run goes on with, if there is to be one.
-        let useless = targets.iter().filter(|(_, is_large)| !(transient && *is_large));
+        let is_useful = |key| transient && outdated.as_ref() != Some(key);
+        let useless = targets.iter().filter(|(_, key)| !key.as_ref().is_some_and(is_useful));
         useless.for_each(|(target, _)| partial::discard(target));
         // Only those that have nothing in them can be removed; the deepest come last.
         made.iter().rev().for_each(|dir| drop(fs::remove_dir(dir)));
     }
-    if !transient && let Some(notes) = job.notes.lock().take() {
-        let keep = matches!(outcome, Err(TransferError::Cancelled { done, .. }) if done > 0);
-        if !keep {
-            notes.forget();
-        }
+    // Files that are complete must not be in the way of the next run, whatever has ended this one.
+    let goes_on = transient || (outcome.is_err() && done > 0);
+    if !goes_on && let Some(notes) = job.notes.lock().take() {
+        notes.forget();
     }
     outcome?;
     report.checked_by_content = job.by_content.load(Ordering::Relaxed);

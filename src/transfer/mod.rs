@@ -18,7 +18,8 @@
 //!    checksum that the server keeps, where there is either. What was uploaded was checked by the server.
 //! 4. **What was interrupted goes on.** A kill or a lost network leaves pieces, and a note of which; the
 //!    same transfer again takes them up if the object is still the same version. A cancelled transfer
-//!    ([`TransferOptions::cancel`]) leaves no piece: only whole files.
+//!    ([`TransferOptions::cancel`]), or one that failed for another reason, leaves no piece: only whole
+//!    files, past which the same transfer goes on.
 //! 5. Memory for bodies is bounded by [`TransferOptions::memory_bytes`], whatever is transferred.
 //!
 //! # What this module does not know
@@ -206,8 +207,8 @@ pub enum TransferError {
         /// Files in all.
         files: u64,
     },
-    /// The remote could not be reached any more, or lets us do nothing any more. The same transfer goes
-    /// on where this one has stopped.
+    /// The remote could not be reached any more, or lets us do nothing any more; or an object was replaced
+    /// or deleted while others were downloaded. The same transfer goes on where this one has stopped.
     #[error("interrupted after {done} of {files} files: {source}")]
     Interrupted {
         /// Files that are complete.
@@ -257,6 +258,14 @@ impl TransferError {
         } else {
             matches!(self, Self::Interrupted { .. })
         }
+    }
+
+    /// The object that is not there any more in the version that was listed: another listing helps.
+    fn outdated(&self) -> Option<&ObjectKey> {
+        if let Self::Store(StoreError::Changed { key } | StoreError::NotFound { key }) = self {
+            return Some(key);
+        }
+        None
     }
 
     /// As the end of a transfer that had begun.

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The hash is of everything that makes it the same transfer: the store, the keys, the directory. A
-//! transfer that has ended, well or cancelled, leaves no note. A note that is lost costs only that the
-//! files which were finished are in the way of the next run, and are named.
+//! transfer that has ended well, or with nothing that the next run could go on with, leaves no note. A note
+//! that is lost costs only that the files which were finished are in the way of the next run, and are named.
 //!
 //! Files are not synced one by one. Those that were finished in another run of the machine (`boot`) are
 //! fetched anew: after a power loss they may have their name, size and time, and not their bytes.
