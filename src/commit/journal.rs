@@ -294,17 +294,28 @@ fn read_record(bytes: &[u8]) -> Read1 {
     let [a, b, c, d, e, f, g, h] = *header;
     let len = u32::from_le_bytes([a, b, c, d]) as usize;
     let crc = u32::from_le_bytes([e, f, g, h]);
-    let Some(payload) = rest.get(..len) else { return Read1::Torn };
-    if crc32c::crc32c(payload) == crc && len > 0 {
+    if let Some(payload) = rest.get(..len)
+        && crc32c::crc32c(payload) == crc
+        && len > 0
+    {
         return match serde_json::from_slice(payload) {
             Ok(note) => Read1::Note(note, HEADER_BYTES + len),
             Err(_) => Read1::Damaged,
         };
     }
-    // A record that was being written is the last one; behind it there may be space that the file
-    // system had already given to the file.
-    let behind = rest.get(len..).unwrap_or_default();
-    if behind.iter().all(|byte| *byte == 0) { Read1::Torn } else { Read1::Damaged }
+    if is_torn(len, crc, rest) { Read1::Torn } else { Read1::Damaged }
+}
+
+/// Whether `rest` is what came of a payload whose writer was stopped. Nothing checks the length itself, and a
+/// damaged one must not take the records behind it along.
+fn is_torn(len: usize, crc: u32, rest: &[u8]) -> bool {
+    // Behind it there may be space that the file system had already given to the file.
+    let end = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let written = rest.get(..end).unwrap_or_default();
+    // JSON has no zero byte, the length of another record has one: a record that was being written is the last.
+    let is_last = written.len() <= len && !written.contains(&0);
+    // One that is all there has lost nothing but its length.
+    is_last && (written.is_empty() || crc32c::crc32c(written) != crc)
 }
 
 #[cfg(test)]
@@ -402,14 +413,25 @@ mod tests {
         let dir = in_memory();
         let path = written(dir.path());
         let whole = std::fs::read(&path).unwrap();
-        let Read1::Note(_, first) = read_record(&whole) else { panic!() };
-        for at in [4, 9, first + 4, first + 10] {
+        let mut starts = vec![0];
+        loop {
+            let start = starts[starts.len() - 1];
+            let Read1::Note(_, len) = read_record(&whole[start..]) else { panic!() };
+            if start + len == whole.len() {
+                break;
+            }
+            starts.push(start + len);
+        }
+        // Checksum and payload of the last record may be torn; its length may not.
+        let last = starts[starts.len() - 1];
+        for (at, bit) in (0..last + 4).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
             let mut damaged = whole.clone();
-            damaged[at] ^= 0x40;
+            damaged[at] ^= 1 << bit;
             std::fs::write(&path, &damaged).unwrap();
+            let start = starts.iter().rfind(|start| **start <= at).unwrap();
             match open(&path) {
-                Err(JournalError::Damaged { offset, .. }) => assert!(offset <= first as u64),
-                other => panic!("{at}: {other:?}"),
+                Err(JournalError::Damaged { offset, .. }) => assert_eq!(offset, *start as u64),
+                other => panic!("{at} {bit}: {other:?}"),
             }
             assert_eq!(std::fs::read(&path).unwrap(), damaged, "left as it was found");
         }
