@@ -31,6 +31,7 @@
 //! Inodes, mounts, the command line. It works with nothing mounted.
 
 mod announce;
+mod conflict;
 pub(crate) mod content;
 mod deletion;
 mod gc;
@@ -71,6 +72,8 @@ use crate::store::guarantee::Guarantee;
 
 pub use crate::log::Log;
 use crate::log::LogError;
+pub use conflict::Conflict;
+pub use conflict::ConflictReason;
 pub(crate) use content::Content;
 pub use gc::GcOptions;
 pub use gc::GcReport;
@@ -79,8 +82,6 @@ pub use gc::tidy;
 pub use journal::JournalError;
 pub use plan::AlreadyThere;
 pub use plan::CommitPlan;
-pub use plan::Conflict;
-pub use plan::ConflictReason;
 pub use plan::PlannedDelete;
 pub use plan::PlannedFile;
 pub use plan::part_bytes_for;

@@ -40,6 +40,7 @@ use crate::store::Expect;
 use crate::store::ListRequest;
 use crate::store::META_SHA256;
 use crate::store::META_TXID;
+use crate::store::ObjectMeta;
 use crate::store::PartReceipt;
 use crate::store::StoreError;
 use crate::store::UPLOAD_TXID_PREFIX;
@@ -66,6 +67,16 @@ enum Verdict {
     Done(PlannedFile, ETag),
     AlreadyThere(AlreadyThere),
     Conflict(Conflict),
+}
+
+/// A directory's marker that is in no commit.
+pub(super) enum Marker {
+    /// There is none, or it is this very commit's: it is to be written.
+    Missing,
+    /// It is another tool's, and stays.
+    Foreign,
+    /// It may be taken back at any time.
+    Leftover(Conflict),
 }
 
 impl Run<'_> {
@@ -142,10 +153,21 @@ impl Run<'_> {
             refuse_existing(&mut draft);
         }
         let mut surveyed = Surveyed { plan: draft.plan, ..Surveyed::default() };
-        if draft.doubtful.is_empty() {
+        if draft.doubtful.is_empty() && draft.markers.is_empty() {
             return Ok(surveyed);
         }
         let snapshot = self.log.newest_snapshot().await?;
+        let markers = draft.markers.drain(..).filter(|(path, _)| !snapshot.markers.contains(path));
+        let looking: Vec<_> = markers.map(|marker| self.settle_marker(marker).boxed()).collect();
+        let markers: Vec<_> = stream::iter(looking).buffered(self.sender.workers).try_collect().await?;
+        for (marker, found) in markers {
+            match found {
+                Marker::Missing => surveyed.plan.markers.push(marker),
+                Marker::Foreign => {}
+                Marker::Leftover(conflict) => surveyed.plan.conflicts.push(conflict),
+            }
+        }
+        surveyed.plan.markers.sort();
         let settling: Vec<_> =
             draft.doubtful.drain(..).map(|doubt| self.settle(doubt, sealed, &snapshot).boxed()).collect();
         let verdicts: Vec<Verdict> =
@@ -192,11 +214,8 @@ impl Run<'_> {
         }
         let published = meta.metadata.get(META_SHA256).and_then(|hex| ContentId::from_sha256_hex(hex));
         let recorded = snapshot.entries.get(&file.path).filter(|entry| entry.etag == meta.etag);
-        let txid = meta.metadata.get(META_TXID).filter(|txid| !txid.starts_with(UPLOAD_TXID_PREFIX));
-        if let (None, Some(txid)) = (recorded, txid) {
-            // Of a commit that is under way, or given up: it may be taken back at any time.
-            let reason = ConflictReason::Leftover { txid: txid.clone() };
-            return Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason }));
+        if let (None, Some(conflict)) = (recorded, leftover(&file.path, &meta)) {
+            return Ok(Verdict::Conflict(conflict));
         }
         let known = recorded.map(|entry| entry.cid).or(published);
         let same = match known.filter(|_| meta.size_bytes == file.size_bytes) {
@@ -207,6 +226,33 @@ impl Run<'_> {
             return Ok(Verdict::AlreadyThere(AlreadyThere { file, etag: meta.etag }));
         }
         Ok(Verdict::Conflict(Conflict { path: file.path.to_string(), reason: otherwise }))
+    }
+
+    async fn settle_marker(
+        &self,
+        (path, key): (RelPath, ObjectKey),
+    ) -> Result<((RelPath, ObjectKey), Marker), CommitError> {
+        let found = self.unrecorded_marker(&path, &key).await?;
+        Ok(((path, key), found))
+    }
+
+    /// What is at the key of a directory's marker that is in no commit.
+    pub(super) async fn unrecorded_marker(
+        &self,
+        path: &RelPath,
+        key: &ObjectKey,
+    ) -> Result<Marker, CommitError> {
+        let meta = match self.ctx.store.head(key).await {
+            Ok(meta) => meta,
+            Err(StoreError::NotFound { .. }) => return Ok(Marker::Missing),
+            Err(err) => return Err(err.into()),
+        };
+        Ok(match self.sender.whose(&meta) {
+            Found::Ours(_) | Found::OurClaim(_) => Marker::Missing,
+            Found::Nothing | Found::Other(_) => {
+                leftover(path, &meta).map_or(Marker::Foreign, Marker::Leftover)
+            }
+        })
     }
 
     /// Whether what the plan relies on, but does not write, is as it was seen: what it deletes, and
@@ -299,6 +345,14 @@ impl Run<'_> {
         self.ctx.progress.file_done();
         Ok((path.clone(), uploaded))
     }
+}
+
+/// An object that is in no commit, but of one: that is under way, or given up, and it may be taken back at any
+/// time.
+fn leftover(path: &RelPath, meta: &ObjectMeta) -> Option<Conflict> {
+    let txid = meta.metadata.get(META_TXID).filter(|txid| !txid.starts_with(UPLOAD_TXID_PREFIX))?;
+    let reason = ConflictReason::Leftover { txid: txid.clone() };
+    Some(Conflict { path: path.to_string(), reason })
 }
 
 /// The request, or requests, for a file whose content is not known yet.

@@ -22,6 +22,7 @@ use crate::commit::journal::Note;
 use crate::commit::places::SHARES;
 use crate::commit::plan::PlannedFile;
 use crate::commit::plan::is_marker;
+use crate::commit::prepare::Marker;
 use crate::commit::prepare::Notes;
 use crate::commit::prepare::Surveyed;
 use crate::commit::prepare::Uploads;
@@ -42,6 +43,7 @@ use crate::record::Intent;
 use crate::record::OldVersion;
 use crate::staging::Sealed;
 use crate::store::Expect;
+use crate::store::StoreError;
 
 /// What has become of files that are published at the same time.
 struct Outcome<'a> {
@@ -188,12 +190,25 @@ impl Run<'_> {
                 expect: Expect::Absent,
             };
             match self.sender.put(&job, Bytes::new()).await {
-                // Somebody made the same directory: that is what was wanted.
-                Ok(_) | Err(SendError::Taken { .. }) => {}
+                Ok(_) => {}
+                Err(SendError::Taken { .. }) => self.check_marker(path, key).await?,
                 Err(err) => return Err(self.not_sent(path, &job, err)),
             }
         }
         Ok(())
+    }
+
+    /// Somebody has made the same directory meanwhile: that is what was wanted, if nobody takes it back.
+    async fn check_marker(&self, path: &RelPath, key: &ObjectKey) -> Result<(), CommitError> {
+        if self.log.newest_snapshot().await?.markers.contains(path) {
+            return Ok(());
+        }
+        match self.unrecorded_marker(path, key).await? {
+            Marker::Foreign => Ok(()),
+            Marker::Leftover(conflict) => Err(CommitError::Conflict { conflicts: vec![conflict] }),
+            // Gone again: somebody is at it.
+            Marker::Missing => Err(StoreError::Contended { key: key.clone() }.into()),
+        }
     }
 
     /// What goes into the record.

@@ -78,6 +78,84 @@ async fn what_a_failed_commit_left_is_not_taken_for_published() {
     assert_eq!(commit(&ctx).await.unwrap().already_there, 1);
 }
 
+/// The place of a request in a commit that meets nobody.
+async fn place_of(request: &str, files: &[(&str, &[u8])]) -> usize {
+    let machine = Machine::new("ann");
+    machine.stage(files);
+    let store = TripStore::new(bucket_with_foreign(), None);
+    commit(&machine.context(store.clone())).await.unwrap();
+    let made = store.log.lock().clone();
+    made.iter().position(|made| made == request).unwrap()
+}
+
+async fn put_marker(bucket: &MemoryStore, txid: Option<&str>) {
+    let metadata = txid.map(|txid| (META_TXID.to_owned(), txid.to_owned())).into_iter().collect();
+    let attributes = PutAttributes { metadata, ..PutAttributes::default() };
+    bucket.put(&key("empty/"), Bytes::new(), &Expect::Absent, &attributes).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_directory_of_a_commit_that_has_not_ended_is_not_taken_for_published() {
+    let at = place_of("put datasets/run/empty/", FILES).await;
+    let (bucket, _dead) = crashed(at, Trip::CrashAfter, Guarantee::Enforced).await.unwrap();
+    assert!(objects(&bucket).contains_key("empty/"));
+    let bob = Machine::new("bob");
+    bob.stage(&[("empty/", b"")]);
+    let ctx = bob.context(bucket.clone());
+    let reason = async || match commit(&ctx).await {
+        Err(CommitError::Conflict { conflicts }) => {
+            assert_eq!((conflicts.len(), conflicts[0].path.as_str()), (1, "empty"));
+            conflicts[0].reason.clone()
+        }
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(reason().await, ConflictReason::Intent { .. }));
+    for (key, _) in state(&bucket, "intents") {
+        bucket.delete_out_of_band(&key);
+    }
+    assert!(matches!(reason().await, ConflictReason::Leftover { .. }));
+
+    // That of another tool is nobody's to take back.
+    bucket.delete_out_of_band(&key("empty/"));
+    put_marker(&bucket, None).await;
+    let report = commit(&ctx).await.unwrap();
+    assert_eq!((report.seq, report.markers.len()), (None, 0));
+    // Nor is one that was published.
+    bucket.delete_out_of_band(&key("empty/"));
+    for (seq, markers) in [(Some(1), 1), (None, 0)] {
+        bob.stage(&[("empty/", b"")]);
+        let report = commit(&ctx).await.unwrap();
+        assert_eq!((report.seq, report.markers.len()), (seq, markers));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_directory_that_appears_midway_counts_if_nobody_takes_it_back() {
+    let files: &[(&str, &[u8])] = &[("a", b"1"), ("empty/", b"")];
+    let at = place_of("put datasets/run/empty/", files).await;
+    for txid in [None, Some("01LATE")] {
+        let bucket = Arc::new(MemoryStore::default());
+        let bob = Machine::new("bob");
+        bob.stage(files);
+        let store = TripStore::new(bucket.clone(), Some((at, Trip::Pause)));
+        let ctx = bob.context(store.clone());
+        let mut under_way = Box::pin(commit(&ctx));
+        assert!(store.until_crash(&mut under_way).await.is_none());
+        put_marker(&bucket, txid).await;
+        store.go_on();
+        match (txid, under_way.await) {
+            (None, Ok(report)) => assert_eq!((report.seq, report.markers.len()), (Some(1), 1)),
+            (Some(late), Err(CommitError::Conflict { conflicts })) => {
+                let leftover = ConflictReason::Leftover { txid: late.into() };
+                assert_eq!(conflicts, [Conflict { path: "empty".into(), reason: leftover }]);
+                assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["empty/"]);
+                assert_eq!(bob.staged(), ["a"]);
+            }
+            (_, other) => panic!("{other:?}"),
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_deleted_or_there_already_is_looked_at_again_after_the_announcement() {
     for victim in ["gone", "kept"] {
