@@ -306,14 +306,19 @@ fn read_record(bytes: &[u8]) -> Read1 {
     if is_torn(len, crc, rest) { Read1::Torn } else { Read1::Damaged }
 }
 
+/// Fewest zero bytes in a row that are taken for space that was never written: more than a header can have.
+const UNWRITTEN_MIN: usize = 2 * HEADER_BYTES;
+
 /// Whether `rest` is what came of a payload whose writer was stopped. Nothing checks the length itself, and a
 /// damaged one must not take the records behind it along.
 fn is_torn(len: usize, crc: u32, rest: &[u8]) -> bool {
     // Behind it there may be space that the file system had already given to the file.
     let end = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let written = rest.get(..end).unwrap_or_default();
-    // JSON has no zero byte, the length of another record has one: a record that was being written is the last.
-    let is_last = written.len() <= len && !written.contains(&0);
+    // A record that was being written is the last one. JSON has no zero byte, and the length of another record has
+    // one or two; more in a row are space that was given to the file and not written.
+    let zeros = written.split(|byte| *byte != 0).map(<[u8]>::len).filter(|run| *run > 0);
+    let is_last = written.len() <= len && zeros.min().is_none_or(|run| run >= UNWRITTEN_MIN);
     // One that is all there has lost nothing but its length.
     is_last && (written.is_empty() || crc32c::crc32c(written) != crc)
 }
@@ -406,6 +411,12 @@ mod tests {
                 assert!(progress.aborting);
             }
         }
+        // The end reached the disk, and what is before it did not.
+        let last = ends[ends.len() - 2];
+        let mut torn = whole.clone();
+        torn[last + HEADER_BYTES..][..UNWRITTEN_MIN].fill(0);
+        std::fs::write(&path, &torn).unwrap();
+        assert_eq!(open(&path).unwrap().1, expected(ends.len() - 3));
     }
 
     #[test]

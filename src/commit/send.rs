@@ -184,7 +184,7 @@ impl Sender {
         match self.store.head(key).await {
             Ok(meta) => Ok(match self.whose(&meta) {
                 Found::Ours(etag) if !is_wanted(&meta) => Found::Other(etag),
-                found => found,
+                found @ (Found::Nothing | Found::Ours(_) | Found::OurClaim(_) | Found::Other(_)) => found,
             }),
             Err(StoreError::NotFound { .. }) => Ok(Found::Nothing),
             Err(err) => Err(err),
