@@ -196,7 +196,7 @@ impl Intents {
     /// Whether the log has a record of that commit.
     pub async fn has_ended(&self, intent: &Intent, log: &Log) -> Result<bool, CommitError> {
         let head = log.head().await?;
-        Ok(log.find_since(&intent.txid, head, intent.time).await?.is_some())
+        Ok(log.find_since(&intent.txid, head, intent.begun()).await?.is_some())
     }
 
     /// Writes the intent down and makes sure that no live one overlaps. With `hides`, objects are there

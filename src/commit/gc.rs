@@ -177,7 +177,14 @@ impl Sweep<'_> {
         let Noticed { intent, modified } = notice;
         let head = self.log.head().await?;
         let late = intent.deleting.is_some() && !self.is_older(modified, LATE_MAX);
-        match self.log.find_since(&intent.txid, head, intent.time).await? {
+        // By the server's clock, not by that of who wrote it.
+        let seems_dead = self.is_older(modified, self.options.dead_after);
+        let record = match self.log.find_since(&intent.txid, head, intent.begun()).await? {
+            // That look went by the clocks of its author and of others.
+            None if seems_dead => self.log.find(&intent.txid, 1..=head).await?,
+            found => found,
+        };
+        match record {
             Some(_) if late => {
                 report.waiting.push(intent.txid);
                 Ok(())
@@ -200,8 +207,7 @@ impl Sweep<'_> {
                 report.waiting.push(intent.txid);
                 Ok(())
             }
-            // By the server's clock, not by that of who wrote it.
-            None if self.is_older(modified, self.options.dead_after) => self.end(intent, head, report).await,
+            None if seems_dead => self.end(intent, head, report).await,
             None => {
                 report.live.push(intent.txid);
                 Ok(())
@@ -210,10 +216,8 @@ impl Sweep<'_> {
     }
 
     async fn end(&self, intent: Intent, head: u64, report: &mut GcReport) -> Result<(), CommitError> {
-        // The look from which it seemed dead went by the clocks of its author and of others.
-        let unknown = self.log.find(&intent.txid, 1..=head).await?.is_none();
-        if !unknown || (!self.options.dry_run && !self.end_in_the_log(intent.txid.clone(), head).await?) {
-            report.live.push(intent.txid); // it was not dead, or has committed just now
+        if !self.options.dry_run && !self.end_in_the_log(intent.txid.clone(), head).await? {
+            report.live.push(intent.txid); // it has committed just now
             return Ok(());
         }
         report.ended.push(intent.txid);

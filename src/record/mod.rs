@@ -53,6 +53,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use ulid::Ulid;
 
 use crate::name::DatasetName;
 use crate::name::ETag;
@@ -224,6 +225,13 @@ pub struct Intent {
 }
 
 impl Intent {
+    /// When the commit was begun, by the clock of whoever did: its record, if there is one, came later.
+    /// The notice itself may be younger than the record, since one who comes back late writes it anew.
+    #[must_use]
+    pub fn begun(&self) -> SystemTime {
+        self.txid.parse::<Ulid>().map_or(self.time, |txid| self.time.min(txid.datetime()))
+    }
+
     /// Every path that it names.
     pub fn paths(&self) -> impl Iterator<Item = &RelPath> {
         let old = self.replaces.iter().chain(&self.deletes).map(|version| &version.path);

@@ -326,7 +326,42 @@ async fn who_commits_tidies_up_behind_the_long_dead() {
     tidy(&ctx).await;
     assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"]);
     assert!(state(&bucket, "intents").is_empty());
-    // Who began it after all finds it ended, with everything still staged.
+    // Who began it after all finds it ended, with everything still staged; however late that is.
+    bob.stage(&[("x", b"bob")]);
+    commit(&ctx).await.unwrap();
+    *clock.0.lock() += day * 3;
     assert!(matches!(resume(&own).await, Err(CommitError::Fenced { .. })));
-    assert_eq!(machine.staged().len(), 4);
+    assert_eq!((machine.staged().len(), state(&bucket, "intents").len()), (4, 1));
+    // The notice that this leaves is younger than the record that ended the commit.
+    assert_eq!(commit(&own).await.unwrap().seq, Some(3));
+    *clock.0.lock() += day * 2;
+    tidy(&ctx).await;
+    assert!(state(&bucket, "intents").is_empty());
+    assert_eq!(objects(&bucket).len(), 2 + FILES.len());
+}
+
+/// Here not even the commit's id tells how far back its record may be.
+#[tokio::test(start_paused = true)]
+async fn gc_clears_away_an_ended_commit_whose_clock_was_days_ahead() {
+    let day = Duration::from_secs(24 * 60 * 60);
+    let clock = Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))));
+    let bucket = Arc::new(MemoryStore::default().with_clock(clock.clone()));
+    let ahead = Arc::new(SetClock(Mutex::new(clock.now() + day * 30)));
+    let ann = Machine::new("ann");
+    ann.stage(FILES);
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    let store = TripStore::new(bucket.clone(), Some((total - 7, Trip::CrashAfter)));
+    let ctx = CommitContext { clock: ahead, ..ann.context(store.clone()) };
+    assert!(store.until_crash(commit(&ctx)).await.is_none());
+    let bob = Machine::new("bob");
+    let ctx = CommitContext { clock: clock.clone(), ..bob.context(bucket.clone()) };
+    *clock.0.lock() += day * 7;
+    tidy(&ctx).await;
+    assert_eq!(log(&bucket).head().await.unwrap(), 1);
+    bob.stage(&[("x", b"bob")]);
+    commit(&ctx).await.unwrap();
+    *clock.0.lock() += day * 8;
+    tidy(&ctx).await;
+    assert!(state(&bucket, "intents").is_empty());
+    assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["x"]);
 }
