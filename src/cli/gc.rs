@@ -1,6 +1,7 @@
 //! `dsfs gc`: end commits that nobody goes on with, and remove what they left in the bucket.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,6 +10,7 @@ use serde::Serialize;
 use crate::cli::Context;
 use crate::cli::output::counted;
 use crate::cli::output::printable;
+use crate::clock::Clock;
 use crate::clock::SystemClock;
 use crate::commit;
 use crate::commit::GcOptions;
@@ -121,10 +123,11 @@ async fn sweep(args: &GcArgs, config: &Config) -> Result<Vec<Row>, Failure> {
         remove_unreadable: args.remove_unreadable,
         ..GcOptions::default()
     };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut rows = BTreeMap::new();
     for name in names {
         let prefix = &remote.remote.prefix;
-        let report = commit::gc(&remote.store, prefix, &name, &author, &SystemClock, &options).await;
+        let report = commit::gc(&remote.store, prefix, &name, &author, &clock, &options).await;
         let report = report.map_err(|err| failure::of_commit(&err, &name))?;
         if report != GcReport::default() {
             rows.insert(name.clone(), Row::new(name, args.dry_run, report));

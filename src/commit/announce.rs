@@ -29,6 +29,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use futures_util::StreamExt;
+use futures_util::stream;
 use parking_lot::Mutex;
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -37,6 +39,7 @@ use crate::clock::Clock;
 use crate::commit::CommitError;
 use crate::commit::Conflict;
 use crate::commit::ConflictReason;
+use crate::commit::send::Sender;
 use crate::log::Log;
 use crate::log::read_listed;
 use crate::log::read_object;
@@ -314,6 +317,37 @@ impl Intents {
         }
         deleting.intent.deleting = Some(now);
         self.write(&deleting.intent).await
+    }
+
+    /// Removes what a commit has put at `keys`, several at once, behind a stamp that is kept young. Stops
+    /// starting new ones at the first failure, and waits for those under way.
+    pub async fn remove(
+        &self,
+        sender: &Sender,
+        deleting: &mut Deleting,
+        keys: &[ObjectKey],
+    ) -> Result<(), CommitError> {
+        let stamp = tokio::sync::Mutex::new(deleting);
+        let failure = Mutex::new(None);
+        stream::iter(keys)
+            .for_each_concurrent(sender.workers, |key| {
+                let (stamp, failure) = (&stamp, &failure);
+                async move {
+                    if failure.lock().is_some() {
+                        return;
+                    }
+                    let stamped = self.still_deleting(&mut *stamp.lock().await).await;
+                    let removed = match stamped {
+                        Ok(()) => sender.remove_ours(key).await.map_err(CommitError::from),
+                        Err(err) => Err(err),
+                    };
+                    if let Err(err) = removed {
+                        failure.lock().get_or_insert(err);
+                    }
+                }
+            })
+            .await;
+        failure.into_inner().map_or(Ok(()), Err)
     }
 
     /// Takes the stamp back: whatever was asked for has been answered.

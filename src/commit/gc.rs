@@ -5,11 +5,16 @@
 //! way: the `abort` record takes a place in the log, and a committer that comes back finds it
 //! there before it can write its own, and takes back what it had created.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use futures_util::FutureExt;
+use futures_util::StreamExt;
+use futures_util::TryStreamExt;
+use futures_util::stream;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -20,6 +25,7 @@ use crate::commit::CommitError;
 use crate::commit::CommitOptions;
 use crate::commit::Log;
 use crate::commit::NoProgress;
+use crate::commit::Phase;
 use crate::commit::Progress;
 use crate::commit::announce::Intents;
 use crate::commit::announce::LATE_MAX;
@@ -40,7 +46,9 @@ use crate::record::CommitBody;
 use crate::record::Intent;
 use crate::record::Outcome;
 use crate::record::RecordError;
+use crate::store::ListRequest;
 use crate::store::ObjectStore;
+use crate::store::StoreError;
 use crate::store::guarantee::Guarantee;
 
 /// A commit that has not ended after this long is taken for dead.
@@ -50,6 +58,9 @@ pub const DEAD_AFTER_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 pub const DEAD_AFTER_UNASKED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// What a dead commit may still publish is waited for this long.
 pub const SWEEP_AFTER_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Keys that are looked at one by one; of more than these, a listing tells which are there at all.
+const LOOKS_MAX: usize = 100;
 
 /// What is old enough.
 #[derive(Clone, Debug)]
@@ -102,8 +113,9 @@ pub async fn tidy(ctx: &CommitContext) {
     if ctx.guarantee == Guarantee::BestEffort || ctx.staging.sealed().is_some() {
         return;
     }
+    ctx.progress.phase(Phase::Preflight, 0, 0);
     let options = GcOptions { dead_after: DEAD_AFTER_UNASKED, ..GcOptions::default() };
-    match gc(&ctx.store, &ctx.prefix, ctx.dataset(), &ctx.author, &*ctx.clock, &options).await {
+    match gc(&ctx.store, &ctx.prefix, ctx.dataset(), &ctx.author, &ctx.clock, &options).await {
         Ok(GcReport { ended, cleared, removed, .. }) => {
             if !(ended.is_empty() && cleared.is_empty()) {
                 let (ended, cleared, removed) = (ended.len(), cleared.len(), removed.len());
@@ -123,7 +135,7 @@ pub async fn gc(
     prefix: &RemotePrefix,
     dataset: &DatasetName,
     author: &Author,
-    clock: &dyn Clock,
+    clock: &Arc<dyn Clock>,
     options: &GcOptions,
 ) -> Result<GcReport, CommitError> {
     let _points = failpoint::scope();
@@ -133,7 +145,7 @@ pub async fn gc(
         prefix: prefix.clone(),
         dataset: dataset.clone(),
         guarantee: Guarantee::Enforced,
-        clock: Arc::new(At(clock.now())),
+        clock: Arc::clone(clock),
         jitter: Mutex::new(StdRng::seed_from_u64(0)),
     };
     let sweep = Sweep { store, prefix, log, intents, author, now: clock.now(), options };
@@ -148,22 +160,13 @@ pub async fn gc(
     Ok(report)
 }
 
-/// The time at which it was begun.
-#[derive(Debug)]
-struct At(SystemTime);
-
-impl Clock for At {
-    fn now(&self) -> SystemTime {
-        self.0
-    }
-}
-
 struct Sweep<'a> {
     store: &'a Arc<dyn ObjectStore>,
     prefix: &'a RemotePrefix,
     log: Log,
     intents: Intents,
     author: &'a Author,
+    /// When it was begun: how old things are, it does not find out anew.
     now: SystemTime,
     options: &'a GcOptions,
 }
@@ -231,7 +234,7 @@ impl Sweep<'_> {
             seq: 0,
             txid,
             author: self.author.clone(),
-            time: self.now,
+            time: self.intents.clock.now(),
             message: None,
             changes: Changes::default(),
             base: None,
@@ -284,12 +287,7 @@ impl Sweep<'_> {
         for path in &intent.markers {
             keys.push(self.prefix.marker_key(&intent.dataset, &path.clone().into())?);
         }
-        let mut left = Vec::new();
-        for key in keys {
-            if let Found::Ours(_) | Found::OurClaim(_) = sender.look(&key).await? {
-                left.push(key);
-            }
-        }
+        let left = self.ours(&sender, self.listed(&intent.dataset, keys, sender.workers).await?).await?;
         if left.is_empty() || self.options.dry_run {
             report.removed.extend(left);
             return Ok(true);
@@ -300,13 +298,49 @@ impl Sweep<'_> {
             Err(err) => return Err(err),
         };
         let lost_before = self.store.lost_answers();
-        for key in left {
-            self.intents.still_deleting(&mut deleting).await?;
-            sender.remove_ours(&key).await?;
-            report.removed.push(key);
-        }
+        self.intents.remove(&sender, &mut deleting, &left).await?;
+        report.removed.extend(left);
         let lost = sender.lost_deletion.load(Ordering::Relaxed) || self.store.lost_answers() > lost_before;
         Ok(!lost && !deleting.unsettled)
+    }
+
+    /// Those of `keys` at which something is, or may be: a large commit that was taken back, or never came
+    /// to publish, has left a notice of many files of which none is there.
+    async fn listed(
+        &self,
+        dataset: &DatasetName,
+        keys: Vec<ObjectKey>,
+        looks_at_once: usize,
+    ) -> Result<Vec<ObjectKey>, StoreError> {
+        if keys.len() <= LOOKS_MAX {
+            return Ok(keys);
+        }
+        let named: HashSet<&ObjectKey> = keys.iter().collect();
+        let mut there = Vec::new();
+        let mut request = ListRequest::recursive(self.prefix.dataset(dataset));
+        // Of a dataset that is larger than that, the listing takes longer than the looks would.
+        for _ in 0..keys.len() / looks_at_once {
+            let page = self.store.list(&request).await?;
+            let listed = page.objects.into_iter().map(|object| object.key);
+            there.extend(listed.filter(|key| named.contains(key)));
+            match page.continuation {
+                Some(next) => request.continuation = Some(next),
+                None => return Ok(there),
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Those of `keys` at which there is what the commit has put there.
+    async fn ours(&self, sender: &Sender, keys: Vec<ObjectKey>) -> Result<Vec<ObjectKey>, StoreError> {
+        let look = async |key: ObjectKey| -> Result<Option<ObjectKey>, StoreError> {
+            let found = sender.look(&key).await?;
+            Ok(matches!(found, Found::Ours(_) | Found::OurClaim(_)).then_some(key))
+        };
+        // Boxed and collected: the compiler cannot show that a stream over borrowing closures is Send.
+        let looks: Vec<_> = keys.into_iter().map(|key| look(key).boxed()).collect();
+        let ours: Vec<Option<ObjectKey>> = stream::iter(looks).buffered(sender.workers).try_collect().await?;
+        Ok(ours.into_iter().flatten().collect())
     }
 
     async fn clear(&self, intent: Intent, report: &mut GcReport) -> Result<(), CommitError> {

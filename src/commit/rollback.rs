@@ -3,10 +3,6 @@
 use std::collections::HashMap;
 use std::collections::HashSet;
 
-use futures_util::StreamExt;
-use futures_util::stream;
-use parking_lot::Mutex;
-
 use crate::commit::CommitError;
 use crate::commit::announce::Deleting;
 use crate::commit::journal::Progress;
@@ -19,9 +15,6 @@ use crate::record::Intent;
 use crate::record::OldVersion;
 use crate::staging::Base;
 use crate::staging::Contents;
-
-/// Keys that are deleted between two looks at the age of the stamp that announces it.
-const KEYS_A_STAMP: usize = 1000;
 
 impl Run<'_> {
     /// Removes every object that this commit has created, and gives up its uploads. Objects that
@@ -42,10 +35,7 @@ impl Run<'_> {
         }
         let mut not_restored = Vec::new();
         if let Some(deleting) = deleting {
-            for keys in self.created(contents)?.chunks(KEYS_A_STAMP) {
-                self.intents.still_deleting(deleting).await?;
-                self.remove_objects(keys).await?;
-            }
+            self.intents.remove(&self.sender, deleting, &self.created(contents)?).await?;
             // Whatever it stood on when it was staged, `created` leaves it: nobody can say what was there.
             let based: HashSet<&RelPath> = contents.bases.iter().map(|(path, _)| path).collect();
             let files = contents.files.iter().map(|file| &file.path);
@@ -94,20 +84,5 @@ impl Run<'_> {
             keys.push(prefix.marker_key(dataset, dir)?);
         }
         Ok(keys)
-    }
-
-    async fn remove_objects(&self, keys: &[ObjectKey]) -> Result<(), CommitError> {
-        let failure = Mutex::new(None);
-        stream::iter(keys)
-            .for_each_concurrent(self.sender.workers, |key| {
-                let failure = &failure;
-                async move {
-                    if let Err(err) = self.sender.remove_ours(key).await {
-                        failure.lock().get_or_insert(err);
-                    }
-                }
-            })
-            .await;
-        failure.into_inner().map_or(Ok(()), |err| Err(err.into()))
     }
 }

@@ -114,12 +114,6 @@ impl fmt::Debug for World {
     }
 }
 
-impl Clock for World {
-    fn now(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + self.start.elapsed()
-    }
-}
-
 impl World {
     fn roll(&self, range: Range<u64>) -> u64 {
         self.dice.lock().random_range(range)
@@ -160,7 +154,8 @@ async fn collect_garbage(world: &World, dead_after: Duration, sweep_after: Durat
     let line: Arc<dyn ObjectStore> = Arc::new(line);
     let options = GcOptions { dead_after, sweep_after, ..GcOptions::default() };
     let author = Author { user: "gc".into(), host: "lab".into() };
-    gc(&line, &prefix(), &name(), &author, world, &options).await.unwrap()
+    let clock: Arc<dyn Clock> = Arc::new(SimClock { start: world.start });
+    gc(&line, &prefix(), &name(), &author, &clock, &options).await.unwrap()
 }
 
 async fn run(seed: u64) {

@@ -1,6 +1,10 @@
 //! Several committers of one dataset, and those that are taken for dead.
 
 use super::*;
+use crate::commit::announce::STAMP_AGE_MAX;
+use crate::log::Draft;
+use crate::record::Changes;
+use crate::record::CommitBody;
 
 #[tokio::test(start_paused = true)]
 async fn two_committers_of_different_files_take_successive_numbers() {
@@ -248,8 +252,8 @@ async fn a_dead_commit_is_ended_by_others_and_cannot_come_back() {
     let shared: Arc<dyn ObjectStore> = bucket.clone();
     let bob = Author { user: "bob".into(), host: "desk".into() };
     let collect = || {
-        let (shared, bob, clock) = (shared.clone(), bob.clone(), clock.clone());
-        async move { gc(&shared, &prefix(), &name(), &bob, &*clock, &GcOptions::default()).await.unwrap() }
+        let (shared, bob, clock) = (shared.clone(), bob.clone(), clock.clone() as Arc<dyn Clock>);
+        async move { gc(&shared, &prefix(), &name(), &bob, &clock, &GcOptions::default()).await.unwrap() }
     };
     assert_eq!(collect().await.live.len(), 1, "it may still be at work");
     *clock.0.lock() += day;
@@ -288,12 +292,138 @@ async fn gc_sweeps_what_a_dead_commit_left() {
     for _ in 0..3 {
         *clock.0.lock() += Duration::from_secs(24 * 60 * 60);
         let options = GcOptions::default();
-        let report = gc(&shared, &prefix(), &name(), &Author::default(), &*clock, &options).await.unwrap();
+        let now = clock.clone() as Arc<dyn Clock>;
+        let report = gc(&shared, &prefix(), &name(), &Author::default(), &now, &options).await.unwrap();
         reports.push(report);
     }
     assert_eq!((reports[0].ended.len(), reports[1].removed.len(), reports[1].cleared.len()), (1, left, 1));
     assert_eq!(reports[2], GcReport::default());
     assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["other"]);
+}
+
+/// A clock that moves on with each look at it.
+#[derive(Debug)]
+struct Hurrying {
+    now: Mutex<SystemTime>,
+    step: Duration,
+}
+
+impl Clock for Hurrying {
+    fn now(&self) -> SystemTime {
+        let mut now = self.now.lock();
+        *now += self.step;
+        *now
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn gc_renews_the_stamp_behind_which_it_deletes() {
+    let day = Duration::from_secs(24 * 60 * 60);
+    let clock = Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))));
+    let bucket = Arc::new(MemoryStore::default().with_clock(clock.clone()));
+    let machine = Machine::new("ann");
+    machine.stage(FILES);
+    let total = requests_of(FILES, Guarantee::Enforced).await;
+    let store = TripStore::new(bucket.clone(), Some((total - 7, Trip::CrashAfter)));
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(store.clone()) };
+    assert!(store.until_crash(commit(&ctx)).await.is_none());
+    let slow = TripStore::new(bucket.clone(), None);
+    for step in [Duration::ZERO, STAMP_AGE_MAX + Duration::from_secs(60)] {
+        *clock.0.lock() += day;
+        let hurrying: Arc<dyn Clock> = Arc::new(Hurrying { now: Mutex::new(clock.now()), step });
+        let shared: Arc<dyn ObjectStore> = slow.clone();
+        let options = GcOptions::default();
+        gc(&shared, &prefix(), &name(), &Author::default(), &hurrying, &options).await.unwrap();
+    }
+    assert!(objects(&bucket).is_empty());
+    let log = slow.log.lock();
+    let of_kind = |start: &str| log.iter().filter(|request| request.starts_with(start)).count();
+    let (deleted, stamped) = (of_kind("delete datasets/run/"), of_kind("put .dsfs/datasets/intents/run/"));
+    assert!(deleted > 2 && stamped >= deleted, "{stamped} stamps, {deleted} deletions");
+}
+
+/// An ended commit of files `f0`, `f1` and so on, and what it has left of them, in a bucket with others' files.
+async fn tombstone(clock: &Arc<SetClock>, named: usize, left: usize, others: usize) -> Arc<MemoryStore> {
+    let bucket = Arc::new(MemoryStore::default().with_clock(clock.clone()));
+    let txid = "01DEAD";
+    let path_of = |number: usize| path(&format!("f{number}"));
+    let intent = Intent {
+        dataset: name(),
+        txid: txid.into(),
+        author: Author::default(),
+        time: clock.now(),
+        creates: (0..named).map(path_of).collect(),
+        markers: Vec::new(),
+        replaces: Vec::new(),
+        deletes: Vec::new(),
+        deleting: None,
+    };
+    bucket.overwrite_out_of_band(&prefix().intent_key(&name(), txid), intent.encode().unwrap());
+    let metadata = BTreeMap::from([(META_TXID.to_owned(), txid.to_owned())]);
+    let attributes = PutAttributes { metadata, ..PutAttributes::default() };
+    for number in 0..left {
+        let key = prefix().key(&name(), &path_of(number)).unwrap();
+        bucket.put(&key, Bytes::from_static(b"1"), &Expect::Absent, &attributes).await.unwrap();
+    }
+    for number in 0..others {
+        bucket.overwrite_out_of_band(&key(&format!("other{number}")), Bytes::from_static(b"2"));
+    }
+    let body = CommitBody {
+        dataset: name(),
+        seq: 0,
+        txid: txid.into(),
+        author: Author::default(),
+        time: clock.now(),
+        message: None,
+        changes: Changes::default(),
+        base: None,
+        tail: Changes::default(),
+    };
+    log(&bucket).append(&Draft { outcome: Outcome::Abort, body }, 0).await.unwrap();
+    *clock.0.lock() += Duration::from_secs(2 * 24 * 60 * 60);
+    bucket
+}
+
+/// The requests that each kind takes, by the beginning of what they are.
+fn requests(store: &TripStore, start: &str) -> usize {
+    store.log.lock().iter().filter(|request| request.starts_with(start)).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_large_commit_has_left_is_found_by_listing() {
+    let clock = Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))));
+    let collect = |bucket: Arc<MemoryStore>| {
+        let clock: Arc<dyn Clock> = clock.clone();
+        async move {
+            let store = TripStore::new(bucket, None);
+            let shared: Arc<dyn ObjectStore> = store.clone();
+            let options = GcOptions::default();
+            let report = gc(&shared, &prefix(), &name(), &Author::default(), &clock, &options).await.unwrap();
+            assert_eq!(report.cleared.len(), 1, "{report:?}");
+            (report.removed.len(), store)
+        }
+    };
+    let bucket = tombstone(&clock, 5000, 0, 1500).await;
+    let (removed, store) = collect(bucket).await;
+    let all = store.requests.load(Ordering::Relaxed);
+    assert!(removed == 0 && all < 20, "{all} requests: {:?}", store.log.lock());
+
+    let bucket = tombstone(&clock, 5000, 200, 1500).await;
+    let (removed, store) = collect(bucket.clone()).await;
+    assert_eq!(
+        (removed, requests(&store, "delete datasets/run/f"), objects(&bucket).len()),
+        (200, 200, 1500)
+    );
+    assert!(requests(&store, "head datasets/run/") <= 400, "{:?}", store.log.lock());
+
+    // Nothing but looks where those are few, and where the dataset is large against what is looked for.
+    for (named, others, pages) in [(100, 0, 0), (160, 20_000, 10)] {
+        let bucket = tombstone(&clock, named, 50, others).await;
+        let (removed, store) = collect(bucket.clone()).await;
+        assert_eq!((removed, objects(&bucket).len()), (50, others));
+        assert_eq!(requests(&store, "list datasets/run/"), pages);
+        assert_eq!(requests(&store, "head datasets/run/"), named + 50);
+    }
 }
 
 /// Nobody has to know of `gc`: a tombstone hides what others have put at its keys meanwhile.

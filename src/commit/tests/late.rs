@@ -223,7 +223,8 @@ async fn a_notice_that_cannot_be_read_is_named_and_gc_gets_past_it_when_asked_to
     let shared: Arc<dyn ObjectStore> = bucket.clone();
     let collect = |options: GcOptions| {
         let shared = shared.clone();
-        async move { gc(&shared, &prefix(), &name(), &Author::default(), &SystemClock, &options).await.unwrap() }
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        async move { gc(&shared, &prefix(), &name(), &Author::default(), &clock, &options).await.unwrap() }
     };
     let report = collect(GcOptions::default()).await;
     assert_eq!(report.unreadable[0].0, notice);
@@ -326,7 +327,7 @@ async fn committers_whose_clocks_are_hours_apart_see_each_other() {
         ann.dataset().discard(&crate::name::DirPath::root()).unwrap();
         let author = Author::default();
         let store: Arc<dyn ObjectStore> = bucket.clone();
-        let clock = WrongClock { right: right.clone(), hours: hours.1 };
+        let clock: Arc<dyn Clock> = Arc::new(WrongClock { right: right.clone(), hours: hours.1 });
         let report = gc(&store, &prefix(), &name(), &author, &clock, &GcOptions::default()).await.unwrap();
         assert_eq!(report, GcReport::default(), "{hours:?}");
     }
@@ -364,9 +365,10 @@ async fn gc_does_not_end_a_commit_that_is_in_the_log_whatever_the_clocks_say() {
         commit(&context(&bob, 0)).await.unwrap();
     }
     let store: Arc<dyn ObjectStore> = bucket.clone();
+    let clock: Arc<dyn Clock> = right.clone();
     for _ in 0..4 {
         *right.0.lock() += Duration::from_secs(2 * 24 * 60 * 60);
-        gc(&store, &prefix(), &name(), &Author::default(), &*right, &GcOptions::default()).await.unwrap();
+        gc(&store, &prefix(), &name(), &Author::default(), &clock, &GcOptions::default()).await.unwrap();
     }
     assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["a", "b", "c"]);
     assert_eq!(log(&bucket).head().await.unwrap(), 3, "nothing was ended");
