@@ -77,6 +77,8 @@ pub struct Log {
     store: Arc<dyn ObjectStore>,
     prefix: RemotePrefix,
     dataset: DatasetName,
+    /// Longest snapshot that is written, in bytes before it is packed.
+    snapshot_bytes_max: u64,
 }
 
 /// A record as its author wants it, before its number is known.
@@ -149,7 +151,12 @@ impl Log {
     /// The log of `dataset`.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, prefix: RemotePrefix, dataset: DatasetName) -> Self {
-        Self { store, prefix, dataset }
+        Self { store, prefix, dataset, snapshot_bytes_max: RECORD_BYTES_MAX }
+    }
+
+    /// One that writes no snapshots that are longer than this, in bytes before they are packed.
+    pub(crate) fn with_snapshot_bytes_max(self, snapshot_bytes_max: u64) -> Self {
+        Self { snapshot_bytes_max, ..self }
     }
 
     /// The number of the newest record, 0 if there is none.
@@ -338,19 +345,42 @@ impl Log {
         Err(LogError::Crowded)
     }
 
+    /// Whether a commit's record can follow the newest one: not if that takes a snapshot that is too long.
+    pub(crate) async fn check_room(&self) -> Result<(), LogError> {
+        let last = match self.head().await? {
+            0 => return Ok(()),
+            seq => self.existing(seq).await?.body,
+        };
+        if Footing::after(Some(&last)).snapshot_due {
+            self.pack(&self.snapshot_after(&last).await?)?;
+        }
+        Ok(())
+    }
+
+    fn pack(&self, snapshot: &Snapshot) -> Result<Bytes, LogError> {
+        snapshot.encode_within(&self.dataset, self.snapshot_bytes_max).map_err(|source| LogError::Record {
+            key: self.prefix.snapshot_key(&self.dataset, snapshot.seq),
+            source: match source {
+                RecordError::TooLong { limit_bytes } => RecordError::Full { limit_bytes },
+                other => other,
+            },
+        })
+    }
+
     /// The record for the place behind `head`; writes the snapshot that it needs, if it needs one.
     async fn numbered(&self, draft: &Draft, head: u64) -> Result<CommitBody, LogError> {
         let last = match head {
             0 => None,
             seq => Some(self.existing(seq).await?.body),
         };
-        let mut footing = Footing::after(last.as_ref());
+        let mut footing = match draft.outcome {
+            Outcome::Commit => Footing::after(last.as_ref()),
+            Outcome::Abort => Footing::keeping_base(last.as_ref()),
+        };
         if let (true, Some(last)) = (footing.snapshot_due, &last) {
             let snapshot = self.snapshot_after(last).await?;
             let key = self.prefix.snapshot_key(&self.dataset, last.seq);
-            let object = snapshot
-                .encode(&self.dataset)
-                .map_err(|source| LogError::Record { key: key.clone(), source })?;
+            let object = self.pack(&snapshot)?;
             match self.store.put(&key, object, &Expect::Absent, &PutAttributes::default()).await {
                 Ok(_) | Err(StoreError::AlreadyExists { .. }) => {} // the same, whoever wrote it
                 Err(err) if err.is_transient() => match self.store.head(&key).await {

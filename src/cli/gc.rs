@@ -82,24 +82,30 @@ impl Row {
 /// Runs the command.
 ///
 /// # Errors
-/// The remote cannot be used, or does not refuse to overwrite.
+/// The remote cannot be used, or does not refuse to overwrite; or a dataset's unfinished commits could not
+/// be looked at: what was done to the others is told before.
 pub fn run(args: &GcArgs, cx: &mut Context) -> Result<(), Failure> {
     let config = cx.config(cx.global.layer())?;
-    let rows = remote::runtime()?.block_on(sweep(args, &config))?;
+    let (rows, mut failures) = remote::runtime()?.block_on(sweep(args, &config))?;
     if args.json {
         cx.out.json(&rows);
-        return Ok(());
+    } else {
+        for row in &rows {
+            show(row, cx);
+        }
+        if rows.is_empty() && failures.is_empty() {
+            cx.out.note("no commit was left unfinished");
+        }
     }
-    for row in &rows {
-        show(row, cx);
+    let Some(last) = failures.pop() else { return Ok(()) };
+    for failure in &failures {
+        cx.out.failure(failure);
     }
-    if rows.is_empty() {
-        cx.out.note("no commit was left unfinished");
-    }
-    Ok(())
+    Err(last)
 }
 
-async fn sweep(args: &GcArgs, config: &Config) -> Result<Vec<Row>, Failure> {
+/// What was done to each dataset, and what failed.
+async fn sweep(args: &GcArgs, config: &Config) -> Result<(Vec<Row>, Vec<Failure>), Failure> {
     let remote = remote::open(config).await?;
     remote.check_access(config).await?;
     let known = guarantee::known_or_probed(&remote, &config.state_dir.value).await;
@@ -125,15 +131,24 @@ async fn sweep(args: &GcArgs, config: &Config) -> Result<Vec<Row>, Failure> {
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut rows = BTreeMap::new();
+    let mut failures = Vec::new();
     for name in names {
         let prefix = &remote.remote.prefix;
         let report = commit::gc(&remote.store, prefix, &name, &author, &clock, &options).await;
-        let report = report.map_err(|err| failure::of_commit(&err, &name))?;
-        if report != GcReport::default() {
-            rows.insert(name.clone(), Row::new(name, args.dry_run, report));
+        match report {
+            Ok(report) if report == GcReport::default() => {}
+            Ok(report) => {
+                rows.insert(name.clone(), Row::new(name, args.dry_run, report));
+            }
+            Err(err) => {
+                failures.push(failure::of_commit(&err, &name));
+                if err.is_transient() {
+                    break; // the others would wait for the same remote
+                }
+            }
         }
     }
-    Ok(rows.into_values().collect())
+    Ok((rows.into_values().collect(), failures))
 }
 
 async fn with_intents(remote: &OpenRemote) -> Result<Vec<DatasetName>, Failure> {

@@ -63,6 +63,7 @@ use crate::name::RelPath;
 use crate::name::RemotePrefix;
 use crate::record::Author;
 use crate::record::ContentId;
+use crate::record::RECORD_BYTES_MAX;
 use crate::record::RecordError;
 use crate::staging::StagedDataset;
 use crate::staging::StagingError;
@@ -116,6 +117,8 @@ pub struct CommitOptions {
     pub part_bytes: u64,
     /// Memory for bodies in bytes. A single part may be larger, for objects beyond 80 GB.
     pub memory_bytes: u64,
+    /// Longest snapshot of the log that is written, in bytes before it is packed.
+    pub snapshot_bytes_max: u64,
     /// Where ids and pauses come from, so that a simulation can be repeated; `None`: the system.
     pub entropy: Option<u64>,
 }
@@ -130,6 +133,7 @@ impl Default for CommitOptions {
             refuse_existing: false,
             part_bytes: PART_BYTES_DEFAULT,
             memory_bytes: MEMORY_BYTES_DEFAULT,
+            snapshot_bytes_max: RECORD_BYTES_MAX,
             entropy: None,
         }
     }

@@ -142,6 +142,7 @@ pub struct Survey {
     dirs: HashSet<String>,
     seen: HashMap<RelPath, Seen>,
     conflicts: Vec<Conflict>,
+    listed_bytes_least: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +169,8 @@ pub struct Draft {
     pub doubtful: Vec<Doubtful>,
     /// Empty directories whose marker is there, be it published or of a commit that has not ended.
     pub markers: Vec<(RelPath, ObjectKey)>,
+    /// How long a snapshot of everything that was listed is at least, in bytes before it is packed.
+    pub listed_bytes_least: u64,
 }
 
 /// A file at whose key there is an object that may be the same.
@@ -202,6 +205,7 @@ impl Survey {
             dirs: HashSet::new(),
             seen: HashMap::new(),
             conflicts: Vec::new(),
+            listed_bytes_least: 0,
         };
         for file in &contents.files {
             survey.by_path.insert(file.path.to_string(), survey.files.len());
@@ -229,6 +233,7 @@ impl Survey {
     /// Looks at one key of the dataset.
     pub fn see(&mut self, object: &ListedObject) {
         let Some(text) = self.prefix.strip(&object.key) else { return };
+        self.listed_bytes_least += ENTRY_BYTES_LEAST + text.len() as u64;
         let Ok(path) = RelPath::parse(text) else {
             // A marker, or a key that no file system can show; both may lie below a staged file.
             self.see_parents(text);
@@ -304,7 +309,7 @@ impl Survey {
             }
         }
         plan.conflicts.sort_by(|a, b| a.path.cmp(&b.path));
-        Draft { plan, doubtful, markers }
+        Draft { plan, doubtful, markers, listed_bytes_least: self.listed_bytes_least }
     }
 
     fn place(&self, file: &PlannedFile) -> Place {

@@ -54,6 +54,8 @@ pub(super) struct Surveyed {
     pub done: HashMap<RelPath, ETag>,
     /// The newest snapshot, if it had to be looked at.
     pub snapshot: Option<Snapshot>,
+    /// How long a snapshot of all that is published is at least, in bytes before it is packed.
+    pub listed_bytes_least: u64,
 }
 
 /// The large files, of which only the last request is missing.
@@ -152,7 +154,8 @@ impl Run<'_> {
         if ctx.options.refuse_existing && !resuming {
             refuse_existing(&mut draft);
         }
-        let mut surveyed = Surveyed { plan: draft.plan, ..Surveyed::default() };
+        let listed_bytes_least = draft.listed_bytes_least;
+        let mut surveyed = Surveyed { plan: draft.plan, listed_bytes_least, ..Surveyed::default() };
         if draft.doubtful.is_empty() && draft.markers.is_empty() {
             return Ok(surveyed);
         }

@@ -42,6 +42,7 @@ use crate::commit::journal::Journal;
 use crate::commit::journal::Note;
 use crate::commit::journal::Progress;
 use crate::commit::plan::CommitPlan;
+use crate::commit::prepare::Surveyed;
 use crate::commit::send::Sender;
 use crate::failpoint;
 use crate::log::Appended;
@@ -65,6 +66,9 @@ use crate::store::guarantee::Guarantee;
 
 /// Records that are looked through for the author of what is in the way.
 const RECORDS_ASKED_MAX: u64 = 16;
+
+/// How much longer an entry may be than the least that it takes; an `ETag` of S3 makes it no two times that.
+const MARGIN_OF_LEAST: u64 = 4;
 
 /// One commit under way.
 pub(super) struct Run<'c> {
@@ -103,8 +107,9 @@ pub async fn plan(ctx: &CommitContext) -> Result<CommitPlan, CommitError> {
     }
     let txid = sealed.as_ref().map_or_else(|| new_txid(ctx), |sealed| sealed.txid().to_owned());
     let run = Run::new(ctx, txid);
-    let mut plan = run.survey(&contents, sealed.as_ref()).await?.plan;
-    run.check_record(&plan)?;
+    let surveyed = run.survey(&contents, sealed.as_ref()).await?;
+    run.check_record(&surveyed).await?;
+    let mut plan = surveyed.plan;
     let intent = run.intent(&plan);
     plan.conflicts.extend(run.intents.in_the_way(&intent, &run.log).await?);
     run.name_owners(&mut plan.conflicts).await;
@@ -209,7 +214,8 @@ fn has_other_threads() -> bool {
 
 impl<'c> Run<'c> {
     fn new(ctx: &'c CommitContext, txid: String) -> Self {
-        let log = Log::new(Arc::clone(&ctx.store), ctx.prefix.clone(), ctx.dataset().clone());
+        let log = Log::new(Arc::clone(&ctx.store), ctx.prefix.clone(), ctx.dataset().clone())
+            .with_snapshot_bytes_max(ctx.options.snapshot_bytes_max);
         let intents = Intents {
             store: Arc::clone(&ctx.store),
             prefix: ctx.prefix.clone(),
@@ -297,7 +303,7 @@ impl<'c> Run<'c> {
         }
         self.ctx.progress.phase(Phase::Preflight, 0, 0);
         let surveyed = self.survey(&contents_of(sealed)?, Some(sealed)).await?;
-        self.check_record(&surveyed.plan)?;
+        self.check_record(&surveyed).await?;
         let intent = self.intent(&surveyed.plan);
         let mut conflicts = surveyed.plan.conflicts.clone();
         conflicts.extend(self.intents.in_the_way(&intent, &self.log).await?);
@@ -336,9 +342,14 @@ impl<'c> Run<'c> {
         }
     }
 
-    /// Whether the record of this can be read again: what is too long is refused before anything is sent.
-    fn check_record(&self, plan: &CommitPlan) -> Result<(), CommitError> {
-        if plan.record_bytes_least() <= RECORD_BYTES_MAX {
+    /// Whether there can be a record of this that can be read again: what is too long is refused before
+    /// anything is sent.
+    async fn check_record(&self, surveyed: &Surveyed) -> Result<(), CommitError> {
+        // What may be too long takes reading all of the log's newest snapshot to find out.
+        if surveyed.listed_bytes_least > self.ctx.options.snapshot_bytes_max / MARGIN_OF_LEAST {
+            self.log.check_room().await?;
+        }
+        if surveyed.plan.record_bytes_least() <= RECORD_BYTES_MAX {
             return Ok(());
         }
         let key = self.ctx.prefix.log_key(self.ctx.dataset(), self.state.lock().intent_head.unwrap_or(0) + 1);

@@ -174,6 +174,9 @@ pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
         CommitError::Record { source: RecordError::TooLong { .. }, .. } => {
             failure.hint("commit fewer files at a time")
         }
+        CommitError::Record { source: RecordError::Full { .. }, .. } => {
+            failure.hint("what is staged stays staged: put it into another dataset")
+        }
         CommitError::UnreadableIntent { source: RecordError::UnknownVersion { .. }, .. } => {
             failure.hint("update dsfs")
         }

@@ -37,9 +37,11 @@
 //! # The tree after commit N in two requests
 //!
 //! Record N names a snapshot and carries what happened between that and itself: the tree is
-//! `base`, then `tail`, then `changes`. Before a record whose tail would grow beyond
+//! `base`, then `tail`, then `changes`. Before a commit's record whose tail would grow beyond
 //! [`tail_entries_max`], the snapshot of the record before it is written and becomes its base;
-//! so a tail stays small against its snapshot, and nobody has to read thousands of records.
+//! so a tail stays small against its snapshot, and nobody has to read thousands of records. An
+//! abort's record keeps the base, however long its tail: a commit can be ended where no snapshot
+//! can be written any more.
 
 mod content_id;
 mod time;
@@ -102,6 +104,15 @@ pub enum RecordError {
         "is longer than {limit_bytes} bytes, the most that dsfs reads and writes (about five million files)"
     )]
     TooLong {
+        /// The limit in bytes.
+        limit_bytes: u64,
+    },
+    /// The snapshot that a commit's record would build on is more than that: no commit can follow.
+    #[error(
+        "would be longer than {limit_bytes} bytes: the dataset has as many files as dsfs can keep a log of \
+         (about five million)"
+    )]
+    Full {
         /// The limit in bytes.
         limit_bytes: u64,
     },
@@ -360,13 +371,21 @@ impl Footing {
     /// filled in by whoever writes a snapshot that is due.
     #[must_use]
     pub fn after(head: Option<&CommitBody>) -> Self {
-        let Some(head) = head else { return Self::default() };
-        let tail = head.tail.then(&head.changes);
-        if tail.len() > tail_entries_max(head.base.map_or(0, |base| base.entries)) {
-            let base = Some(BaseSnapshot { seq: head.seq, entries: 0 });
-            return Self { base, tail: Changes::default(), snapshot_due: true };
+        let on_same = Self::keeping_base(head);
+        match head {
+            Some(head) if on_same.tail.len() > tail_entries_max(head.base.map_or(0, |base| base.entries)) => {
+                let base = Some(BaseSnapshot { seq: head.seq, entries: 0 });
+                Self { base, tail: Changes::default(), snapshot_due: true }
+            }
+            _ => on_same,
         }
-        Self { base: head.base, tail, snapshot_due: false }
+    }
+
+    /// As [`Self::after`], but no snapshot is due, however long the tail becomes.
+    #[must_use]
+    pub fn keeping_base(head: Option<&CommitBody>) -> Self {
+        let Some(head) = head else { return Self::default() };
+        Self { base: head.base, tail: head.tail.then(&head.changes), snapshot_due: false }
     }
 }
 
@@ -471,10 +490,18 @@ impl Snapshot {
     /// # Errors
     /// [`RecordError::TooLong`].
     pub fn encode(&self, dataset: &DatasetName) -> Result<Bytes, RecordError> {
+        self.encode_within(dataset, RECORD_BYTES_MAX)
+    }
+
+    /// As [`Self::encode`], of at most `limit_bytes` before it is packed.
+    ///
+    /// # Errors
+    /// [`RecordError::TooLong`].
+    pub fn encode_within(&self, dataset: &DatasetName, limit_bytes: u64) -> Result<Bytes, RecordError> {
         let entries = self.entries.values().cloned().collect();
         let markers = self.markers.iter().cloned().collect();
         let body = SnapshotBody { dataset: dataset.clone(), seq: self.seq, entries, markers };
-        pack("snapshot", &body, RECORD_BYTES_MAX)
+        pack("snapshot", &body, limit_bytes)
     }
 
     /// Reads an object's content.

@@ -6,7 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
+use std::time::SystemTime;
 
+use dsfs::name::DatasetName;
+use dsfs::name::RelPath;
+use dsfs::record::Author;
+use dsfs::record::Intent;
 use serde_json::Value;
 
 use crate::common::home::Home;
@@ -244,6 +249,38 @@ fn gc_works_without_a_mount_and_leaves_recent_commits_alone() {
     let said = home.run(&["gc", "run", "--json", "--dry-run", "--remote", &home.remote()]);
     assert_eq!((said.code, said.out.trim()), (0, "[]"), "{}", said.err);
     home.run(&["gc", "--older-than", "soon", "--remote", &home.remote()]).failed(2, &["--older-than"]);
+}
+
+#[test]
+fn gc_goes_on_with_the_other_datasets_where_one_fails() {
+    let home = Home::new();
+    for dataset in ["bad", "good", "worse"] {
+        let name = DatasetName::parse(dataset).unwrap();
+        let state = |kind: &str| home.path(&format!("remote/.dsfs/{kind}/{dataset}"));
+        fs::create_dir_all(state("intents")).unwrap();
+        let intent = Intent {
+            dataset: name,
+            txid: "01KAAAAAAAAAAAAAAAAAAAAAAA".into(),
+            author: Author { user: "ann".into(), host: "lab".into() },
+            time: SystemTime::UNIX_EPOCH,
+            creates: vec![RelPath::parse("a").unwrap()],
+            markers: Vec::new(),
+            replaces: Vec::new(),
+            deletes: Vec::new(),
+            deleting: None,
+        };
+        fs::write(state("intents").join(&intent.txid), intent.encode().unwrap()).unwrap();
+        if dataset != "good" {
+            fs::create_dir_all(state("log")).unwrap();
+            fs::write(state("log").join("0000000001"), "not a record").unwrap();
+        }
+    }
+    let said = home.run(&["gc", "--remote", &home.remote()]);
+    assert!(said.out.contains("good: commit 01KAAAAAAAAAAAAAAAAAAAAAAA may be under way"), "{}", said.out);
+    assert_eq!(said.code, 1, "{}", said.err);
+    for failed in ["bad: .dsfs/log/bad/0000000001", "worse: .dsfs/log/worse/0000000001"] {
+        assert!(said.err.contains(failed), "{}", said.err);
+    }
 }
 
 #[test]

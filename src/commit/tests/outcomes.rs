@@ -1,6 +1,10 @@
 //! What a commit that meets nobody publishes, records and hands over.
 
 use super::*;
+use crate::log::Draft;
+use crate::record::Changes;
+use crate::record::CommitBody;
+use crate::record::Entry;
 
 #[tokio::test]
 async fn a_commit_publishes_everything_and_leaves_nothing_behind() {
@@ -153,4 +157,66 @@ async fn a_log_counts_nothing_but_records_and_misses_none_silently() {
         log(&bucket).find_since("nobody", 2, SystemTime::UNIX_EPOCH).await,
         Err(LogError::Store(StoreError::NotFound { .. }))
     ));
+}
+
+fn draft(outcome: Outcome, at: &str, files: usize) -> Draft {
+    let entry = |number| Entry {
+        path: path(&format!("{at}{number}")),
+        size_bytes: 1,
+        cid: ContentId::OF_NOTHING,
+        etag: ETag::from_server("1"),
+        mtime: SystemTime::UNIX_EPOCH,
+        replaced: None,
+    };
+    let body = CommitBody {
+        dataset: name(),
+        seq: 0,
+        txid: at.into(),
+        author: Author::default(),
+        time: SystemTime::UNIX_EPOCH,
+        message: None,
+        changes: Changes { entries: (0..files).map(entry).collect(), ..Changes::default() },
+        base: None,
+        tail: Changes::default(),
+    };
+    Draft { outcome, body }
+}
+
+/// A log to which no commit can be added any more: the snapshot that the next one needs is too long.
+#[tokio::test(start_paused = true)]
+async fn a_full_log_takes_no_commit_before_anything_is_sent_and_ends_what_is_under_way() {
+    let bucket = Arc::new(MemoryStore::default());
+    for (seq, at) in ["a", "b"].into_iter().enumerate() {
+        log(&bucket).append(&draft(Outcome::Commit, at, 600), seq as u64).await.unwrap();
+        for number in 0..600 {
+            bucket.overwrite_out_of_band(&key(&format!("{at}{number}")), Bytes::from_static(b"1"));
+        }
+    }
+    let whole = log(&bucket).snapshot(2).await.unwrap();
+    let machine = Machine::new("ann");
+    machine.stage(FILES);
+    let store = TripStore::new(bucket.clone(), None);
+    let mut ctx = machine.context(store.clone());
+    ctx.options.snapshot_bytes_max = 1200 * 100;
+    assert!(whole.encode_within(&name(), ctx.options.snapshot_bytes_max).is_err());
+    let before = bucket.snapshot();
+    for refused in [plan(&ctx).await.unwrap_err(), commit(&ctx).await.unwrap_err()] {
+        let is_full = matches!(refused, CommitError::Record { source: RecordError::Full { .. }, .. });
+        assert!(is_full, "{refused}");
+    }
+    assert!(bucket.snapshot() == before && machine.staged().len() == 4);
+    assert!(store.log.lock().iter().all(|request| !request.starts_with("put")), "{:?}", store.log.lock());
+
+    // One that came that far before: it can be ended, and nothing that is published is lost by that.
+    let full = log(&bucket).with_snapshot_bytes_max(ctx.options.snapshot_bytes_max);
+    assert!(full.append(&draft(Outcome::Commit, "c", 1), 2).await.is_err());
+    assert_eq!(log(&bucket).head().await.unwrap(), 2);
+    full.append(&draft(Outcome::Abort, "c", 0), 2).await.unwrap();
+    let after = full.snapshot(3).await.unwrap();
+    assert_eq!((after.entries, state(&bucket, "snapshots").len()), (whole.entries, 1));
+    full.check_room().await.unwrap_err();
+
+    ctx.options.snapshot_bytes_max *= 2;
+    assert_eq!(commit(&ctx).await.unwrap().seq, Some(4));
+    assert_eq!(log(&bucket).snapshot(4).await.unwrap().entries.len(), 1204);
 }
