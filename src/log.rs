@@ -26,6 +26,7 @@ use crate::record::Snapshot;
 use crate::store::Expect;
 use crate::store::ListRequest;
 use crate::store::ListedObject;
+use crate::store::ObjectMeta;
 use crate::store::ObjectStore;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
@@ -121,6 +122,14 @@ pub(crate) async fn read_object(
     store: &dyn ObjectStore,
     key: &ObjectKey,
 ) -> Result<Option<Bytes>, StoreError> {
+    Ok(read_version(store, key).await?.map(|(_, content)| content))
+}
+
+/// As [`read_object`], with what a HEAD says of that version.
+pub(crate) async fn read_version(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+) -> Result<Option<(ObjectMeta, Bytes)>, StoreError> {
     let mut tried = 0;
     loop {
         tried += 1;
@@ -133,7 +142,7 @@ pub(crate) async fn read_object(
             return Err(StoreError::Rejected { key: key.to_string(), reason });
         }
         if meta.size_bytes == 0 {
-            return Ok(Some(Bytes::new()));
+            return Ok(Some((meta, Bytes::new())));
         }
         let whole = async {
             let body = store.get(key, &meta.etag, 0..meta.size_bytes).await?;
@@ -142,7 +151,7 @@ pub(crate) async fn read_object(
         match whole.await {
             Err(StoreError::Changed { .. } | StoreError::NotFound { .. }) if tried < READ_TRIES => {}
             Err(StoreError::NotFound { .. }) => return Ok(None),
-            answer => return answer.map(Some),
+            answer => return answer.map(|content| Some((meta, content))),
         }
     }
 }

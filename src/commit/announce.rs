@@ -21,10 +21,13 @@
 //! about to create the same; who creates yields to a stamp that is younger than [`LATE_MAX`]. The
 //! stamp goes when every such request was answered.
 //!
+//! Two may delete for one commit, its owner and `gc`. Each writes its stamp over the version that it has
+//! read, and takes back no other version than the one that it wrote: so the second knows of the first,
+//! and neither takes the other's stamp away. What is left then, `gc` removes when it is old.
+//!
 //! How old a stamp is, the server's clock says: it dates the objects, that with the stamp and the one
 //! that was written last by who asks. So it does not matter what committers take for the time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
@@ -42,13 +45,15 @@ use crate::commit::ConflictReason;
 use crate::commit::send::Sender;
 use crate::log::Log;
 use crate::log::read_listed;
-use crate::log::read_object;
+use crate::log::read_version;
 use crate::name::DatasetName;
+use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::name::RelPath;
 use crate::name::RemotePrefix;
 use crate::record::Intent;
 use crate::record::RecordError;
+use crate::record::format_mtime;
 use crate::store::Expect;
 use crate::store::ListRequest;
 use crate::store::ListedObject;
@@ -69,6 +74,10 @@ pub(super) const LATE_MAX: Duration = Duration::from_secs(30 * 60);
 /// How old a stamp may become before who deletes renews it.
 pub(super) const STAMP_AGE_MAX: Duration = Duration::from_secs(5 * 60);
 
+/// Metadata key of a stamped intent: its time. With it on, a lost answer can be told from a stamp that
+/// another has written for the same commit.
+const META_DELETING: &str = "dsfs-deleting";
+
 /// The intents of one dataset.
 #[derive(Debug)]
 pub(super) struct Intents {
@@ -87,6 +96,8 @@ pub(super) struct Intents {
 pub(super) struct Noticed {
     pub intent: Intent,
     pub modified: SystemTime,
+    /// Which version of it, if the listing said.
+    pub version: Option<ETag>,
 }
 
 /// An object among the intents that cannot be read.
@@ -100,8 +111,12 @@ pub(super) struct Unreadable {
 /// What an announcement of deletions found.
 #[derive(Debug)]
 pub(super) struct Deleting {
-    /// The intent as it is in the bucket now.
-    pub intent: Intent,
+    /// The intent as it was written.
+    intent: Intent,
+    /// The version that this made.
+    version: ETag,
+    /// When, by the clock of who deletes.
+    since: SystemTime,
     /// Whether earlier requests may be on their way, whatever becomes of ours.
     pub unsettled: bool,
 }
@@ -118,9 +133,9 @@ impl Intents {
         for object in list_all(&*self.store, request).await?.objects {
             // One that is gone by now was withdrawn.
             let Some(body) = read_listed(&*self.store, &object).await? else { continue };
-            let ListedObject { key, modified, .. } = object;
+            let ListedObject { key, modified, etag: version, .. } = object;
             match Intent::decode(&body) {
-                Ok(intent) => intents.push(Noticed { intent, modified }),
+                Ok(intent) => intents.push(Noticed { intent, modified, version }),
                 Err(source) => unreadable.push(Unreadable { key, modified, source }),
             }
         }
@@ -152,7 +167,7 @@ impl Intents {
             self.all().await?.into_iter().partition(|notice| notice.intent.txid == own.txid);
         let written = own_notice.first().filter(|_| announced).map(|notice| notice.modified);
         let mut conflicts = Vec::new();
-        for Noticed { intent: other, modified } in others {
+        for Noticed { intent: other, modified, .. } in others {
             let author = format!("{}@{}", other.author.user, other.author.host);
             let txid = other.txid.clone();
             let left = other.deleting.and_then(|_| self.still_late(modified, written));
@@ -239,20 +254,12 @@ impl Intents {
     /// Writes an intent, over an earlier one of the same commit.
     async fn write(&self, intent: &Intent) -> Result<(), CommitError> {
         let key = self.key(&intent.txid);
-        // With its name on it, a lost answer can be told from somebody else's object.
-        let metadata = BTreeMap::from([(META_TXID.to_owned(), intent.txid.clone())]);
-        let attributes = PutAttributes { metadata, ..PutAttributes::default() };
-        let object = intent.encode().map_err(|source| CommitError::Record { key: key.clone(), source })?;
         let mut expect = Expect::Absent;
         for _ in 0..TRIES {
-            match self.store.put(&key, object.clone(), &expect, &attributes).await {
-                Ok(_) => return Ok(()),
-                // Nobody else writes this key: it is ours from before, or the answer was lost.
-                Err(StoreError::AlreadyExists { .. } | StoreError::Changed { .. }) => {}
-                // A server that cannot replace an object and says so: the earlier one has to do.
-                Err(StoreError::Rejected { .. }) if expect != Expect::Absent => return Ok(()),
-                Err(err) => return Err(err.into()),
+            if self.put(intent, &expect).await?.is_some() {
+                return Ok(());
             }
+            // It is ours from before, or the answer was lost.
             expect = match self.store.head(&key).await {
                 Ok(meta) => Expect::Version(meta.etag),
                 Err(StoreError::NotFound { .. }) => Expect::Absent,
@@ -262,39 +269,69 @@ impl Intents {
         Err(StoreError::unavailable(&key, "it changes all the time").into())
     }
 
+    /// Writes an intent in the place of what is expected there, and tells the version; `None`: something
+    /// else is there.
+    async fn put(&self, intent: &Intent, expect: &Expect) -> Result<Option<ETag>, CommitError> {
+        let key = self.key(&intent.txid);
+        // With its name on it, a lost answer can be told from somebody else's object.
+        let txid = (META_TXID, intent.txid.clone());
+        let stamp = intent.deleting.map(|since| (META_DELETING, format_mtime(since)));
+        let metadata = [txid].into_iter().chain(stamp).map(|(name, value)| (name.to_owned(), value));
+        let attributes = PutAttributes { metadata: metadata.collect(), ..PutAttributes::default() };
+        let object = intent.encode().map_err(|source| CommitError::Record { key: key.clone(), source })?;
+        match (self.store.put(&key, object, expect, &attributes).await, expect) {
+            (Ok(version), _) => Ok(Some(version)),
+            (Err(StoreError::AlreadyExists { .. } | StoreError::Changed { .. }), _) => Ok(None),
+            // A server that cannot replace an object and says so: the earlier one has to do.
+            (Err(StoreError::Rejected { .. }), Expect::Version(earlier)) => Ok(Some(earlier.clone())),
+            (Err(err), _) => Err(err.into()),
+        }
+    }
+
+    /// Stamps a commit's intent, or `own` if it has none in the bucket. `before` is who asks' own stamp.
+    async fn stamp(&self, own: &Intent, before: Option<&ETag>) -> Result<Deleting, CommitError> {
+        let key = self.key(&own.txid);
+        for _ in 0..TRIES {
+            let (intent, expect, stamped) = match read_version(&*self.store, &key).await? {
+                Some((meta, body)) => {
+                    let decoded = Intent::decode(&body);
+                    let there = decoded.map_err(|source| CommitError::Record { key: key.clone(), source })?;
+                    let is_anothers = there.deleting.is_some() && before != Some(&meta.etag);
+                    (there, Expect::Version(meta.etag), is_anothers.then_some(meta.modified))
+                }
+                None => (own.clone(), Expect::Absent, None),
+            };
+            let since = self.clock.now();
+            // Never the same bytes as another's stamp: on S3 they would be the same version.
+            let deleting = since + Duration::from_nanos(u64::from(intent.deleting == Some(since)));
+            let intent = Intent { deleting: Some(deleting), ..intent };
+            let Some(version) = self.put(&intent, &expect).await? else { continue };
+            let unsettled = match stamped {
+                Some(stamped) => self.still_late(stamped, self.written_at(&key).await?).is_some(),
+                None => false,
+            };
+            return Ok(Deleting { intent, version, since, unsettled });
+        }
+        Err(StoreError::unavailable(&key, "it changes all the time").into())
+    }
+
     /// Says that objects of a commit are going to be deleted, those that it names (`own`, if it has no
     /// intent in the bucket any more), and makes sure that nobody is about to create them.
     ///
     /// # Errors
     /// [`CommitError::Conflict`]: somebody is, and does not go away. Nothing may be deleted then.
-    pub async fn begin_deleting(&self, own: Intent, log: &Log) -> Result<Deleting, CommitError> {
-        let key = self.key(&own.txid);
-        let stamped = self.written_at(&key).await?;
-        let there = match read_object(&*self.store, &key).await? {
-            Some(body) => {
-                let decoded = Intent::decode(&body);
-                Some(decoded.map_err(|source| CommitError::Record { key: key.clone(), source })?)
-            }
-            None => None,
-        };
-        let before = there.unwrap_or(own);
-        let was_stamped = before.deleting.is_some();
-        let intent = Intent { deleting: Some(self.clock.now()), ..before };
-        self.write(&intent).await?;
-        let unsettled = match stamped.filter(|_| was_stamped) {
-            Some(stamped) => self.still_late(stamped, self.written_at(&key).await?).is_some(),
-            None => false,
-        };
+    pub async fn begin_deleting(&self, own: &Intent, log: &Log) -> Result<Deleting, CommitError> {
+        let deleting = self.stamp(own, None).await?;
         let mut conflicts = Vec::new();
         for round in 0..TRIES {
             if round > 0 {
                 self.pause(round).await;
             }
-            conflicts = self.conflicts(&intent, log, true).await?;
+            conflicts = self.conflicts(&deleting.intent, log, true).await?;
             // Others that delete are no danger to anybody who deletes.
             conflicts.retain(|conflict| matches!(conflict.reason, ConflictReason::Intent { .. }));
             if conflicts.is_empty() {
-                return Ok(Deleting { intent, unsettled });
+                return Ok(deleting);
             }
         }
         Err(CommitError::Conflict { conflicts })
@@ -311,12 +348,13 @@ impl Intents {
 
     /// Renews a stamp that grows old.
     pub async fn still_deleting(&self, deleting: &mut Deleting) -> Result<(), CommitError> {
-        let now = self.clock.now();
-        if deleting.intent.deleting.is_none_or(|since| since + STAMP_AGE_MAX > now) {
+        if deleting.since + STAMP_AGE_MAX > self.clock.now() {
             return Ok(());
         }
-        deleting.intent.deleting = Some(now);
-        self.write(&deleting.intent).await
+        let Deleting { unsettled, .. } = *deleting;
+        *deleting = self.stamp(&deleting.intent, Some(&deleting.version)).await?;
+        deleting.unsettled |= unsettled;
+        Ok(())
     }
 
     /// Removes what a commit has put at `keys`, several at once, behind a stamp that is kept young. Stops
@@ -350,12 +388,28 @@ impl Intents {
         failure.into_inner().map_or(Ok(()), Err)
     }
 
-    /// Takes the stamp back: whatever was asked for has been answered.
+    /// Takes the stamp back, whatever was asked for having been answered; another's stays.
     pub async fn deleted(&self, deleting: Deleting) -> Result<(), CommitError> {
-        self.write(&Intent { deleting: None, ..deleting.intent }).await
+        let Deleting { intent, version, .. } = deleting;
+        self.put(&Intent { deleting: None, ..intent }, &Expect::Version(version)).await?;
+        Ok(())
     }
 
-    /// Removes an intent, if it is there.
+    /// Removes a stamped intent, whatever was asked for having been answered; another's stays: `false`.
+    pub async fn withdraw_stamped(&self, deleting: Deleting) -> Result<bool, StoreError> {
+        self.withdraw_version(&deleting.intent.txid, &deleting.version).await
+    }
+
+    /// Removes an intent in this version; `false`: it has another.
+    pub async fn withdraw_version(&self, txid: &str, version: &ETag) -> Result<bool, StoreError> {
+        match self.store.delete(&self.key(txid), version).await {
+            Ok(()) => Ok(true),
+            Err(StoreError::Changed { .. }) => Ok(false),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Removes an intent that nobody else has stamped, if it is there.
     pub async fn withdraw(&self, txid: &str) -> Result<(), StoreError> {
         let key = self.key(txid);
         match self.store.head(&key).await {

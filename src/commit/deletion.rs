@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 
 use crate::commit::CommitError;
 use crate::commit::Progress;
+use crate::commit::announce::Deleting;
 use crate::commit::announce::Intents;
 use crate::log::Log;
 use crate::name::RelPath;
@@ -26,19 +27,19 @@ const AT_ONCE: usize = 16;
 impl Deletion<'_> {
     /// Deletes the versions that record `seq` names, but for paths that later records have published
     /// anew: a version is named by its `ETag`, which the same content has again. Another version at
-    /// the same key stays. Tells whether nothing is left to be done, and every request was answered;
-    /// if not, the intent has to stay.
+    /// the same key stays. Returns what was announced, to be withdrawn, if nothing is left to be done and
+    /// every request was answered; if not, the intent has to stay.
     pub async fn carry_out(
         &self,
-        intent: Intent,
+        intent: &Intent,
         seq: u64,
         deleted: &[OldVersion],
-    ) -> Result<bool, CommitError> {
+    ) -> Result<Option<Deleting>, CommitError> {
         let store = &self.intents.store;
         let mut deleting = match self.intents.begin_deleting(intent, self.log).await {
             Ok(deleting) => deleting,
             // Somebody publishes there at this moment; the record hides the old version meanwhile.
-            Err(CommitError::Conflict { .. }) => return Ok(false),
+            Err(CommitError::Conflict { .. }) => return Ok(None),
             Err(err) => return Err(err),
         };
         let lost_before = store.lost_answers();
@@ -50,7 +51,8 @@ impl Deletion<'_> {
             let answers = join_all(batch.iter().map(|gone| self.delete(gone))).await;
             answers.into_iter().collect::<Result<(), _>>()?;
         }
-        Ok(!deleting.unsettled && store.lost_answers() == lost_before)
+        let is_settled = !deleting.unsettled && store.lost_answers() == lost_before;
+        Ok(is_settled.then_some(deleting))
     }
 
     async fn delete(&self, gone: &OldVersion) -> Result<(), CommitError> {

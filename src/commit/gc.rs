@@ -43,7 +43,6 @@ use crate::name::RemotePrefix;
 use crate::record::Author;
 use crate::record::Changes;
 use crate::record::CommitBody;
-use crate::record::Intent;
 use crate::record::Outcome;
 use crate::record::RecordError;
 use crate::store::ListRequest;
@@ -177,53 +176,46 @@ impl Sweep<'_> {
     }
 
     async fn look_at(&self, notice: Noticed, report: &mut GcReport) -> Result<(), CommitError> {
-        let Noticed { intent, modified } = notice;
+        let Noticed { intent, modified, .. } = &notice;
+        let (txid, modified) = (intent.txid.clone(), *modified);
         let head = self.log.head().await?;
-        let late = intent.deleting.is_some() && !self.is_older(modified, LATE_MAX);
         // By the server's clock, not by that of who wrote it.
         let seems_dead = self.is_older(modified, self.options.dead_after);
-        let record = match self.log.find_since(&intent.txid, head, intent.begun()).await? {
+        let record = match self.log.find_since(&txid, head, intent.begun()).await? {
             // That look went by the clocks of its author and of others.
-            None if seems_dead => self.log.find(&intent.txid, 1..=head).await?,
+            None if seems_dead => self.log.find(&txid, 1..=head).await?,
             found => found,
         };
-        match record {
-            Some(_) if late => {
-                report.waiting.push(intent.txid);
-                Ok(())
+        let Some(record) = record else {
+            if seems_dead {
+                return self.end(txid, head, report).await;
             }
-            Some(record) if record.outcome == Outcome::Commit => {
-                if self.finish(&intent, &record.body).await? {
-                    return self.clear(intent, report).await;
-                }
-                report.waiting.push(intent.txid);
-                Ok(())
-            }
-            Some(record) if self.is_older(record.body.time, self.options.sweep_after) => {
-                if self.remove_objects(&intent, report).await? {
-                    return self.clear(intent, report).await;
-                }
-                report.waiting.push(intent.txid);
-                Ok(())
-            }
-            Some(_) => {
-                report.waiting.push(intent.txid);
-                Ok(())
-            }
-            None if seems_dead => self.end(intent, head, report).await,
-            None => {
-                report.live.push(intent.txid);
-                Ok(())
-            }
+            report.live.push(txid);
+            return Ok(());
+        };
+        let is_gone = if intent.deleting.is_some() && !self.is_older(modified, LATE_MAX) {
+            false
+        } else if record.outcome == Outcome::Commit {
+            self.finish(&notice, &record.body).await?
+        } else if self.is_older(record.body.time, self.options.sweep_after) {
+            self.remove_objects(&notice, report).await?
+        } else {
+            false
+        };
+        if is_gone {
+            report.cleared.push(txid)
+        } else {
+            report.waiting.push(txid)
         }
+        Ok(())
     }
 
-    async fn end(&self, intent: Intent, head: u64, report: &mut GcReport) -> Result<(), CommitError> {
-        if !self.options.dry_run && !self.end_in_the_log(intent.txid.clone(), head).await? {
-            report.live.push(intent.txid); // it has committed just now
+    async fn end(&self, txid: String, head: u64, report: &mut GcReport) -> Result<(), CommitError> {
+        if !self.options.dry_run && !self.end_in_the_log(txid.clone(), head).await? {
+            report.live.push(txid); // it has committed just now
             return Ok(());
         }
-        report.ended.push(intent.txid);
+        report.ended.push(txid);
         Ok(())
     }
 
@@ -265,18 +257,22 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Does what a commit that is in the log did not come to do any more; whether nothing is left.
-    async fn finish(&self, intent: &Intent, record: &CommitBody) -> Result<bool, CommitError> {
+    /// Does what a commit that is in the log did not come to do any more; whether its notice is gone.
+    async fn finish(&self, notice: &Noticed, record: &CommitBody) -> Result<bool, CommitError> {
         let deleted = &record.changes.deleted;
         if deleted.is_empty() || self.options.dry_run {
-            return Ok(true);
+            return self.clear(notice).await;
         }
         let deletion = Deletion { log: &self.log, intents: &self.intents, progress: &NoProgress };
-        deletion.carry_out(intent.clone(), record.seq, deleted).await
+        match deletion.carry_out(&notice.intent, record.seq, deleted).await? {
+            Some(deleting) => Ok(self.intents.withdraw_stamped(deleting).await?),
+            None => Ok(false),
+        }
     }
 
-    /// Removes what carries the id of an ended commit; whether every request was answered.
-    async fn remove_objects(&self, intent: &Intent, report: &mut GcReport) -> Result<bool, CommitError> {
+    /// Removes what carries the id of an ended commit; whether its notice is gone.
+    async fn remove_objects(&self, notice: &Noticed, report: &mut GcReport) -> Result<bool, CommitError> {
+        let intent = &notice.intent;
         let nobody: Arc<dyn Progress> = Arc::new(NoProgress);
         let options = CommitOptions::default();
         let sender = Sender::new(self.store, &intent.txid, Guarantee::Enforced, &options, &nobody);
@@ -290,9 +286,9 @@ impl Sweep<'_> {
         let left = self.ours(&sender, self.listed(&intent.dataset, keys, sender.workers).await?).await?;
         if left.is_empty() || self.options.dry_run {
             report.removed.extend(left);
-            return Ok(true);
+            return self.clear(notice).await;
         }
-        let mut deleting = match self.intents.begin_deleting(intent.clone(), &self.log).await {
+        let mut deleting = match self.intents.begin_deleting(intent, &self.log).await {
             Ok(deleting) => deleting,
             Err(CommitError::Conflict { .. }) => return Ok(false), // somebody publishes there just now
             Err(err) => return Err(err),
@@ -301,7 +297,10 @@ impl Sweep<'_> {
         self.intents.remove(&sender, &mut deleting, &left).await?;
         report.removed.extend(left);
         let lost = sender.lost_deletion.load(Ordering::Relaxed) || self.store.lost_answers() > lost_before;
-        Ok(!lost && !deleting.unsettled)
+        if lost || deleting.unsettled {
+            return Ok(false);
+        }
+        Ok(self.intents.withdraw_stamped(deleting).await?)
     }
 
     /// Those of `keys` at which something is, or may be: a large commit that was taken back, or never came
@@ -343,11 +342,14 @@ impl Sweep<'_> {
         Ok(ours.into_iter().flatten().collect())
     }
 
-    async fn clear(&self, intent: Intent, report: &mut GcReport) -> Result<(), CommitError> {
-        if !self.options.dry_run {
-            self.intents.withdraw(&intent.txid).await?;
+    /// Removes a notice behind which nothing was deleted now, unless another has stamped it meanwhile.
+    async fn clear(&self, notice: &Noticed) -> Result<bool, CommitError> {
+        let txid = &notice.intent.txid;
+        match &notice.version {
+            _ if self.options.dry_run => {}
+            Some(version) => return Ok(self.intents.withdraw_version(txid, version).await?),
+            None => self.intents.withdraw(txid).await?,
         }
-        report.cleared.push(intent.txid);
-        Ok(())
+        Ok(true)
     }
 }

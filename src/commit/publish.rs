@@ -16,6 +16,7 @@ use crate::commit::Conflict;
 use crate::commit::ConflictReason;
 use crate::commit::Phase;
 use crate::commit::PublishedFile;
+use crate::commit::announce::Deleting;
 use crate::commit::content::Content;
 use crate::commit::deletion::Deletion;
 use crate::commit::journal::Note;
@@ -255,9 +256,15 @@ impl Run<'_> {
         let deleted = changes.deleted.clone();
         let report = self.report(Some(record.body.seq), changes, already_there);
         self.tell(&report);
-        if !self.delete_old(record.body.seq, &deleted).await? {
+        let withdrawn = if deleted.is_empty() {
+            self.intents.withdraw(&self.txid).await
+        } else if let Some(deleting) = self.delete_old(record.body.seq, &deleted).await? {
+            self.intents.withdraw_stamped(deleting).await.map(|_| ())
+        } else {
             tracing::warn!(txid = self.txid, "deletions may be under way: the intent stays, for `dsfs gc`");
-        } else if let Err(err) = self.intents.withdraw(&self.txid).await {
+            Ok(())
+        };
+        if let Err(err) = withdrawn {
             // Readers look at the log behind it; `gc` removes it.
             tracing::warn!(txid = self.txid, "the intent of a published commit stays for now: {err}");
         }
@@ -267,11 +274,8 @@ impl Run<'_> {
         Ok(report)
     }
 
-    /// Deletes what the record `seq` says is deleted; whether nothing of that is left to be done.
-    async fn delete_old(&self, seq: u64, deleted: &[OldVersion]) -> Result<bool, CommitError> {
-        if deleted.is_empty() {
-            return Ok(true);
-        }
+    /// Deletes what the record `seq` says is deleted, as [`Deletion::carry_out`] does.
+    async fn delete_old(&self, seq: u64, deleted: &[OldVersion]) -> Result<Option<Deleting>, CommitError> {
         let intent = Intent {
             dataset: self.ctx.dataset().clone(),
             txid: self.txid.clone(),
@@ -285,7 +289,7 @@ impl Run<'_> {
         };
         let progress = &*self.ctx.progress;
         let deletion = Deletion { log: &self.log, intents: &self.intents, progress };
-        deletion.carry_out(intent, seq, deleted).await
+        deletion.carry_out(&intent, seq, deleted).await
     }
 
     pub(super) fn tell(&self, report: &CommitReport) {

@@ -496,7 +496,10 @@ impl<'c> Run<'c> {
             // Something may still appear that has to be hidden.
             Some(deleting) if ambiguous => self.intents.deleted(deleting).await?,
             // Every request was answered: nothing can appear any more, nor go.
-            Some(_) | None => self.intents.withdraw(&self.txid).await?,
+            Some(deleting) => {
+                self.intents.withdraw_stamped(deleting).await?;
+            }
+            None => self.intents.withdraw(&self.txid).await?,
         }
         self.thaw(sealed)?;
         if not_restored.is_empty() {
@@ -543,7 +546,7 @@ impl<'c> Run<'c> {
     }
 
     async fn begin_taking_back(&self, contents: &Contents) -> Result<Deleting, CommitError> {
-        let begun = self.intents.begin_deleting(self.intent_of(contents), &self.log).await;
+        let begun = self.intents.begin_deleting(&self.intent_of(contents), &self.log).await;
         begun.map_err(|err| self.others_come_first(err))
     }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::commit::announce::LATE_MAX;
+use crate::commit::announce::STAMP_AGE_MAX;
 use crate::store::collect;
 
 /// A store in which somebody else's marker appears just before ours, once, and which gives up the first
@@ -372,4 +373,112 @@ async fn gc_does_not_end_a_commit_that_is_in_the_log_whatever_the_clocks_say() {
     }
     assert_eq!(objects(&bucket).into_keys().collect::<Vec<_>>(), ["a", "b", "c"]);
     assert_eq!(log(&bucket).head().await.unwrap(), 3, "nothing was ended");
+}
+
+/// The owner of a commit that deletes, and `gc`, which had read its notice before it was stamped: who
+/// is done first leaves the stamp of the other.
+#[tokio::test(start_paused = true)]
+async fn of_two_who_delete_the_first_one_to_end_leaves_the_others_stamp() {
+    let clock = clock();
+    let bucket = Arc::new(MemoryStore::with_content_etags().with_clock(clock.clone()));
+    let dry = Arc::new(MemoryStore::with_content_etags());
+    let (ann, twin) = (Machine::new("ann"), Machine::new("ann"));
+    for (machine, bucket) in [(&ann, &bucket), (&twin, &dry)] {
+        let etag = bucket.overwrite_out_of_band(&key("old"), Bytes::from_static(b"1"));
+        machine.stage(&[("new", b"2")]);
+        let gone = Base { etag, size_bytes: 1, kind: BaseKind::Delete };
+        machine.dataset().set_base(&path("old"), &gone).unwrap();
+    }
+    let counted = TripStore::new(dry, None);
+    commit(&overwriting(&twin, counted.clone())).await.unwrap();
+    let at = counted.log.lock().iter().position(|request| request == "delete datasets/run/old").unwrap();
+
+    let own = TripStore::new(bucket.clone(), Some((at, Trip::Pause)));
+    let ctx = CommitContext { clock: clock.clone(), ..overwriting(&ann, own.clone()) };
+    let mut committing = Box::pin(commit(&ctx));
+    assert!(own.until_crash(&mut committing).await.is_none());
+    let intent = Intent::decode(&state(&bucket, "intents")[0].1).unwrap();
+    let intents = Intents {
+        store: bucket.clone(),
+        prefix: prefix(),
+        dataset: name(),
+        guarantee: Guarantee::Enforced,
+        clock: clock.clone(),
+        jitter: Mutex::new(rand::SeedableRng::seed_from_u64(0)),
+    };
+    let deleting = intents.begin_deleting(&intent, &log(&bucket)).await.unwrap();
+    assert!(deleting.unsettled, "the owner's stamp was seen");
+    own.go_on();
+    committing.await.unwrap();
+
+    let left = state(&bucket, "intents").pop().expect("it is not the owner's to take away");
+    assert!(Intent::decode(&left.1).unwrap().deleting.is_some());
+    let bob = Machine::new("bob");
+    bob.stage(&[("old", b"1")]);
+    let ctx = CommitContext { clock: clock.clone(), ..bob.context(bucket.clone()) };
+    match commit(&ctx).await {
+        Err(CommitError::Conflict { conflicts }) => {
+            assert!(matches!(conflicts[0].reason, ConflictReason::BeingDeleted { .. }), "{conflicts:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    *clock.0.lock() += LATE_MAX;
+    let (shared, now) = (bucket.clone() as Arc<dyn ObjectStore>, clock.clone() as Arc<dyn Clock>);
+    let report = gc(&shared, &prefix(), &name(), &Author::default(), &now, &GcOptions::default()).await;
+    assert_eq!(report.unwrap().cleared, [intent.txid]);
+    commit(&ctx).await.unwrap();
+    assert_eq!(objects(&bucket)["old"], b"1"[..]);
+}
+
+/// Whoever of two is done first.
+#[tokio::test(start_paused = true)]
+async fn a_stamp_is_renewed_over_anothers_and_taken_back_by_nobody_else() {
+    let clock = clock();
+    let bucket = Arc::new(MemoryStore::with_content_etags().with_clock(clock.clone()));
+    let log = log(&bucket);
+    let intents = Intents {
+        store: bucket.clone(),
+        prefix: prefix(),
+        dataset: name(),
+        guarantee: Guarantee::Enforced,
+        clock: clock.clone(),
+        jitter: Mutex::new(rand::SeedableRng::seed_from_u64(0)),
+    };
+    let own = Intent {
+        dataset: name(),
+        txid: "A".into(),
+        author: Author::default(),
+        time: clock.now(),
+        creates: vec![path("a")],
+        markers: Vec::new(),
+        replaces: Vec::new(),
+        deletes: Vec::new(),
+        deleting: None,
+    };
+    let is_stamped = |bucket: &MemoryStore| {
+        let notice = state(bucket, "intents").pop()?;
+        Intent::decode(&notice.1).unwrap().deleting
+    };
+    let mut first = intents.begin_deleting(&own, &log).await.unwrap();
+    let second = intents.begin_deleting(&own, &log).await.unwrap();
+    assert_eq!((first.unsettled, second.unsettled), (false, true));
+    let stamped = is_stamped(&bucket);
+    intents.still_deleting(&mut first).await.unwrap();
+    assert_eq!(is_stamped(&bucket), stamped, "it is young");
+    *clock.0.lock() += STAMP_AGE_MAX;
+    intents.still_deleting(&mut first).await.unwrap();
+    assert!(is_stamped(&bucket) > stamped && first.unsettled);
+    intents.deleted(second).await.unwrap();
+    assert!(is_stamped(&bucket) > stamped);
+    *clock.0.lock() += STAMP_AGE_MAX;
+    intents.still_deleting(&mut first).await.unwrap();
+    intents.deleted(first).await.unwrap();
+    assert_eq!((is_stamped(&bucket), state(&bucket, "intents").len()), (None, 1));
+
+    let (first, second) = (
+        intents.begin_deleting(&own, &log).await.unwrap(),
+        intents.begin_deleting(&own, &log).await.unwrap(),
+    );
+    assert!(!intents.withdraw_stamped(first).await.unwrap());
+    assert!(intents.withdraw_stamped(second).await.unwrap() && state(&bucket, "intents").is_empty());
 }
