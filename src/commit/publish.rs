@@ -132,6 +132,7 @@ impl Run<'_> {
         file: &PlannedFile,
         uploads: &Uploads,
     ) -> Result<ETag, CommitError> {
+        self.still_ours().await?;
         let job = job_of(file);
         let content = Content::open(sealed, &file.path, file.size_bytes)?;
         let sent = match uploads.get(&file.path) {

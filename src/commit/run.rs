@@ -20,6 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread::available_parallelism;
+use std::time::Duration;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use rand::SeedableRng;
@@ -67,6 +69,8 @@ use crate::store::guarantee::Guarantee;
 /// Records that are looked through for the author of what is in the way.
 const RECORDS_ASKED_MAX: u64 = 16;
 
+/// After this long without a look at the log a commit may have been taken for dead, by `gc` if it was asked to.
+const UNSEEN_MAX: Duration = Duration::from_secs(60 * 60);
 /// How much longer an entry may be than the least that it takes; an `ETag` of S3 makes it no two times that.
 const MARGIN_OF_LEAST: u64 = 4;
 
@@ -89,6 +93,8 @@ pub(super) struct Run<'c> {
     lost_before: u64,
     /// Whether anything was sent, that has to be taken back.
     sent: AtomicBool,
+    /// When the log was last asked whether this has been ended, by our clock.
+    looked: tokio::sync::Mutex<SystemTime>,
 }
 
 /// What a commit would do. Nothing is frozen, sent or changed.
@@ -238,6 +244,7 @@ impl<'c> Run<'c> {
             state: Mutex::default(),
             lost_before: ctx.store.lost_answers(),
             sent: AtomicBool::new(false),
+            looked: tokio::sync::Mutex::new(ctx.clock.now()),
         }
     }
 
@@ -371,6 +378,23 @@ impl<'c> Run<'c> {
         let Some(head) = announced else { return Ok(None) };
         let newest = self.log.head_from(head).await?;
         Ok(self.log.find(&self.txid, head + 1..=newest).await?)
+    }
+
+    /// Whether this may go on to publish. Who was asleep meanwhile may find its commit ended and its notice
+    /// swept away: nothing would hide what it publishes. Others that publish wait while this asks.
+    pub(super) async fn still_ours(&self) -> Result<(), CommitError> {
+        let mut looked = self.looked.lock().await;
+        let now = self.ctx.clock.now();
+        if now.duration_since(*looked).is_ok_and(|unseen| unseen < UNSEEN_MAX) {
+            return Ok(());
+        }
+        if let Some(record) = self.ended().await?
+            && record.outcome == Outcome::Abort
+        {
+            return Err(self.fenced(&record));
+        }
+        *looked = now;
+        Ok(())
     }
 
     /// The number under which the log has this commit, if it has it.

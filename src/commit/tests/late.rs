@@ -375,6 +375,35 @@ async fn gc_does_not_end_a_commit_that_is_in_the_log_whatever_the_clocks_say() {
     assert_eq!(log(&bucket).head().await.unwrap(), 3, "nothing was ended");
 }
 
+/// Whoever sleeps over its own end finds no notice that hides what it would publish.
+#[tokio::test(start_paused = true)]
+async fn who_was_asleep_while_it_published_asks_whether_it_was_ended() {
+    let clock = clock();
+    let bucket = Arc::new(MemoryStore::default().with_clock(clock.clone()));
+    let machine = Machine::new("ann");
+    let files: &[(&str, &[u8])] = &[("a", b"1"), ("data.jsonl", b"{}")];
+    machine.stage(files);
+    let (twin, counted) = (Machine::new("ann"), TripStore::new(Arc::new(MemoryStore::default()), None));
+    commit(&twin.stage(files).context(counted.clone())).await.unwrap();
+    let at = counted.log.lock().iter().position(|request| request == "put datasets/run/a").unwrap();
+    let store = TripStore::new(bucket.clone(), Some((at, Trip::Pause)));
+    let ctx = CommitContext { clock: clock.clone(), ..machine.context(store.clone()) };
+    let mut asleep = Box::pin(commit(&ctx));
+    assert!(store.until_crash(&mut asleep).await.is_none());
+    let (shared, now) = (bucket.clone() as Arc<dyn ObjectStore>, clock.clone() as Arc<dyn Clock>);
+    for _ in 0..2 {
+        *clock.0.lock() += Duration::from_secs(24 * 60 * 60);
+        gc(&shared, &prefix(), &name(), &Author::default(), &now, &GcOptions::default()).await.unwrap();
+    }
+    assert!(state(&bucket, "intents").is_empty());
+    let before = store.log.lock().len();
+    store.go_on();
+    assert!(matches!(asleep.await, Err(CommitError::Fenced { .. })));
+    let puts = store.log.lock()[before..].iter().filter(|r| r.starts_with("put datasets/run/")).count();
+    assert_eq!(puts, 0, "{:?}", &store.log.lock()[before..]);
+    assert_eq!((objects(&bucket).len(), machine.staged().len()), (0, 2));
+}
+
 /// The owner of a commit that deletes, and `gc`, which had read its notice before it was stamped: who
 /// is done first leaves the stamp of the other.
 #[tokio::test(start_paused = true)]
