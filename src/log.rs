@@ -367,12 +367,14 @@ impl Log {
     }
 
     fn pack(&self, snapshot: &Snapshot) -> Result<Bytes, LogError> {
-        snapshot.encode_within(&self.dataset, self.snapshot_bytes_max).map_err(|source| LogError::Record {
-            key: self.prefix.snapshot_key(&self.dataset, snapshot.seq),
-            source: match source {
-                RecordError::TooLong { limit_bytes } => RecordError::Full { limit_bytes },
-                other => other,
-            },
+        snapshot.encode_within(&self.dataset, self.snapshot_bytes_max).map_err(|err| {
+            let key = self.prefix.snapshot_key(&self.dataset, snapshot.seq);
+            let source = if let RecordError::TooLong { limit_bytes } = err {
+                RecordError::Full { limit_bytes }
+            } else {
+                err
+            };
+            LogError::Record { key, source }
         })
     }
 

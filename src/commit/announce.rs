@@ -374,7 +374,7 @@ impl Intents {
                     if failure.lock().is_some() {
                         return;
                     }
-                    let stamped = self.still_deleting(&mut *stamp.lock().await).await;
+                    let stamped = self.still_deleting(*stamp.lock().await).await;
                     let removed = match stamped {
                         Ok(()) => sender.remove_ours(key).await.map_err(CommitError::from),
                         Err(err) => Err(err),
