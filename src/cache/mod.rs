@@ -22,6 +22,7 @@
 //!
 //! Object stores and the network; who reads, and what will be read next. It loads nothing.
 
+mod admit;
 mod audit;
 mod entry;
 mod files;

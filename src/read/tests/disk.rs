@@ -100,8 +100,8 @@ async fn an_object_that_is_opened_again_is_not_read_from_a_deleted_file() {
     entry.store(0, &body[..2 * MIB as usize], Pages::Keep).unwrap();
     entry.store(2 * MIB / BLOCK_BYTES, &body[2 * MIB as usize..], Pages::Keep).unwrap();
     let fetched = world.store.bytes.load(Ordering::Relaxed);
-    let object = world.reader.open(version.clone());
-    assert!(object.verified_file().await.is_some(), "what others have cached since is found");
+    let handle = world.reader.open(version.clone()).handle();
+    assert!(handle.object().verified_file().await.is_some(), "what others have cached since is found");
     assert_eq!(world.store.bytes.load(Ordering::Relaxed), fetched);
-    drop((object, Arc::clone(&other)));
+    drop((handle, Arc::clone(&other)));
 }
