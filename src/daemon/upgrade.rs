@@ -250,9 +250,7 @@ impl Inheritance {
         let Self { header, items } = self;
         let mut passed = Passed::default();
         for item in serde_json::Deserializer::from_reader(items).into_iter::<Item>() {
-            let item = item?;
-            let descriptor = item.descriptor().map(descriptor::adopt).transpose()?;
-            fs.take_over(item, descriptor, &mut passed)?;
+            fs.take_over(item?, descriptor::adopt, &mut passed)?;
         }
         Ok(Inherited { device: descriptor::adopt(header.device)?, backings: header.backings })
     }

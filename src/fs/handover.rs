@@ -6,6 +6,7 @@
 //! along as descriptors, which stay open under their numbers through an exec.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -71,6 +72,22 @@ impl Item {
 #[derive(Debug, Default)]
 pub struct Passed {
     files: HashMap<Ino, Arc<File>>,
+    /// By the number that was written down: a version that is shown at several places, as at `run/x` and
+    /// `run@1/x`, is several inodes over one descriptor, which has one owner.
+    descriptors: HashMap<RawFd, Arc<File>>,
+}
+
+impl Passed {
+    fn file(
+        &mut self,
+        number: RawFd,
+        adopt: impl FnOnce(RawFd) -> io::Result<OwnedFd>,
+    ) -> io::Result<Arc<File>> {
+        Ok(Arc::clone(match self.descriptors.entry(number) {
+            Slot::Occupied(known) => known.into_mut(),
+            Slot::Vacant(new) => new.insert(Arc::new(File::from(adopt(number)?))),
+        }))
+    }
 }
 
 impl DatasetFs {
@@ -99,12 +116,17 @@ impl DatasetFs {
         Ok(())
     }
 
-    /// Takes an item in, with the descriptor that it names. Nothing may have been asked of this file system yet.
+    /// Takes an item in; `adopt` is asked once for each descriptor that is named by any of them. Nothing may
+    /// have been asked of this file system yet.
     ///
     /// # Errors
-    /// The local disk's.
-    pub fn take_over(&self, item: Item, descriptor: Option<OwnedFd>, passed: &mut Passed) -> io::Result<()> {
-        let file = || descriptor.map(File::from).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
+    /// The local disk's, and those of `adopt`.
+    pub fn take_over(
+        &self,
+        item: Item,
+        adopt: impl FnOnce(RawFd) -> io::Result<OwnedFd>,
+        passed: &mut Passed,
+    ) -> io::Result<()> {
         let mode =
             |ino| passed.files.get(&ino).map_or(IoMode::Cached, |file| IoMode::Passthrough(Arc::clone(file)));
         match item {
@@ -113,8 +135,9 @@ impl DatasetFs {
                 self.inodes.begin_behind(ino);
                 self.open.begin_behind(fh);
             }
-            Item::Passed(ino, _) => {
-                passed.files.insert(ino, Arc::new(file()?));
+            Item::Passed(ino, number) => {
+                let file = passed.file(number, adopt)?;
+                passed.files.insert(ino, file);
             }
             Item::Published(fh, ino, version) => {
                 let handle = self.reader.open(version).handle();
@@ -122,8 +145,8 @@ impl DatasetFs {
             }
             Item::Staged(fh, ino, staged) => {
                 let dataset = self.tree.staging().known_dataset(&staged.dataset).map_err(io::Error::other)?;
-                let file =
-                    dataset.adopt_file(file()?, staged.path.as_ref(), staged.state, staged.writable)?;
+                let file = File::from(adopt(staged.fd)?);
+                let file = dataset.adopt_file(file, staged.path.as_ref(), staged.state, staged.writable)?;
                 let local = Arc::new(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?);
                 self.open.restore(fh, Handle::Staged(ino, file), mode(ino), Some(local));
             }

@@ -25,6 +25,8 @@ pub mod file;
 pub mod handover;
 pub mod open;
 mod past;
+#[cfg(test)]
+mod tests;
 pub mod walk;
 pub mod xattr;
 

@@ -1,0 +1,114 @@
+//! The file system without a kernel: what it decides by itself, over a store in memory.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::cache::BlockCache;
+use crate::cache::CacheOptions;
+use crate::clock::SystemClock;
+use crate::fs::handover::Item;
+use crate::fs::handover::Passed;
+use crate::fs::open::Handle;
+use crate::fs::open::IoMode;
+use crate::name::ObjectKey;
+use crate::name::RemotePrefix;
+use crate::read::ObjectVersion;
+use crate::read::ReadOptions;
+use crate::staging::Holder;
+use crate::store::ObjectStore;
+use crate::store::memory::MemoryStore;
+
+/// A file system that nobody has mounted; what is published can be replaced.
+struct Bare {
+    fs: Arc<DatasetFs>,
+    _runtime: Runtime,
+    _dir: TempDir,
+}
+
+impl Bare {
+    fn new() -> Self {
+        let store = Arc::new(MemoryStore::default());
+        let runtime = Runtime::new().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let as_store = || Arc::clone(&store) as Arc<dyn ObjectStore>;
+        let prefix = RemotePrefix::parse("datasets/").unwrap();
+        let catalog = Catalog::new(as_store(), prefix, Duration::from_secs(60));
+        let cache = BlockCache::open(CacheOptions {
+            dir: dir.path().join("cache"),
+            limit_bytes: 1 << 30,
+            reserve_bytes: 0,
+            memory_bytes: 1 << 20,
+        });
+        let handle = runtime.handle().clone();
+        let reader = Reader::new(as_store(), "memory".into(), cache, ReadOptions::default(), handle);
+        let state_dir = dir.path().join("state");
+        let staging = Staging::open(&state_dir, &Holder::default()).unwrap();
+        let options = FsOptions {
+            read_only: false,
+            allow_replace: true,
+            passthrough: true,
+            inodes_max: 1000,
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            state_dir,
+        };
+        let clock = Arc::new(SystemClock);
+        let fs = DatasetFs::new(Arc::new(catalog), Arc::new(staging), reader, clock, options);
+        Self { fs, _runtime: runtime, _dir: dir }
+    }
+}
+
+fn key(text: &str) -> ObjectKey {
+    ObjectKey::from_listing(&format!("datasets/{text}"))
+}
+
+/// What another program would read of what is handed over.
+fn handed_over(fs: &DatasetFs) -> Vec<Item> {
+    let mut written = Vec::new();
+    fs.hand_over(|item| Ok(written.push(serde_json::to_vec(item)?))).unwrap();
+    written.iter().map(|item| serde_json::from_slice(item).unwrap()).collect()
+}
+
+#[test]
+fn a_file_that_two_inodes_are_read_from_is_taken_over_once() {
+    let (before, after) = (Bare::new(), Bare::new());
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    let etag = ETag::from_server("1");
+    let object = before.fs.reader.open(ObjectVersion { key: key("run/x"), etag, size_bytes: 1 });
+    let open = |ino| {
+        let mode = IoMode::Passthrough(Arc::clone(&file));
+        before.fs.open.insert(Handle::Published(ino, object.handle()), mode, None).0
+    };
+    let (as_it_is, as_it_was) = (open(2), open(3));
+    let mut asked = Vec::new();
+    let mut adopt = |number: RawFd| -> io::Result<OwnedFd> {
+        asked.push(number);
+        Ok(file.try_clone()?.into())
+    };
+    let mut passed = Passed::default();
+    for item in handed_over(&before.fs) {
+        after.fs.take_over(item, &mut adopt, &mut passed).unwrap();
+    }
+    assert_eq!(asked, [file.as_raw_fd()]);
+    drop(passed);
+    let file_of = |ino| match after.fs.open.mode(ino) {
+        Some(IoMode::Passthrough(file)) => Some(file),
+        Some(IoMode::Cached) | None => None,
+    };
+    let (one, other): (Arc<File>, Arc<File>) = (file_of(2).unwrap(), file_of(3).unwrap());
+    assert!(Arc::ptr_eq(&one, &other), "whoever closes last closes it");
+    drop((one, other));
+    after.fs.release(as_it_is);
+    assert!(file_of(2).is_none());
+    file_of(3).unwrap().metadata().unwrap();
+    after.fs.release(as_it_was);
+}
