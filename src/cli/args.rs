@@ -1,6 +1,8 @@
 //! Flags that several commands share.
 
 use std::ffi::OsString;
+use std::path::Component;
+use std::path::Path;
 use std::path::PathBuf;
 
 use clap::ArgAction;
@@ -55,7 +57,6 @@ impl GlobalArgs {
     /// The settings among the flags. Directories are made absolute here, where the user is.
     #[must_use]
     pub fn layer(&self) -> Layer {
-        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         Layer {
             // `dsfs dataset list --remote` has the flag without a URL.
             remote: self.remote.clone().filter(|url| !url.is_empty()),
@@ -63,8 +64,8 @@ impl GlobalArgs {
             endpoint: self.endpoint.clone(),
             region: self.region.clone(),
             remote_prefix: self.remote_prefix.clone(),
-            cache_dir: self.cache_dir.as_ref().map(absolute),
-            state_dir: self.state_dir.as_ref().map(absolute),
+            cache_dir: self.cache_dir.as_deref().map(absolute),
+            state_dir: self.state_dir.as_deref().map(absolute),
             ..self.client.layer()
         }
     }
@@ -96,5 +97,38 @@ impl GlobalArgs {
         let given =
             [&self.remote, &self.bucket, &self.endpoint, &self.region, &self.remote_prefix, &self.profile];
         given.into_iter().any(Option::is_some) || self.config.is_some()
+    }
+}
+
+/// A path as it is from here. What is above here is named without a way through here, over which a mount may come
+/// to lie.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    let Ok(mut here) = std::env::current_dir() else { return path.to_owned() };
+    let mut below = path.components();
+    while let Some(Component::CurDir | Component::ParentDir) = below.clone().next() {
+        if below.next() == Some(Component::ParentDir) {
+            here.pop(); // which is what `..` means, since there are no symbolic links in it
+        }
+    }
+    here.join(below)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_above_is_named_without_a_way_through_here() {
+        let here = std::env::current_dir().unwrap();
+        let above = here.parent().unwrap();
+        for (given, expected) in [
+            ("/a/../b", PathBuf::from("/a/../b")),
+            ("a/../b", here.join("a/../b")),
+            ("./a", here.join("a")),
+            ("..", above.to_owned()),
+            ("./.././../a", above.parent().unwrap().join("a")),
+        ] {
+            assert_eq!(absolute(Path::new(given)), expected, "{given}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::cli::args::absolute;
 use crate::config::Layer;
 
 /// Flags of every command about the S3 client.
@@ -79,18 +80,17 @@ impl ClientArgs {
     /// These settings in a layer.
     #[must_use]
     pub fn layer(&self) -> Layer {
-        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         Layer {
             credentials: self.credentials.clone(),
             aws_profile: self.aws_profile.clone(),
-            aws_config_file: self.aws_config_file.as_ref().map(absolute),
-            aws_credentials_file: self.aws_credentials_file.as_ref().map(absolute),
+            aws_config_file: self.aws_config_file.as_deref().map(absolute),
+            aws_credentials_file: self.aws_credentials_file.as_deref().map(absolute),
             imds_endpoint: self.imds_endpoint.clone(),
             addressing: self.addressing.clone(),
             host_header: self.host_header.clone(),
             requester_pays: self.requester_pays.then_some(true),
             conditional_writes: self.conditional_writes.clone(),
-            ca_bundle: self.ca_bundle.as_ref().map(absolute),
+            ca_bundle: self.ca_bundle.as_deref().map(absolute),
             proxy: self.proxy.clone(),
             connect_timeout: self.connect_timeout.clone(),
             request_timeout: self.request_timeout.clone(),

@@ -18,6 +18,7 @@ use crate::daemon::background::Reporter;
 use crate::daemon::failure;
 use crate::daemon::lifecycle;
 use crate::daemon::lifecycle::MountRequest;
+use crate::daemon::mountpoint;
 use crate::daemon::operations;
 use crate::daemon::remote;
 use crate::daemon::upgrade;
@@ -136,7 +137,11 @@ pub fn mount(
         return can_take_over(format, &config).map(|()| None);
     }
     let inheritance = options.take_over.map(Inheritance::open).transpose()?;
-    let program = Program::this().map_err(|err| {
+    let place = match &inheritance {
+        Some(inherited) => inherited.mountpoint().clone(),
+        None => mountpoint::resolve(&mountpoint),
+    };
+    let program = Program::this(&place).map_err(|err| {
         Failure::new(FailureKind::Failed, format!("this program's file is not known: {err}"))
     })?;
     let search_path = cx.env.get("PATH").unwrap_or_default().to_owned();

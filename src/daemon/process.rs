@@ -1,4 +1,4 @@
-//! What a program changes of its own process, before it has any threads.
+//! What a program changes of its own process, most of it before it has any threads.
 
 use rustix::process::Resource;
 use rustix::process::Rlimit;
@@ -48,6 +48,14 @@ pub fn raise_open_files() {
         Ok(()) => tracing::debug!("open files: at most {:?}", limit.maximum),
         Err(err) => tracing::debug!("open files: at most {:?}, not raised: {err}", limit.current),
     }
+}
+
+/// A write to a pipe that nobody reads fails, and does not end this process: so every Rust program begins,
+/// and an exec that has failed leaves it the other way.
+#[expect(unsafe_code, reason = "no safe wrapper has signal(2)")]
+pub fn ignore_broken_pipes() {
+    // SAFETY: ignoring a signal runs nothing of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 #[cfg(target_env = "gnu")]

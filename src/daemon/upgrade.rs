@@ -22,15 +22,19 @@ use std::io::BufWriter;
 use std::io::Seek;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use serde::Serialize;
 use tokio::time;
@@ -38,6 +42,7 @@ use tokio::time;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::daemon::descriptor;
+use crate::daemon::process;
 use crate::fs::DatasetFs;
 use crate::fs::handover::Item;
 use crate::fs::handover::Passed;
@@ -63,7 +68,16 @@ const STANDSTILL_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Program {
     file: PathBuf,
     arguments: Vec<OsString>,
-    directory: PathBuf,
+    directory: Directory,
+}
+
+/// Where a program was started, which is where its relative arguments lead from.
+#[derive(Clone, Debug)]
+enum Directory {
+    Named(PathBuf),
+    /// At the mount point or below it: once the mount is there, the name leads into that, and whoever goes
+    /// there waits for an answer of ours. The mount keeps this directory busy as it is.
+    Covered(Arc<OwnedFd>),
 }
 
 /// What can be upgraded: a mount, and the program that serves it.
@@ -94,20 +108,44 @@ pub struct Inheritance {
 }
 
 impl Program {
-    /// This program, as long as its file is where it was started from.
+    /// This program, as long as its file is where it was started from. To be called where it was started, and
+    /// before anything is mounted; the mount point is without symbolic links.
     ///
     /// # Errors
     /// Its file or the working directory are not known.
-    pub fn this() -> io::Result<Self> {
+    pub fn this(mountpoint: &Path) -> io::Result<Self> {
         let is_ours = |argument: &OsString| argument.to_string_lossy().starts_with(TAKE_OVER_FLAG);
         let arguments = std::env::args_os().skip(1).filter(|argument| !is_ours(argument)).collect();
-        Ok(Self { file: std::env::current_exe()?, arguments, directory: std::env::current_dir()? })
+        let directory = match std::env::current_dir()? {
+            inside if inside.starts_with(mountpoint) => Directory::Covered(Arc::new(working_directory()?)),
+            elsewhere => Directory::Named(elsewhere),
+        };
+        Ok(Self { file: std::env::current_exe()?, arguments, directory })
     }
 
     fn command(&self, flag: &str, value: impl std::fmt::Display) -> Command {
         let mut command = Command::new(&self.file);
-        command.args(&self.arguments).arg(format!("{flag}={value}")).current_dir(&self.directory);
+        command.args(&self.arguments).arg(format!("{flag}={value}"));
+        match &self.directory {
+            Directory::Named(path) => command.current_dir(path),
+            Directory::Covered(fd) => command.current_dir(format!("/proc/self/fd/{}", fd.as_raw_fd())),
+        };
         command
+    }
+
+    /// Changes the program; returns only if that failed.
+    fn exec(&self, written: RawFd) -> io::Error {
+        let here = match working_directory() {
+            Ok(here) => here,
+            Err(err) => return err,
+        };
+        let err = self.command(TAKE_OVER_FLAG, written).exec();
+        // What has been prepared for the other program is ours again.
+        process::ignore_broken_pipes();
+        if let Err(err) = rustix::process::fchdir(here) {
+            tracing::warn!("the working directory is another one now: {err}");
+        }
+        err
     }
 
     /// Whether the program that is at this one's path now can go on.
@@ -169,7 +207,7 @@ impl Upgrade {
         };
         tracing::info!("{} goes on with {}", self.program.file.display(), header.mountpoint.display());
         let err = match descriptor::inherit(&descriptors, true) {
-            Ok(()) => self.program.command(TAKE_OVER_FLAG, file.as_raw_fd()).exec(),
+            Ok(()) => self.program.exec(file.as_raw_fd()),
             Err(err) => err,
         };
         if let Err(err) = descriptor::inherit(&descriptors, false) {
@@ -177,6 +215,12 @@ impl Upgrade {
         }
         err
     }
+}
+
+/// The working directory itself, whatever is mounted over it. Nobody is asked, as a mount of ours would have to be.
+fn working_directory() -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open("/proc/self/cwd", flags, Mode::empty())?)
 }
 
 /// Writes everything down, in memory; names the descriptors that have to stay open, the file's own among them.

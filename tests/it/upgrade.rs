@@ -11,6 +11,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
@@ -51,11 +52,15 @@ impl User {
     }
 
     fn run(&self, arguments: &[&str]) -> Said {
+        Said::of(self.command(arguments).output().unwrap())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let as_user = self.home.command(arguments);
         let mut command = Command::new(self.program());
         command.args(arguments).env_clear().current_dir(self.home.path("")).stdin(Stdio::null());
         command.envs(as_user.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        Said::of(command.output().unwrap())
+        command
     }
 
     fn must(&self, arguments: &[&str]) -> Said {
@@ -186,6 +191,36 @@ fn what_is_open_stays_open() {
     user.must(&["umount", "mnt"]);
 }
 
+/// Whether a process ignores a signal.
+fn ignores(process: &Path, signal: rustix::process::Signal) -> bool {
+    let status = fs::read_to_string(process.join("status")).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    u64::from_str_radix(mask, 16).unwrap() & (1 << (signal.as_raw() - 1)) != 0
+}
+
+#[test]
+fn a_mount_over_the_directory_that_it_was_made_in() {
+    let user = User::new();
+    for dir in ["remote/run", "mnt"] {
+        fs::create_dir_all(user.home.path(dir)).unwrap();
+    }
+    fs::write(user.home.path("remote/run/a"), "a").unwrap();
+    let remote = user.home.remote();
+    let mut daemon =
+        user.command(&["mount", ".", "--foreground", "--cache-dir", "../kept", "--remote", &remote]);
+    let mut daemon = daemon.current_dir(user.mnt("")).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the mount", || user.mnt("run/a").exists());
+    wait_until("the daemon", || !user.home.status()["mounts"].as_array().unwrap().is_empty());
+    for _ in 0..2 {
+        user.install(&fs::read(program()).unwrap());
+        user.must(&["upgrade", "mnt"]);
+        assert_eq!(fs::read(user.mnt("run/a")).unwrap(), b"a");
+    }
+    assert!(!user.mnt("kept").exists() && user.home.path("kept").exists());
+    user.must(&["umount", "mnt"]); // which nobody stands in, the daemon neither
+    assert!(daemon.wait().unwrap().success());
+}
+
 #[test]
 fn a_program_that_cannot_go_on_changes_nothing() {
     let user = User::new();
@@ -202,6 +237,11 @@ fn a_program_that_cannot_go_on_changes_nothing() {
     ask(&user).failed(1, &["cannot take the mount over", "hint:"]);
     fs::remove_file(user.program()).unwrap();
     ask(&user).failed(1, &["cannot take the mount over", "hint:"]);
+    user.install(b"#!/bin/sh\nrm \"$0\"\n");
+    ask(&user).failed(1, &["the mount cannot be handed over"]);
+    let process = PathBuf::from(format!("/proc/{}", user.pid()));
+    assert_eq!(fs::read_link(process.join("cwd")).unwrap(), Path::new("/"));
+    assert!(ignores(&process, rustix::process::Signal::PIPE), "who hangs up must not end the daemon");
     assert_eq!(open.metadata().unwrap().len(), 1);
     assert_eq!(fs::read(user.mnt("run/a")).unwrap(), b"a");
     fs::write(user.mnt("run/b"), "b").unwrap();
