@@ -14,6 +14,7 @@ use crate::name::ETag;
 use crate::name::KeyPrefix;
 use crate::name::ObjectKey;
 use crate::name::RelPath;
+use crate::record::any_time;
 use crate::store::ListPage;
 use crate::store::ListedObject;
 
@@ -27,6 +28,7 @@ pub struct RemoteFile {
     /// Its version; `None` if the server's listings do not say, until a HEAD has.
     pub etag: Option<ETag>,
     /// When it was modified.
+    #[serde(with = "any_time")]
     pub modified: SystemTime,
 }
 

@@ -177,8 +177,8 @@ pub fn mount(
 
 /// Whether a mount of these settings, written down in this form, can be gone on with.
 fn can_take_over(format: u32, config: &Config) -> Result<(), Failure> {
-    if format != upgrade::FORMAT {
-        let message = format!("it goes on with mounts of the form {}, not {format}", upgrade::FORMAT);
+    if !upgrade::reads(format) {
+        let message = format!("it does not go on with mounts of the form {format}");
         return Err(Failure::new(FailureKind::Failed, message));
     }
     remote::runtime()?.block_on(remote::open(config)).map(|_| ())

@@ -14,6 +14,7 @@ use crate::control::keep::KeepRequest;
 use crate::control::stat::MountStat;
 use crate::name::DatasetName;
 use crate::name::RelPath;
+use crate::record::any_time;
 
 /// The one line of a client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -324,6 +325,7 @@ pub struct SelectedFile {
     /// Its size in bytes.
     pub bytes: u64,
     /// When its content was last changed.
+    #[serde(with = "any_time")]
     pub modified: SystemTime,
 }
 
@@ -404,5 +406,21 @@ impl Failure {
     pub fn details(mut self, details: impl IntoIterator<Item = impl ToString>) -> Self {
         self.details = details.into_iter().map(|detail| detail.to_string()).collect();
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_file_from_before_1970_can_be_shown_and_thrown_away() {
+        let modified = SystemTime::UNIX_EPOCH - Duration::from_millis(1500);
+        let file = SelectedFile { path: RelPath::parse("a").unwrap(), bytes: 1, modified };
+        let shown = Discarding::Shown(Selection { files: vec![file], ..Selection::default() });
+        let request = Request::Discard { dataset: DatasetName::parse("run").unwrap(), what: shown };
+        let told = serde_json::to_value(&request).unwrap();
+        assert_eq!(serde_json::from_value::<Request>(told).unwrap(), request);
     }
 }

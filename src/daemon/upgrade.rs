@@ -51,8 +51,10 @@ use crate::fuse::Standstill;
 use crate::staging::Staging;
 use crate::tree::inode::Ino;
 
-/// Of what is written down. Another one is not read.
-pub const FORMAT: u32 = 1;
+/// Of what is written down.
+const FORMAT: u32 = 2;
+/// The oldest that is read: it has no times before 1970, and is the same otherwise.
+const FORMAT_MIN: u32 = 1;
 /// Asks a program whether it can go on with a mount of these arguments. Not for users.
 pub const CAN_TAKE_OVER_FLAG: &str = "--can-take-over";
 /// Tells a program where it is written down what it goes on with. Not for users.
@@ -223,6 +225,12 @@ fn working_directory() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/proc/self/cwd", flags, Mode::empty())?)
 }
 
+/// Whether this program can go on with what is written down in this form.
+#[must_use]
+pub fn reads(format: u32) -> bool {
+    (FORMAT_MIN..=FORMAT).contains(&format)
+}
+
 /// Writes everything down, in memory; names the descriptors that have to stay open, the file's own among them.
 fn write_down(header: &Header, fs: &DatasetFs) -> io::Result<(File, Vec<RawFd>)> {
     let file = memory_file()?;
@@ -260,7 +268,7 @@ impl Inheritance {
         let mut line = String::new();
         items.read_line(&mut line).map_err(failed)?;
         let header: Header = serde_json::from_str(&line).map_err(|err| failed(err.into()))?;
-        if header.format != FORMAT {
+        if !reads(header.format) {
             return Err(failed(io::Error::other(format!("it is of the form {}", header.format))));
         }
         Ok(Self { header, items })

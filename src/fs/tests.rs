@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -30,7 +31,7 @@ use crate::store::memory::MemoryStore;
 /// A file system that nobody has mounted; what is published can be replaced.
 struct Bare {
     fs: Arc<DatasetFs>,
-    _runtime: Runtime,
+    runtime: Runtime,
     _dir: TempDir,
 }
 
@@ -63,7 +64,7 @@ impl Bare {
         };
         let clock = Arc::new(SystemClock);
         let fs = DatasetFs::new(Arc::new(catalog), Arc::new(staging), reader, clock, options);
-        Self { fs, _runtime: runtime, _dir: dir }
+        Self { fs, runtime, _dir: dir }
     }
 }
 
@@ -111,4 +112,33 @@ fn a_file_that_two_inodes_are_read_from_is_taken_over_once() {
     assert!(file_of(2).is_none());
     file_of(3).unwrap().metadata().unwrap();
     after.fs.release(as_it_was);
+}
+
+#[test]
+fn what_is_from_before_1970_is_handed_over() {
+    let bare = Bare::new();
+    let modified = SystemTime::UNIX_EPOCH - Duration::from_millis(1500);
+    let name = DatasetName::parse("run").unwrap();
+    let path = RelPath::parse("a").unwrap();
+    let file = RemoteFile { key: key("run/a"), size_bytes: 1, etag: None, modified };
+    bare.fs.inodes.lookup(Node::Published(name.clone(), path.clone(), Arc::new(file)));
+    let staged = bare.fs.tree.staging().create_dataset(&name).unwrap();
+    drop(staged.create_file(&path, 0o644).unwrap());
+    staged.set_times(&path, Some(modified), Some(modified)).unwrap();
+    let dir = bare.fs.inodes.lookup(Node::Directory(name, DirPath::root()));
+    bare.runtime.block_on(bare.fs.opendir(dir)).unwrap();
+    let after = Bare::new();
+    for item in handed_over(&bare.fs) {
+        after.fs.take_over(item, |_| unreachable!("no local file is open"), &mut Passed::default()).unwrap();
+    }
+    for (ino, _, node) in inodes(&bare.fs) {
+        assert_eq!(after.fs.inodes.get(ino), Some(node));
+    }
+}
+
+fn inodes(fs: &DatasetFs) -> Vec<(Ino, u64, Node)> {
+    let mut all = Vec::new();
+    let each = |ino, lookups, node: &Node| -> io::Result<()> { Ok(all.push((ino, lookups, node.clone()))) };
+    fs.inodes.for_each(each).unwrap();
+    all
 }

@@ -62,6 +62,7 @@ use crate::name::ETag;
 use crate::name::RelPath;
 
 pub use content_id::ContentId;
+pub use time::any_time;
 pub use time::format_mtime;
 use time::mtime;
 pub use time::parse_mtime;

@@ -51,6 +51,43 @@ pub(super) mod mtime {
     }
 }
 
+/// Of what the processes of one machine tell each other: as serde has it, which every dsfs reads, and for
+/// times before 1970, which serde does not write, as [`format_mtime`] does.
+pub mod any_time {
+    use super::*;
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Told {
+        Since1970(SystemTime),
+        Before(String),
+    }
+
+    /// For `#[serde(with)]`.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        if *time < SystemTime::UNIX_EPOCH {
+            return serializer.serialize_str(&format_mtime(*time));
+        }
+        serde::Serialize::serialize(time, serializer)
+    }
+
+    /// For `#[serde(with)]`.
+    ///
+    /// # Errors
+    /// It is no time.
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        match Told::deserialize(deserializer)? {
+            Told::Since1970(time) => Ok(time),
+            Told::Before(text) => {
+                parse_mtime(&text).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a time")))
+            }
+        }
+    }
+}
+
 /// Of a record: RFC 3339, in UTC.
 pub(super) mod rfc3339 {
     use super::*;
@@ -90,6 +127,22 @@ pub(super) mod rfc3339 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, PartialEq, serde::Serialize, Deserialize)]
+    struct Moment(#[serde(with = "any_time")] SystemTime);
+
+    #[test]
+    fn any_time_is_told_as_it_was_and_since_1970_in_the_old_form() {
+        for nanos in [0i64, 1, 1_500_000_000, -1, -1_500_000_000] {
+            let distance = Duration::from_nanos(nanos.unsigned_abs());
+            let time =
+                if nanos < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance };
+            let text = serde_json::to_string(&Moment(time)).unwrap();
+            assert_eq!(serde_json::from_str::<Moment>(&text).unwrap(), Moment(time));
+            assert!(serde_json::to_string(&time).ok().is_none_or(|old| old == text), "{text}");
+        }
+        assert!(serde_json::from_str::<Moment>("\"yesterday\"").is_err());
+    }
 
     #[test]
     fn mtimes_are_exact_and_read_what_rclone_writes() {

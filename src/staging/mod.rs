@@ -57,6 +57,7 @@ use parking_lot::Mutex;
 use crate::durable;
 use crate::name::DatasetName;
 use crate::name::RelPath;
+use crate::record::any_time;
 
 pub use base::Base;
 pub use base::BaseKind;
@@ -193,10 +194,13 @@ pub struct StagedAttr {
     /// Permission bits.
     pub mode: u32,
     /// When its content was last changed.
+    #[serde(with = "any_time")]
     pub modified: SystemTime,
     /// When it was last changed in any way.
+    #[serde(with = "any_time")]
     pub changed: SystemTime,
     /// When it was last read, as far as the local file system keeps count.
+    #[serde(with = "any_time")]
     pub accessed: SystemTime,
     /// The local file's inode number: it stays the same through every rename.
     pub local_ino: u64,

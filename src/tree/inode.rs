@@ -25,6 +25,7 @@ use crate::name::DirPath;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::name::RelPath;
+use crate::record::any_time;
 
 /// An inode number.
 pub type Ino = u64;
@@ -46,7 +47,7 @@ pub enum Node {
     /// A published file: one version.
     Published(DatasetName, RelPath, Arc<RemoteFile>),
     /// A directory of a past state of a dataset, with the time of the commit that made that state.
-    PastDirectory(SnapshotId, DirPath, SystemTime),
+    PastDirectory(SnapshotId, DirPath, #[serde(with = "any_time")] SystemTime),
     /// A file of a past state: one version.
     PastFile(SnapshotId, RelPath, Arc<RemoteFile>),
 }
