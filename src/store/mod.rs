@@ -434,6 +434,12 @@ impl StoreError {
         matches!(self, Self::Unavailable { source: Some(_), .. })
     }
 
+    /// Whether the remote could not be asked, as opposed to having refused.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        self.is_transient() || matches!(self, Self::Offline { .. })
+    }
+
     pub(crate) fn offline(outage: &circuit::Outage) -> Self {
         Self::Offline { since: outage.since, reason: outage.reason.clone() }
     }

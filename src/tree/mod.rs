@@ -7,7 +7,8 @@
 //!
 //! **Where the remote cannot be reached and was never seen**, a dataset that has staged files
 //! is answered from them alone: a recorder goes on without a network, and the commit's
-//! preflight finds out what was there. Any other question is the remote's error: what is
+//! preflight finds out what was there; directories that are staged are renamed and removed then
+//! as if nothing else were in them. Any other question is the remote's error: what is
 //! unreachable is never 'not there'.
 
 pub mod inode;
@@ -195,12 +196,25 @@ impl Tree {
     /// Whether the published side has anything in a directory that is not deleted here.
     ///
     /// # Errors
-    /// The remote's, if it has to be asked and cannot.
+    /// The remote's, if it has to be asked and cannot, and the directory is not staged.
     pub async fn has_published(&self, name: &DatasetName, dir: &DirPath) -> Result<bool, TreeError> {
-        let known = self.catalog.level(&Level::Directory(name.clone(), dir.clone())).await?;
+        let known = match self.catalog.level(&Level::Directory(name.clone(), dir.clone())).await {
+            Ok(known) => known,
+            // What was never seen is not changed by changing what is staged there.
+            Err(err) if err.is_unreachable() && self.is_staged(name, dir)? => return Ok(false),
+            Err(err) => return Err(err.into()),
+        };
         let deleted = self.staging.dataset(name).map(|staged| staged.deletions(dir)).unwrap_or_default();
         Ok(known.listing.marker
             || known.listing.entries.keys().any(|entry| !deleted.iter().any(|name| **name == **entry)))
+    }
+
+    fn is_staged(&self, name: &DatasetName, dir: &DirPath) -> Result<bool, StagingError> {
+        match (self.staging.dataset(name), dir.as_path()) {
+            (None, _) => Ok(false),
+            (Some(_), None) => Ok(true),
+            (Some(staged), Some(path)) => Ok(staged.lookup(&path)?.is_some()),
+        }
     }
 }
 

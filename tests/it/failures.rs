@@ -80,8 +80,10 @@ fn access_denied_is_said_so() {
 #[test]
 fn what_was_listed_stays_when_the_remote_is_gone() {
     let (mount, faults) = faulty(&Setup { catalog_ttl: Duration::from_millis(100), ..Setup::default() });
+    mount.publish("run/below/b", "b");
     assert!(mount.path("run/a").exists());
     fs::create_dir(mount.path("new")).unwrap();
+    fs::write(mount.path("run/staged"), "").unwrap();
     for _ in 0..100 {
         faults.script(Operation::List, Fault::Before(StoreError::unavailable("x", "no route to host")));
         faults.script(Operation::Head, Fault::Before(StoreError::unavailable("x", "no route to host")));
@@ -92,6 +94,13 @@ fn what_was_listed_stays_when_the_remote_is_gone() {
     fs::create_dir(mount.path("new/frames")).unwrap();
     fs::write(mount.path("new/frames/0.bin"), "data").unwrap();
     assert_eq!(fs::read(mount.path("new/frames/0.bin")).unwrap(), b"data");
+    fs::rename(mount.path("new/frames"), mount.path("new/final")).unwrap();
+    fs::create_dir(mount.path("new/empty")).unwrap();
+    fs::rename(mount.path("new/final"), mount.path("new/empty")).unwrap();
+    fs::remove_dir_all(mount.path("new/empty")).unwrap();
+    assert_eq!(fs::read_dir(mount.path("new")).unwrap().count(), 0);
+    let refused = errno(fs::remove_dir(mount.path("run/below")));
+    assert_eq!(refused, Some(libc::EIO), "what may have something published in it stays");
 }
 
 /// A process that waits for a file that does not come.
