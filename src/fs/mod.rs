@@ -351,9 +351,24 @@ impl DatasetFs {
     /// Takes in that these paths are no longer staged: committed, or discarded.
     pub fn unstaged<'p>(&self, dataset: &DatasetName, paths: impl Iterator<Item = &'p RelPath> + Clone) {
         for path in paths.clone() {
-            self.inodes.leave(dataset, path); // the inode belongs to the staged file, not to the name
+            match self.staged_attr(dataset, path) {
+                // Staged anew since: that file has the name now, and keeps it.
+                Ok(Some(attr)) => self.leave_if_older(dataset, path, &attr),
+                // The inode belongs to the staged file, not to the name.
+                Ok(None) | Err(_) => self.inodes.leave(dataset, path),
+            }
         }
         self.invalidate_all(dataset, paths);
+    }
+
+    /// Takes the name from an inode that is open on another file than the one that is staged there now: its
+    /// own has left staging, which it has not been told yet. Whoever opened it next would get that one.
+    fn leave_if_older(&self, dataset: &DatasetName, path: &RelPath, now: &StagedAttr) {
+        let Some(ino) = self.inodes.number(&Node::Staged(dataset.clone(), path.clone())) else { return };
+        let opened = self.open.local_file(ino).and_then(|file| StagedAttr::of_file(&file).ok());
+        if opened.is_some_and(|opened| opened.local_ino != now.local_ino) {
+            self.inodes.leave(dataset, path);
+        }
     }
 
     /// Tells the kernel that these paths, and so perhaps the directories that lead to them, are
@@ -426,7 +441,10 @@ impl DatasetFs {
     fn entry_at(&self, dataset: &DatasetName, path: &RelPath, found: &Found, ttl: Duration) -> Entry {
         let node = match found {
             Found::Directory(_) => Node::Directory(dataset.clone(), path.clone().into()),
-            Found::Staged(_) => Node::Staged(dataset.clone(), path.clone()),
+            Found::Staged(attr) => {
+                self.leave_if_older(dataset, path, attr);
+                Node::Staged(dataset.clone(), path.clone())
+            }
             Found::Published(file) => Node::Published(dataset.clone(), path.clone(), Arc::new(file.clone())),
         };
         self.entry(node, found, ttl)

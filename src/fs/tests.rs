@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
@@ -20,6 +21,7 @@ use crate::fs::handover::Item;
 use crate::fs::handover::Passed;
 use crate::fs::open::Handle;
 use crate::fs::open::IoMode;
+use crate::fs::open::Opened;
 use crate::name::ObjectKey;
 use crate::name::RemotePrefix;
 use crate::read::ObjectVersion;
@@ -31,6 +33,7 @@ use crate::store::memory::MemoryStore;
 /// A file system that nobody has mounted; what is published can be replaced.
 struct Bare {
     fs: Arc<DatasetFs>,
+    store: Arc<MemoryStore>,
     runtime: Runtime,
     _dir: TempDir,
 }
@@ -64,7 +67,21 @@ impl Bare {
         };
         let clock = Arc::new(SystemClock);
         let fs = DatasetFs::new(Arc::new(catalog), Arc::new(staging), reader, clock, options);
-        Self { fs, runtime, _dir: dir }
+        Self { fs, store, runtime, _dir: dir }
+    }
+}
+
+impl Bare {
+    /// The number of a name that is there.
+    fn lookup(&self, parent: Ino, name: &str) -> Ino {
+        match self.runtime.block_on(self.fs.lookup(parent, OsStr::new(name))).unwrap() {
+            Lookup::Entry(entry) => entry.attr.ino,
+            Lookup::Absent(_) => panic!("{name} is not there"),
+        }
+    }
+
+    fn open(&self, ino: Ino, flags: i32) -> Result<Opened, FsError> {
+        self.runtime.block_on(self.fs.open(ino, flags))
     }
 }
 
@@ -141,4 +158,62 @@ fn inodes(fs: &DatasetFs) -> Vec<(Ino, u64, Node)> {
     let each = |ino, lookups, node: &Node| -> io::Result<()> { Ok(all.push((ino, lookups, node.clone()))) };
     fs.inodes.for_each(each).unwrap();
     all
+}
+
+/// A commit ends in staging before the file system is told; meanwhile a program writes to the file again.
+#[test]
+fn who_stages_a_file_anew_just_after_its_commit_keeps_its_name() {
+    let bare = Bare::new();
+    let (run, a) = (DatasetName::parse("run").unwrap(), RelPath::parse("a").unwrap());
+    let staging = bare.fs.tree.staging();
+    let staged = staging.create_dataset(&run).unwrap();
+    staged.create_file(&a, 0o644).unwrap().write_all_at(b"1", 0).unwrap();
+    let parent = bare.fs.inodes.lookup(Node::Directory(run.clone(), DirPath::root()));
+    let committed_ino = bare.lookup(parent, "a");
+    let held = bare.open(committed_ino, libc::O_RDONLY).unwrap();
+    let sealed = staged.freeze("tx").unwrap();
+    let etag = Some(bare.store.overwrite_out_of_band(&key("run/a"), "1".into()));
+    let modified = SystemTime::now();
+    let published = [(a.clone(), RemoteFile { key: key("run/a"), size_bytes: 1, etag, modified })];
+    bare.fs.tree.catalog().publish(&run, &published, &[]);
+    staged.finish(&sealed).unwrap();
+    // The kernel may ask for the name anew, or have the inode still.
+    let by_name = bare.lookup(parent, "a");
+    assert!(matches!(bare.open(by_name, libc::O_RDWR), Err(FsError::Stale)));
+    let ino = bare.lookup(parent, "a");
+    assert_ne!(ino, committed_ino, "that one is open on the file that was committed");
+    let opened = bare.open(ino, libc::O_RDWR).unwrap();
+    bare.fs.write(opened.fh, 0, b"2").unwrap();
+    bare.fs.committed(&run, &published, &[], &[]);
+    assert_eq!(bare.fs.inodes.get(ino), Some(Node::Staged(run.clone(), a.clone())));
+    assert_eq!(bare.lookup(parent, "a"), ino);
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let changes = change::Changes { modified: Some(time), ..change::Changes::default() };
+    let attr = bare.runtime.block_on(bare.fs.setattr(ino, Some(opened.fh), changes)).unwrap();
+    assert_eq!((attr.modified, attr.links), (time, 1));
+    assert_eq!(staged.lookup(&a).unwrap().unwrap().modified, time);
+    bare.fs.release(held.fh);
+}
+
+#[test]
+fn who_opens_a_file_by_its_old_inode_just_after_its_commit_keeps_the_new_one() {
+    let bare = Bare::new();
+    let (run, a) = (DatasetName::parse("run").unwrap(), RelPath::parse("a").unwrap());
+    let staged = bare.fs.tree.staging().create_dataset(&run).unwrap();
+    drop(staged.create_file(&a, 0o644).unwrap());
+    let parent = bare.fs.inodes.lookup(Node::Directory(run.clone(), DirPath::root()));
+    let committed_ino = bare.lookup(parent, "a");
+    let sealed = staged.freeze("tx").unwrap();
+    let etag = Some(bare.store.overwrite_out_of_band(&key("run/a"), "".into()));
+    let file = RemoteFile { key: key("run/a"), size_bytes: 0, etag, modified: SystemTime::now() };
+    let published = [(a.clone(), file)];
+    bare.fs.tree.catalog().publish(&run, &published, &[]);
+    staged.finish(&sealed).unwrap();
+    assert!(matches!(bare.open(committed_ino, libc::O_RDWR), Err(FsError::Stale)));
+    let ino = bare.lookup(parent, "a");
+    let opened = bare.open(ino, libc::O_RDWR).unwrap();
+    bare.fs.committed(&run, &published, &[], &[]);
+    assert_eq!(bare.fs.inodes.get(ino), Some(Node::Staged(run, a)));
+    assert_eq!(bare.fs.getattr(ino).unwrap().0.links, 1);
+    bare.fs.release(opened.fh);
 }
