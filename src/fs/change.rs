@@ -66,7 +66,7 @@ impl DatasetFs {
                 if self.tree.dataset(&dataset).await?.value.is_some() || self.is_shown_past(&dataset) {
                     return Err(FsError::Exists);
                 }
-                self.staged_dataset(&dataset)?;
+                self.tree.staging().create_dataset(&dataset)?;
                 let node = Node::Directory(dataset, DirPath::root());
                 Ok(self.entry(node, &Found::Directory(None), STAGED_TTL))
             }

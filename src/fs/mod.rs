@@ -492,9 +492,9 @@ impl DatasetFs {
         Ok(attr)
     }
 
-    /// The staging side of a dataset, made if this is its first staged file.
+    /// The staging side of a dataset, which is there for as long as anything is staged in it.
     fn staged_dataset(&self, dataset: &DatasetName) -> Result<Arc<StagedDataset>, FsError> {
-        Ok(self.tree.staging().create_dataset(dataset)?)
+        Ok(self.tree.staging().known_dataset(dataset)?)
     }
 
     fn check_writable(&self) -> Result<(), FsError> {

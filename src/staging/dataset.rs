@@ -9,6 +9,8 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
+use std::ops::DerefMut;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
@@ -16,12 +18,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use parking_lot::RwLock;
+use parking_lot::RwLockWriteGuard;
 use rustix::fs::AtFlags;
 use rustix::fs::OFlags;
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
-use crate::durable;
 use crate::name::DatasetName;
 use crate::name::DirPath;
 use crate::name::RelPath;
@@ -66,6 +68,34 @@ pub(super) struct SealedTree {
     pub sealed: Sealed,
     pub tree: Tree,
     pub bases: Bases,
+}
+
+/// See [`StagedDataset::changing`].
+pub(super) struct Changing<'d> {
+    trees: RwLockWriteGuard<'d, Trees>,
+    dataset: &'d StagedDataset,
+}
+
+impl Deref for Changing<'_> {
+    type Target = Trees;
+    fn deref(&self) -> &Trees {
+        &self.trees
+    }
+}
+
+impl DerefMut for Changing<'_> {
+    fn deref_mut(&mut self) -> &mut Trees {
+        &mut self.trees
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let stays = |tree: &Tree| !tree.is_implicit().unwrap_or(false);
+        if !self.trees.open.as_ref().is_some_and(stays) {
+            self.dataset.remove_empty(&mut self.trees);
+        }
+    }
 }
 
 pub(super) fn os_error(code: i32) -> io::Error {
@@ -147,11 +177,17 @@ impl StagedDataset {
     pub(super) fn open_tree<'t>(&self, trees: &'t mut Trees) -> Result<&'t Tree, StagingError> {
         if trees.open.is_none() {
             let top = self.open_dir().join("tree");
-            let tree = durable::create_private_dirs(&top).and_then(|()| Tree::open(&top));
+            let tree = Tree::make_top(&top).and_then(|()| Tree::open(&top));
             trees.open = tree.map_err(|source| StagingError::io(&top, source))?;
             self.files.lock().tree_replaced();
         }
         trees.open.as_ref().ok_or_else(|| StagingError::io(&self.dir, os_error(libc::ENOENT)))
+    }
+
+    /// The trees, to be changed. Whatever comes of it, a tree that was not made on purpose goes with the last that
+    /// is in it: the dataset is not staged any more, and only what is published of it is shown.
+    pub(super) fn changing(&self) -> Changing<'_> {
+        Changing { trees: self.trees.write(), dataset: self }
     }
 
     /// What is staged at `path`, if anything is.
@@ -194,7 +230,7 @@ impl StagedDataset {
     /// # Errors
     /// EEXIST, ENOTDIR, ENOSPC, and the local disk's others.
     pub fn create_file(self: &Arc<Self>, path: &RelPath, mode: u32) -> Result<StagedFile, StagingError> {
-        let mut trees = self.trees.write();
+        let mut trees = self.changing();
         let failed = |source| self.failed(path, source);
         if trees.sealed_kind(path).map_err(failed)?.is_some() {
             return Err(failed(os_error(libc::EEXIST)));
@@ -306,7 +342,7 @@ impl StagedDataset {
     /// # Errors
     /// EEXIST, ENOTDIR, ENOSPC, and the local disk's others.
     pub fn mkdir(&self, path: &RelPath, mode: u32) -> Result<(), StagingError> {
-        let mut trees = self.trees.write();
+        let mut trees = self.changing();
         let failed = |source| self.failed(path, source);
         if trees.sealed_kind(path).map_err(failed)?.is_some() {
             return Err(failed(os_error(libc::EEXIST)));
@@ -327,7 +363,7 @@ impl StagedDataset {
     /// # Errors
     /// ENOTEMPTY, ENOTDIR, ENOENT, [`StagingError::Sealed`], and the local disk's others.
     pub fn rmdir(&self, path: &RelPath) -> Result<(), StagingError> {
-        let trees = self.trees.write();
+        let trees = self.changing();
         let failed = |source| self.failed(path, source);
         match trees.sealed_kind(path).map_err(failed)? {
             Some(StagedKind::File) => return Err(failed(os_error(libc::ENOTDIR))),
@@ -349,7 +385,7 @@ impl StagedDataset {
     /// # Errors
     /// ENOENT, EISDIR, [`StagingError::Sealed`], and the local disk's others.
     pub fn unlink(&self, path: &RelPath) -> Result<(), StagingError> {
-        let trees = self.trees.write();
+        let trees = self.changing();
         let failed = |source| self.failed(path, source);
         match trees.sealed_kind(path).map_err(failed)? {
             Some(StagedKind::File) => return Err(StagingError::Sealed { path: path.clone() }),
@@ -381,7 +417,7 @@ impl StagedDataset {
     /// EINVAL (into itself), EEXIST, ENOENT, ENOTEMPTY, EISDIR, ENOTDIR,
     /// [`StagingError::Sealed`], and the local disk's others.
     pub fn rename(&self, from: &RelPath, to: &RelPath, no_replace: bool) -> Result<(), StagingError> {
-        let mut trees = self.trees.write();
+        let mut trees = self.changing();
         let failed = |source| self.failed(from, source);
         if DirPath::from(from.clone()).contains(to) {
             return Err(failed(os_error(libc::EINVAL)));
@@ -478,7 +514,7 @@ impl StagedDataset {
     /// # Errors
     /// [`StagingError::Sealed`], and the local disk's.
     pub fn set_base(&self, path: &RelPath, base: &Base) -> Result<(), StagingError> {
-        let mut trees = self.trees.write();
+        let mut trees = self.changing();
         if trees.sealed.as_ref().is_some_and(|sealed| sealed.bases.get(path).is_some()) {
             return Err(StagingError::Sealed { path: path.clone() });
         }
@@ -491,7 +527,7 @@ impl StagedDataset {
     /// # Errors
     /// The local disk's.
     pub fn clear_base(&self, path: &RelPath) -> Result<(), StagingError> {
-        let mut trees = self.trees.write();
+        let mut trees = self.changing();
         trees.bases.clear(&self.base_dir(), path).map_err(|source| self.failed(path, source))
     }
 

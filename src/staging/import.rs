@@ -36,11 +36,18 @@ impl StagedDataset {
     /// The local disk's.
     pub fn begin_import(self: &Arc<Self>) -> Result<StagedImport, StagingError> {
         let failed = |source| StagingError::io(&self.dir, source);
+        let _trees = self.trees.read(); // or a change that leaves nothing staged takes the directory away
         durable::create_private_dirs(&self.dir).map_err(failed)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = rustix::fs::open(&self.dir, flags, Mode::RUSR | Mode::WUSR);
         let file = file.map_err(|err| failed(err.into()))?.into();
         Ok(StagedImport { dataset: Arc::clone(self), file })
+    }
+}
+
+impl Drop for StagedImport {
+    fn drop(&mut self) {
+        drop(self.dataset.changing()); // one that was given up may leave nothing staged
     }
 }
 

@@ -22,8 +22,8 @@
 //!    open finds the state before or the state after, never between, and no file is lost.
 //! 8. Two processes never work on one staging area; the second one is told who the first is.
 //! 9. Nothing here follows a symbolic link, whoever put it there.
-//! 10. A directory that exists only because a file was put below it goes with its last file;
-//!     one that was made on purpose stays, and is published empty if it is.
+//! 10. A directory, or a dataset, that exists only because a file was put below it goes with its last
+//!     file; one that was made on purpose stays, and is published empty if it is.
 //! 11. When nothing is staged any more, nothing is left on the disk.
 //!
 //! # What this module does not know
@@ -322,7 +322,8 @@ impl Staging {
         dataset.filter(|dataset| dataset.exists())
     }
 
-    /// One dataset, whether anything is staged for it or not: of files that are open without a name.
+    /// One dataset, whether anything is staged for it or not: to stage something in it, after which it is
+    /// staged for as long as there is anything; and for files that are open without a name.
     ///
     /// # Errors
     /// The local disk's.
@@ -336,7 +337,7 @@ impl Staging {
         Ok(dataset)
     }
 
-    /// One dataset, staged from now on if it was not.
+    /// One dataset, staged from now on if it was not, also with nothing in it.
     ///
     /// # Errors
     /// The local disk's.
@@ -350,7 +351,8 @@ impl Staging {
         drop(datasets);
         let mut trees = dataset.trees.write();
         if trees.sealed.is_none() {
-            dataset.open_tree(&mut trees)?;
+            let tree = dataset.open_tree(&mut trees)?;
+            tree.make_explicit().map_err(|source| StagingError::io(&dataset.dir, source))?;
         }
         drop(trees);
         Ok(dataset)

@@ -291,18 +291,24 @@ impl StagedDataset {
 
     /// Removes the dataset's directory if nothing is staged in it.
     pub(super) fn remove_if_empty(&self) -> bool {
-        let mut trees = self.trees.write();
-        let empty = trees.open.as_ref().is_none_or(|tree| tree.is_empty().unwrap_or(false));
-        if trees.sealed.is_some() || !empty || !trees.bases.is_empty() {
+        self.remove_empty(&mut self.trees.write())
+    }
+
+    pub(super) fn remove_empty(&self, trees: &mut Trees) -> bool {
+        if trees.sealed.is_some() || !trees.bases.is_empty() {
             return false;
         }
         let open = self.open_dir();
-        let places = ["tree", "base"].map(|place| open.join(place));
+        match fs::remove_dir(open.join("tree")) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => return false, // something is in it
+            Ok(()) | Err(_) => {}
+        }
         let beside = ["sealed", "thawing", "done", "making"].map(|place| self.dir.join(place));
-        for place in places.iter().chain([&open]).chain(&beside).chain([&self.dir]) {
+        for place in [&open.join("base"), &open].into_iter().chain(&beside).chain([&self.dir]) {
             fs::remove_dir(place).ok(); // one that is not empty, or not there, stays as it is
         }
         trees.open = None;
+        trees.bases = Bases::default();
         self.files.lock().tree_replaced();
         durable::sync_parent(&self.dir).ok();
         true
@@ -358,7 +364,7 @@ pub(super) fn recover(dir: &Path) -> Result<Trees, StagingError> {
     let _points = failpoint::scope();
     for thawing in entries(&dir.join("thawing"))? {
         let open = dir.join("open");
-        durable::create_private_dirs(&open.join("tree")).map_err(|source| StagingError::io(&open, source))?;
+        Tree::make_top(&open.join("tree")).map_err(|source| StagingError::io(&open, source))?;
         merge_back(&thawing, &open)?;
     }
     for done in entries(&dir.join("done"))? {
@@ -415,6 +421,9 @@ fn merge_back(thawing: &Path, open: &Path) -> Result<(), StagingError> {
     let from = Tree::open(&thawing.join("tree")).map_err(failed)?;
     let to = Tree::open(&open.join("tree")).map_err(failed)?;
     if let (Some(from), Some(to)) = (&from, &to) {
+        if !from.is_implicit().map_err(failed)? {
+            to.make_explicit().map_err(failed)?;
+        }
         merge_dir(from, to, &DirPath::root(), thawing)?;
     }
     for base in entries(&thawing.join("base"))? {

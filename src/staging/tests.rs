@@ -1,3 +1,7 @@
+//! Promises of the module, one by one.
+
+mod datasets;
+
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -468,21 +472,6 @@ fn discarding_forgets_a_part_or_all() {
     dataset.discard(&DirPath::root()).unwrap();
     assert!(!dataset.exists());
     assert!(!area.on_disk("").exists());
-}
-
-#[test]
-fn datasets_come_and_go() {
-    let area = Area::new();
-    let staging = area.staging.as_ref().unwrap();
-    let dataset = area.dataset();
-    assert_eq!(staging.datasets(), [name()]);
-    assert!(matches!(dataset.freeze("tx"), Err(StagingError::NothingStaged)));
-    write(&dataset, "f", "");
-    assert_eq!(errno(staging.remove_dataset(&name())), libc::ENOTEMPTY);
-    dataset.unlink(&path("f")).unwrap();
-    staging.remove_dataset(&name()).unwrap();
-    assert_eq!(errno(staging.remove_dataset(&name())), libc::ENOENT);
-    assert!(staging.dataset(&name()).is_none());
 }
 
 #[test]

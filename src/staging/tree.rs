@@ -22,6 +22,7 @@ use rustix::fs::ResolveFlags;
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
+use crate::durable;
 use crate::name::DirPath;
 use crate::name::RelPath;
 use crate::name::check_component;
@@ -70,6 +71,26 @@ impl Tree {
             Err(Errno::NOENT) => Ok(None),
             Err(err) => Err(err.into()),
         }
+    }
+
+    /// Makes the top directory of a tree, durably, if it is missing: as one that goes when nothing is left in it.
+    pub fn make_top(path: &Path) -> io::Result<()> {
+        path.parent().map_or(Ok(()), durable::create_private_dirs)?;
+        match rustix::fs::mkdir(path, Mode::RWXU | IMPLICIT) {
+            Ok(()) => durable::sync_parent(path),
+            Err(Errno::EXIST) => Ok(()),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// Whether the tree goes when nothing is left in it.
+    pub fn is_implicit(&self) -> io::Result<bool> {
+        Ok(is_implicit(&rustix::fs::fstat(&self.top)?))
+    }
+
+    /// The tree was made on purpose, and stays.
+    pub fn make_explicit(&self) -> io::Result<()> {
+        Ok(rustix::fs::fchmod(&self.top, Mode::RWXU)?)
     }
 
     /// Makes everything in the tree durable: one system call, however many files there are.
@@ -198,12 +219,6 @@ impl Tree {
             }
         }
         Ok(())
-    }
-
-    /// Whether nothing at all is in the tree.
-    pub fn is_empty(&self) -> io::Result<bool> {
-        let (entries, foreign) = read_entries(self.dir(&DirPath::root())?)?;
-        Ok(entries.is_empty() && foreign.is_empty())
     }
 }
 

@@ -107,6 +107,8 @@ fn a_day_without_a_network() {
         (vec!["a".into(), "sub".into()], vec!["b".into()])
     );
     user.must(&["pin", "run/a"]);
+    fs::write(user.mnt("large/lock"), "").unwrap();
+    fs::remove_file(user.mnt("large/lock")).unwrap();
     wait_until("the listings are on disk", || user.json(&["cache", "--json"])["usage"]["catalog_bytes"] != 0);
     user.must(&["umount", "mnt"]);
 
