@@ -13,6 +13,7 @@ use crate::fs::file::gone_is_stale;
 use crate::fs::open::Handle;
 use crate::name::DatasetName;
 use crate::name::DirPath;
+use crate::name::NameError;
 use crate::name::RelPath;
 use crate::staging::Base;
 use crate::staging::BaseKind;
@@ -74,6 +75,7 @@ impl DatasetFs {
                 if self.tree.lookup(&dataset, &path).await?.value.is_some() {
                     return Err(FsError::Exists);
                 }
+                self.tree.catalog().prefix().marker_key(&dataset, &path.clone().into())?;
                 let staged = self.staged_dataset(&dataset)?;
                 staged.mkdir(&path, mode & 0o7777)?;
                 self.staged_entry(&staged, &dataset, &path)
@@ -177,6 +179,9 @@ impl DatasetFs {
         let target = self.tree.lookup(&dataset, &to).await?.value;
         let replaced = self.check_target(&dataset, &to, &source, target, mode).await?;
         let staged = self.staged_dataset(&dataset)?;
+        if matches!(source, Found::Directory(_)) && to.as_str().len() > from.as_str().len() {
+            self.check_keys_below(&staged, &from, &to)?;
+        }
         // What the old name hid stays hidden, and what the new name hides is noted, before the move:
         // a crash in between shows the old state with one note too many, which does no harm.
         keep_deleted(&staged, &from)?;
@@ -185,6 +190,23 @@ impl DatasetFs {
         }
         staged.rename(&from, &to, mode == RenameMode::NoReplace)?;
         self.inodes.rename(&dataset, &from, &to);
+        Ok(())
+    }
+
+    /// Checks that what is staged in a directory, and itself, can still be published when it has a longer name.
+    fn check_keys_below(&self, staged: &StagedDataset, from: &RelPath, to: &RelPath) -> Result<(), FsError> {
+        let prefix = self.tree.catalog().prefix();
+        prefix.marker_key(staged.name(), &to.clone().into())?;
+        let below = staged.contents_below(from)?;
+        let renamed = |path: &RelPath| -> Result<RelPath, NameError> {
+            RelPath::parse(&format!("{to}{}", path.as_str().get(from.as_str().len()..).unwrap_or_default()))
+        };
+        for file in &below.files {
+            prefix.key(staged.name(), &renamed(&file.path)?)?;
+        }
+        for dir in below.empty_directories.iter().filter_map(DirPath::as_path) {
+            prefix.marker_key(staged.name(), &renamed(&dir)?.into())?;
+        }
         Ok(())
     }
 

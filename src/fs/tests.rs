@@ -278,3 +278,49 @@ fn a_published_directory_goes_after_all_that_is_in_it() {
         "somebody else's"
     );
 }
+
+/// A path of so many bytes below `top`.
+fn long_path(top: &str, bytes: usize) -> RelPath {
+    let mut text = top.to_owned();
+    while text.len() < bytes {
+        let next = (bytes - text.len() - 1).min(200);
+        text = format!(
+            "{text}/{}",
+            "x".repeat(if bytes - text.len() - 1 - next == 1 { next - 1 } else { next })
+        );
+    }
+    RelPath::parse(&text).unwrap()
+}
+
+#[test]
+fn a_key_that_cannot_be_published_is_refused_at_once() {
+    const KEY_BYTES_MAX: usize = 1024;
+    let bare = Bare::new();
+    let run = DatasetName::parse("run").unwrap();
+    let staged = bare.fs.tree.staging().create_dataset(&run).unwrap();
+    let room = KEY_BYTES_MAX - "datasets/run/".len();
+    let too_long = |result: Result<(), FsError>| {
+        assert!(matches!(result, Err(FsError::Name(NameError::KeyTooLong { .. }))), "{result:?}");
+    };
+
+    // A directory is published with a slash behind its name.
+    let dir = long_path("dir", room);
+    staged.mkdir(&dir.parent().as_path().unwrap(), 0o755).unwrap();
+    let parent = bare.fs.inodes.lookup(Node::Directory(run.clone(), dir.parent()));
+    let mkdir = |name: &str| bare.runtime.block_on(bare.fs.mkdir(parent, OsStr::new(name), 0o755)).map(drop);
+    too_long(mkdir(dir.file_name()));
+    mkdir(&dir.file_name()[1..]).unwrap();
+
+    let top = bare.fs.inodes.lookup(Node::Directory(run.clone(), DirPath::root()));
+    let rename = |from: &str, to: &str| {
+        let (from, to) = ((top, OsStr::new(from)), (top, OsStr::new(to)));
+        bare.runtime.block_on(bare.fs.rename(from, to, change::RenameMode::Replace))
+    };
+    too_long(rename("dir", "long"));
+    rename("dir", "own").unwrap();
+    drop(staged.create_file(&long_path("a", room - 1), 0o644).unwrap());
+    too_long(rename("a", "aaa"));
+    rename("a", "aa").unwrap();
+    rename("aa", "c").unwrap();
+    assert_eq!(staged.contents().unwrap().files.len(), 1);
+}

@@ -558,6 +558,17 @@ impl StagedDataset {
         let walk = walk.map_err(|source| StagingError::io(&self.dir, source))?;
         Ok(Contents::new(walk.unwrap_or_default(), trees.bases.all()))
     }
+
+    /// What of that is in a directory or below it, without what it replaces or deletes.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn contents_below(&self, dir: &RelPath) -> Result<Contents, StagingError> {
+        let trees = self.trees.read();
+        let walk = trees.open.as_ref().map(|tree| tree.walk_below(&dir.clone().into())).transpose();
+        let walk = walk.map_err(|source| self.failed(dir, source))?;
+        Ok(Contents::new(walk.unwrap_or_default(), Vec::new()))
+    }
 }
 
 pub(super) fn find(trees: &Trees, path: &RelPath) -> io::Result<Option<(Stat, StagedState)>> {

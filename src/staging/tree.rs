@@ -188,8 +188,13 @@ impl Tree {
 
     /// Looks at everything.
     pub fn walk(&self) -> io::Result<Walk> {
+        self.walk_below(&DirPath::root())
+    }
+
+    /// Looks at everything in a directory and below it.
+    pub fn walk_below(&self, dir: &DirPath) -> io::Result<Walk> {
         let mut walk = Walk::default();
-        self.walk_dir(&DirPath::root(), false, 0, &mut walk)?;
+        self.walk_dir(dir, false, 0, &mut walk)?;
         walk.files.sort_by(|a, b| a.0.cmp(&b.0));
         walk.empty_directories.sort();
         Ok(walk)
