@@ -28,12 +28,18 @@ use crate::read::ObjectVersion;
 use crate::read::ReadOptions;
 use crate::staging::Holder;
 use crate::store::ObjectStore;
+use crate::store::StoreError;
+use crate::store::fault::Fault;
+use crate::store::fault::FaultyStore;
+use crate::store::fault::Operation;
 use crate::store::memory::MemoryStore;
 
 /// A file system that nobody has mounted; what is published can be replaced.
 struct Bare {
     fs: Arc<DatasetFs>,
     store: Arc<MemoryStore>,
+    /// Before the store.
+    faults: Arc<FaultyStore>,
     runtime: Runtime,
     _dir: TempDir,
 }
@@ -43,7 +49,8 @@ impl Bare {
         let store = Arc::new(MemoryStore::default());
         let runtime = Runtime::new().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let as_store = || Arc::clone(&store) as Arc<dyn ObjectStore>;
+        let faults = Arc::new(FaultyStore::new(Arc::clone(&store) as Arc<dyn ObjectStore>));
+        let as_store = || Arc::clone(&faults) as Arc<dyn ObjectStore>;
         let prefix = RemotePrefix::parse("datasets/").unwrap();
         let catalog = Catalog::new(as_store(), prefix, Duration::from_secs(60));
         let cache = BlockCache::open(CacheOptions {
@@ -67,7 +74,7 @@ impl Bare {
         };
         let clock = Arc::new(SystemClock);
         let fs = DatasetFs::new(Arc::new(catalog), Arc::new(staging), reader, clock, options);
-        Self { fs, store, runtime, _dir: dir }
+        Self { fs, store, faults, runtime, _dir: dir }
     }
 }
 
@@ -323,4 +330,32 @@ fn a_key_that_cannot_be_published_is_refused_at_once() {
     rename("a", "aa").unwrap();
     rename("aa", "c").unwrap();
     assert_eq!(staged.contents().unwrap().files.len(), 1);
+}
+
+#[test]
+fn staged_directories_are_moved_and_removed_where_the_remote_was_never_seen() {
+    let bare = Bare::new();
+    bare.store.overwrite_out_of_band(&key("run/below/b"), "b".into());
+    let (run, fresh) = (DatasetName::parse("run").unwrap(), DatasetName::parse("fresh").unwrap());
+    let path = |text: &str| RelPath::parse(text).unwrap();
+    let published = bare.lookup(ROOT, "run");
+    bare.runtime.block_on(bare.fs.tree.read_dir(&run, &DirPath::root())).unwrap();
+    bare.fs.tree.staging().create_dataset(&run).unwrap();
+    let staged = bare.fs.tree.staging().create_dataset(&fresh).unwrap();
+    staged.mkdir(&path("tmp"), 0o755).unwrap();
+    staged.mkdir(&path("final"), 0o755).unwrap();
+    drop(staged.create_file(&path("tmp/0"), 0o644).unwrap());
+    for _ in 0..100 {
+        bare.faults.script(Operation::List, Fault::Before(StoreError::unanswered("x", "no route to host")));
+    }
+    let top = bare.fs.inodes.lookup(Node::Directory(fresh, DirPath::root()));
+    let (from, to) = ((top, OsStr::new("tmp")), (top, OsStr::new("final")));
+    bare.runtime.block_on(bare.fs.rename(from, to, change::RenameMode::Replace)).unwrap();
+    let dir = bare.lookup(top, "final");
+    bare.runtime.block_on(bare.fs.unlink(dir, OsStr::new("0"))).unwrap();
+    let rmdir = |parent, name| bare.runtime.block_on(bare.fs.rmdir(parent, OsStr::new(name)));
+    rmdir(top, "final").unwrap();
+    rmdir(ROOT, "fresh").unwrap();
+    let refused = rmdir(published, "below");
+    assert!(matches!(refused, Err(FsError::Store(_))), "it may have anything in it: {refused:?}");
 }
