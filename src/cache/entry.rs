@@ -51,10 +51,10 @@ pub struct Entry {
     /// A small object that was looked for and not found. Other processes may have cached it since:
     /// [`Entry::refresh`].
     absent: AtomicBool,
-    /// Bytes of it in the queue to the disk.
+    /// Bytes of it on their way to the disk.
     unwritten: AtomicU64,
     /// Tells that there are none any more.
-    settled: Notify,
+    all_settled: Notify,
     /// A small object whose file is there and cannot be opened, or is damaged and cannot be removed.
     /// Looking again would only find it again: it counts as not there until it was read or written.
     unusable: AtomicBool,
@@ -79,7 +79,7 @@ impl Entry {
             queued: Mutex::default(),
             absent: AtomicBool::new(false),
             unwritten: AtomicU64::new(0),
-            settled: Notify::new(),
+            all_settled: Notify::new(),
             unusable: AtomicBool::new(false),
         }
     }
@@ -198,15 +198,10 @@ impl Entry {
         Ok(())
     }
 
-    /// So many bytes are in the queue to the disk.
-    pub(super) fn queued(&self, bytes: u64) {
-        self.unwritten.fetch_add(bytes, Ordering::AcqRel);
-    }
-
-    /// So many bytes are not in the queue any more.
-    pub(super) fn unqueued(&self, bytes: u64) {
+    /// So many bytes are not on their way to the disk any more.
+    pub(super) fn settled(&self, bytes: u64) {
         if self.unwritten.fetch_sub(bytes, Ordering::AcqRel) == bytes {
-            self.settled.notify_waiters();
+            self.all_settled.notify_waiters();
         }
     }
 
@@ -246,18 +241,27 @@ impl Entry {
         if !self.cache.admits() {
             return false;
         }
-        self.note_queued(&content);
+        let bytes = self.note_queued(&content);
         let queued = self.cache.queue.try_push(Arc::clone(self), first, content, pages);
         if !queued {
-            *self.queued.lock() = None;
+            self.note_lost(bytes);
         }
         queued
     }
 
-    fn note_queued(&self, content: &Bytes) {
+    /// Content is on its way to the disk, or waits for room in the queue. Returns its length.
+    fn note_queued(&self, content: &Bytes) -> u64 {
         if self.is_small() {
             *self.queued.lock() = Some(content.clone());
         }
+        let bytes = content.len() as u64;
+        self.unwritten.fetch_add(bytes, Ordering::AcqRel);
+        bytes
+    }
+
+    fn note_lost(&self, bytes: u64) {
+        *self.queued.lock() = None;
+        self.settled(bytes);
     }
 
     /// Queues whole blocks for [`Self::store`]. Waits for room in the queue, at most `patience`;
@@ -272,10 +276,10 @@ impl Entry {
         if !self.cache.admits() {
             return false;
         }
-        self.note_queued(&content);
+        let bytes = self.note_queued(&content);
         let queued = self.cache.queue.push(Arc::clone(self), first, content, pages, patience).await;
         if !queued {
-            *self.queued.lock() = None;
+            self.note_lost(bytes);
         }
         queued
     }
@@ -291,7 +295,7 @@ impl Entry {
     pub async fn settle(&self, patience: Duration) {
         let _ = time::timeout(patience, async {
             loop {
-                let settled = self.settled.notified();
+                let settled = self.all_settled.notified();
                 let unwritten = self.unwritten.load(Ordering::Acquire);
                 let present = self.files().map_or(0, |files| files.verified_bytes());
                 if unwritten == 0 || present + unwritten < self.size_bytes {

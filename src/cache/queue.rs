@@ -97,14 +97,8 @@ impl WriteQueue {
 
     /// Whether some writer has it now.
     fn send(&self, job: Job) -> bool {
-        let (entry, bytes) = (Arc::clone(&job.entry), job.content.len() as u64);
-        let Some(writer) = self.jobs.get(entry.spread() % self.jobs.len().max(1)) else { return false };
-        entry.queued(bytes);
-        let sent = writer.send(job).is_ok();
-        if !sent {
-            entry.unqueued(bytes);
-        }
-        sent
+        let writers = self.jobs.len().max(1);
+        self.jobs.get(job.entry.spread() % writers).is_some_and(|writer| writer.send(job).is_ok())
     }
 
     fn units_of(&self, content: &Bytes) -> u32 {
@@ -121,6 +115,6 @@ fn write_all(jobs: &mpsc::Receiver<Job>) {
     for job in jobs {
         let stored = job.entry.store(job.first, &job.content, job.pages);
         job.entry.written(stored);
-        job.entry.unqueued(job.content.len() as u64);
+        job.entry.settled(job.content.len() as u64);
     }
 }

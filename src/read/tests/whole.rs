@@ -7,7 +7,6 @@ use bytes::Bytes;
 
 use super::MIB;
 use super::World;
-use super::quick;
 use super::read_all;
 use super::until;
 use crate::cache::Pages;
@@ -73,7 +72,8 @@ async fn what_a_mount_keeps_is_in_the_cache_as_well() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_was_just_read_whole_is_waited_for_and_another_is_not() {
-    let world = World::new(quick());
+    // So little memory that there is a line before the queue to the disk.
+    let world = World::new(ReadOptions { memory_bytes: 16 * MIB, ..ReadOptions::default() });
     let (large, _) = world.put("large", STREAM_BYTES_MIN);
     read_all(&world, &large, 1024 * 1024).await.unwrap();
     let object = world.reader.open(large);
