@@ -143,7 +143,6 @@ impl DatasetFs {
                     if staged.is_some() {
                         self.staged_dataset(&dataset)?.rmdir(&path)?;
                     }
-                    self.tree.remove_published(&dataset, &path.clone().into());
                     self.inodes.remove_dir(&dataset, &path.into());
                     Ok(())
                 }

@@ -163,13 +163,8 @@ impl DatasetFs {
         path: &RelPath,
         found: &Found,
     ) -> Result<Option<Found>, FsError> {
-        let removed = self.tree.was_removed(dataset, &path.clone().into());
         let Some(staged) = self.tree.staging().dataset(dataset) else {
-            let published = match found {
-                Found::Published(_) => true,
-                Found::Directory(None) => !removed,
-                Found::Directory(Some(_)) | Found::Staged(_) => false,
-            };
+            let published = matches!(found, Found::Published(_) | Found::Directory(None));
             return Ok(published.then(|| found.clone()));
         };
         if let Some(attr) = staged.lookup(path)? {
@@ -178,8 +173,8 @@ impl DatasetFs {
         let deleted = staged.base(path).is_some_and(|base| base.kind == BaseKind::Delete);
         match found {
             Found::Published(_) if !deleted => Ok(Some(found.clone())),
-            Found::Directory(None) if !removed => Ok(Some(found.clone())),
-            Found::Published(_) | Found::Directory(_) | Found::Staged(_) => Ok(None),
+            Found::Directory(None) => Ok(Some(found.clone())),
+            Found::Published(_) | Found::Directory(Some(_)) | Found::Staged(_) => Ok(None),
         }
     }
 

@@ -232,67 +232,6 @@ fn who_opens_a_file_by_its_old_inode_just_after_its_commit_keeps_the_new_one() {
     bare.fs.release(opened.fh);
 }
 
-#[test]
-fn a_published_directory_goes_after_all_that_is_in_it() {
-    let bare = Bare::new();
-    for text in ["run/d/sub/x", "run/d/y", "run/z"] {
-        bare.store.overwrite_out_of_band(&key(text), "1".into());
-    }
-    let run = DatasetName::parse("run").unwrap();
-    let parent = bare.lookup(ROOT, "run");
-    let d = bare.lookup(parent, "d");
-    let sub = bare.lookup(d, "sub");
-    let remove = |parent, name| bare.runtime.block_on(bare.fs.unlink(parent, OsStr::new(name)));
-    let rmdir = |parent, name| bare.runtime.block_on(bare.fs.rmdir(parent, OsStr::new(name)));
-    let names = |dir: &str| -> Vec<String> {
-        let dir = if dir.is_empty() { DirPath::root() } else { RelPath::parse(dir).unwrap().into() };
-        let entries = bare.runtime.block_on(bare.fs.tree.read_dir(&run, &dir)).unwrap().value;
-        entries.keys().map(ToString::to_string).collect()
-    };
-    assert!(matches!(rmdir(d, "sub"), Err(FsError::NotEmpty)));
-    remove(sub, "x").unwrap();
-    assert_eq!(names("d"), ["sub", "y"], "emptied, not removed");
-    assert_eq!(bare.lookup(d, "sub"), sub);
-    assert!(matches!(rmdir(parent, "d"), Err(FsError::NotEmpty)));
-    let opened = bare.runtime.block_on(bare.fs.opendir(d)).unwrap();
-    rmdir(d, "sub").unwrap();
-    let before = bare.fs.snapshot(opened).unwrap();
-    let (_, entry) = before.from(0).find(|(_, entry)| &*entry.name == "sub").unwrap();
-    assert!(matches!(bare.fs.lookup_entry(&before, entry).unwrap(), dir::DirLookup::Gone));
-    assert_eq!(names("d"), ["y"]);
-    assert!(matches!(rmdir(d, "sub"), Err(FsError::NotFound)));
-    remove(d, "y").unwrap();
-    rmdir(parent, "d").unwrap();
-    assert_eq!(names(""), ["z"]);
-    let absent = bare.runtime.block_on(bare.fs.lookup(parent, OsStr::new("d"))).unwrap();
-    assert!(matches!(absent, Lookup::Absent(_)));
-
-    bare.runtime.block_on(bare.fs.mkdir(parent, OsStr::new("d"), 0o755)).unwrap();
-    assert_eq!((names(""), names("d")), (vec!["d".into(), "z".into()], vec![]));
-    rmdir(parent, "d").unwrap();
-    assert_eq!(names(""), ["z"]);
-    let contents = bare.fs.tree.staging().dataset(&run).unwrap().contents().unwrap();
-    let deleted: Vec<&str> = contents.bases.iter().map(|(path, _)| path.as_str()).collect();
-    assert_eq!(deleted, ["d/sub/x", "d/y"]);
-    assert!(contents.files.is_empty() && contents.empty_directories.is_empty());
-
-    let again = Tree::new(Arc::clone(bare.fs.tree.catalog()), Arc::clone(bare.fs.tree.staging()));
-    assert!(again.was_removed(&run, &RelPath::parse("d/sub").unwrap().into()), "by the next program too");
-    let gone = ["d/sub/x", "d/y"].map(|text| RelPath::parse(text).unwrap());
-    bare.fs.tree.staging().dataset(&run).unwrap().discard(&DirPath::root()).unwrap();
-    bare.fs.committed(&run, &[], &[], &gone);
-    assert_eq!(names(""), ["z"], "committed, though not listed again");
-
-    let other = RelPath::parse("d/sub/other").unwrap();
-    let file = RemoteFile { key: key("run/d/sub/other"), size_bytes: 1, etag: None, modified: bare.fs.now() };
-    bare.fs.tree.catalog().publish(&run, &[(other, file)], &[]);
-    assert_eq!(
-        (names(""), names("d")),
-        (vec!["d".into(), "z".into()], vec!["sub".into()]),
-        "somebody else's"
-    );
-}
-
 /// A path of so many bytes below `top`.
 fn long_path(top: &str, bytes: usize) -> RelPath {
     let mut text = top.to_owned();

@@ -34,7 +34,6 @@ use crate::staging::StagedState;
 use crate::staging::StagingError;
 use crate::staging::attributes::set_mode_at;
 use crate::staging::base::Base;
-use crate::staging::base::BaseKind;
 use crate::staging::base::Bases;
 use crate::staging::file::Identity;
 use crate::staging::file::OpenFiles;
@@ -537,15 +536,6 @@ impl StagedDataset {
         let trees = self.trees.read();
         let sealed = trees.sealed.iter().flat_map(|sealed| sealed.bases.deletions(dir));
         trees.bases.deletions(dir).chain(sealed).map(str::to_owned).collect()
-    }
-
-    /// The published files that are to be deleted.
-    #[must_use]
-    pub fn all_deletions(&self) -> Vec<RelPath> {
-        let trees = self.trees.read();
-        let sealed = trees.sealed.iter().flat_map(|sealed| sealed.bases.all());
-        let all = trees.bases.all().into_iter().chain(sealed);
-        all.filter(|(_, base)| base.kind == BaseKind::Delete).map(|(path, _)| path).collect()
     }
 
     /// All that a commit would take, without taking it.

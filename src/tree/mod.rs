@@ -2,7 +2,7 @@
 //!
 //! What is staged comes before what is published, since it is what the user did last; a
 //! published file that was deleted here is hidden until that deletion is committed or
-//! discarded, and so is a directory that was removed after all that is in it. The staging area always answers; the remote may have to be asked, so every
+//! discarded. The staging area always answers; the remote may have to be asked, so every
 //! question here is a future. It is ready at its first poll if nothing has to be asked.
 //!
 //! **Where the remote cannot be reached and was never seen**, a dataset that has staged files
@@ -14,12 +14,8 @@
 pub mod inode;
 
 use std::collections::BTreeMap;
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
-
-use futures_util::future::BoxFuture;
-use parking_lot::RwLock;
 
 use crate::catalog::Catalog;
 use crate::catalog::Known;
@@ -90,9 +86,6 @@ pub struct Answer<T> {
 pub struct Tree {
     catalog: Arc<Catalog>,
     staging: Arc<Staging>,
-    /// Published directories that were removed here, after all that is in them. They are there again when
-    /// anything is published in them, or staged.
-    removed: RwLock<HashSet<(DatasetName, DirPath)>>,
 }
 
 /// Entries of a directory by name.
@@ -102,16 +95,7 @@ impl Tree {
     /// Merges the two.
     #[must_use]
     pub fn new(catalog: Arc<Catalog>, staging: Arc<Staging>) -> Self {
-        // It is not written down which directories were removed, only what was deleted in them: those that
-        // are empty because of that are taken for removed, as they are once it is committed.
-        let mut removed = HashSet::new();
-        for dataset in staging.datasets().iter().filter_map(|name| staging.dataset(name)) {
-            for path in dataset.all_deletions() {
-                let above = path.ancestors().filter(|dir| !dir.is_root());
-                removed.extend(above.map(|dir| (dataset.name().clone(), dir)));
-            }
-        }
-        Self { catalog, staging, removed: RwLock::new(removed) }
+        Self { catalog, staging }
     }
 
     /// The published side.
@@ -184,7 +168,6 @@ impl Tree {
         };
         let value = match known.listing.entries.get(path.file_name()) {
             None => None,
-            Some(RemoteEntry::Directory) if self.is_removed(name, &path.clone().into()).await => None,
             Some(RemoteEntry::Directory) => Some(Found::Directory(None)),
             Some(RemoteEntry::File(file)) => Some(Found::Published(file.clone())),
         };
@@ -199,9 +182,6 @@ impl Tree {
         let staged = self.staging.dataset(name);
         let known = self.catalog.level(&Level::Directory(name.clone(), dir.clone())).await;
         let (mut entries, ttl) = published_entries(known, staged.is_some())?;
-        for removed in self.removed_in(name, dir).await {
-            entries.remove(&*removed);
-        }
         if let Some(staged) = staged {
             for deleted in staged.deletions(dir) {
                 entries.remove(&*deleted);
@@ -224,48 +204,9 @@ impl Tree {
             Err(err) if err.is_unreachable() && self.is_staged(name, dir)? => return Ok(false),
             Err(err) => return Err(err.into()),
         };
-        let mut hidden: HashSet<String> = self.removed_in(name, dir).await.into_iter().collect();
-        if let Some(staged) = self.staging.dataset(name) {
-            hidden.extend(staged.deletions(dir));
-        }
-        Ok(known.listing.marker || known.listing.entries.keys().any(|entry| !hidden.contains(&**entry)))
-    }
-
-    /// A published directory is removed, after all that is in it.
-    pub fn remove_published(&self, name: &DatasetName, dir: &DirPath) {
-        self.removed.write().insert((name.clone(), dir.clone()));
-    }
-
-    /// Whether a published directory was removed, if nothing has been published in it since.
-    #[must_use]
-    pub fn was_removed(&self, name: &DatasetName, dir: &DirPath) -> bool {
-        let removed = self.removed.read();
-        !removed.is_empty() && removed.contains(&(name.clone(), dir.clone()))
-    }
-
-    /// Whether a published directory was removed, and nothing has been published in it since. Where that
-    /// cannot be asked it is there.
-    async fn is_removed(&self, name: &DatasetName, dir: &DirPath) -> bool {
-        self.was_removed(name, dir) && matches!(self.has_published(name, dir).await, Ok(false))
-    }
-
-    /// The names in a directory that were removed.
-    fn removed_in<'a>(&'a self, name: &'a DatasetName, dir: &'a DirPath) -> BoxFuture<'a, Vec<String>> {
-        let inside = |(of, path): &(DatasetName, DirPath)| {
-            let path = path.as_path().filter(|path| of == name && path.parent() == *dir)?;
-            Some(path)
-        };
-        let candidates: Vec<RelPath> = self.removed.read().iter().filter_map(inside).collect();
-        Box::pin(async move {
-            let mut removed = Vec::new();
-            for path in candidates {
-                let file_name = path.file_name().to_owned();
-                if self.is_removed(name, &path.into()).await {
-                    removed.push(file_name);
-                }
-            }
-            removed
-        })
+        let deleted = self.staging.dataset(name).map(|staged| staged.deletions(dir)).unwrap_or_default();
+        Ok(known.listing.marker
+            || known.listing.entries.keys().any(|entry| !deleted.iter().any(|name| **name == **entry)))
     }
 
     fn is_staged(&self, name: &DatasetName, dir: &DirPath) -> Result<bool, StagingError> {
