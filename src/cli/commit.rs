@@ -106,7 +106,8 @@ pub fn run(args: &CommitArgs, cx: &mut Context) -> Result<(), Failure> {
     let request = args.request();
     let mut reporter = Reporter::new(&cx.out);
     let target = target::find(&args.target, cx)?;
-    let result = remote::runtime()?.block_on(async {
+    let runtime = remote::runtime()?;
+    let result = runtime.block_on(async {
         let cancel = CancellationToken::new();
         bulk::watch_signals(cancel.clone())?;
         match target {
@@ -117,6 +118,9 @@ pub fn run(args: &CommitArgs, cx: &mut Context) -> Result<(), Failure> {
             },
         }
     });
+    // What was interrupted may be hashing a large file, or wait for a directory that does not answer: it ends with
+    // the process.
+    runtime.shutdown_background();
     reporter.finish();
     let outcome = result?;
     if args.json {

@@ -137,6 +137,7 @@ async fn converse(stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<(
     let mut rest = [0; 1];
     let answer = loop {
         tokio::select! {
+            biased;
             Some(ended) = work.join_next() => break match ended {
                 Ok(result) => result.map_or_else(Answer::Failed, Answer::Done),
                 Err(err) => Answer::Failed(Failure::new(FailureKind::Failed, format!("the daemon's own error: {err}"))),
@@ -150,8 +151,12 @@ async fn converse(stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<(
                 }
             }
             _ = reader.read(&mut rest) => {
-                work.shutdown().await; // the client has gone
-                return Ok(());
+                // The client has gone, or has hung up and listens still: what ends all the same it is told.
+                work.abort_all();
+                match work.join_next().await {
+                    Some(Ok(result)) => break result.map_or_else(Answer::Failed, Answer::Done),
+                    Some(Err(_)) | None => return Ok(()),
+                }
             }
         }
     };
