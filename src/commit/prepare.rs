@@ -166,6 +166,8 @@ impl Run<'_> {
         for (marker, found) in markers {
             match found {
                 Marker::Missing => surveyed.plan.markers.push(marker),
+                // It may be its own all the same, where a remote keeps nothing but the name of a directory.
+                Marker::Foreign if resuming => surveyed.plan.markers.push(marker),
                 Marker::Foreign => {}
                 Marker::Leftover(conflict) => surveyed.plan.conflicts.push(conflict),
             }

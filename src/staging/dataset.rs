@@ -555,8 +555,12 @@ impl StagedDataset {
     /// The local disk's.
     pub fn contents_below(&self, dir: &RelPath) -> Result<Contents, StagingError> {
         let trees = self.trees.read();
-        let walk = trees.open.as_ref().map(|tree| tree.walk_below(&dir.clone().into())).transpose();
-        let walk = walk.map_err(|source| self.failed(dir, source))?;
+        // It may be there and not in the open tree: in a commit.
+        let below = |tree: &Tree| match tree.stat(dir)? {
+            Some(_) => tree.walk_below(&dir.clone().into()),
+            None => Ok(tree::Walk::default()),
+        };
+        let walk = trees.open.as_ref().map(below).transpose().map_err(|source| self.failed(dir, source))?;
         Ok(Contents::new(walk.unwrap_or_default(), Vec::new()))
     }
 }
