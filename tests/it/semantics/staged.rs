@@ -297,3 +297,16 @@ fn what_is_being_committed_is_read_and_not_changed() {
         assert_eq!(fs::read(run.join("next")).unwrap(), b"for the next commit");
     });
 }
+
+#[test]
+fn a_directory_that_was_removed_here_is_shown_when_others_publish_it() {
+    let mount = TestMount::with(&Setup { catalog_ttl: Duration::from_millis(50), ..Setup::default() });
+    mount.publish("run/z", "z");
+    fs::create_dir(mount.path("run/d")).unwrap();
+    fs::remove_dir(mount.path("run/d")).unwrap();
+    mount.publish("run/d/x", "x");
+    wait_until("it is listed", || {
+        fs::read_dir(mount.path("run")).unwrap().any(|entry| entry.unwrap().file_name() == "d")
+    });
+    assert_eq!(fs::read(mount.path("run/d/x")).unwrap(), b"x");
+}
