@@ -214,6 +214,7 @@ async fn read_request(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Reques
 mod tests {
     use super::*;
     use crate::control::client::Client;
+    use crate::control::client::HangUp;
     use crate::control::message::DatasetRow;
     use crate::control::message::DiscardOutcome;
     use crate::control::message::Discarding;
@@ -360,6 +361,15 @@ mod tests {
         let client = Client::connect(&server.socket()).unwrap();
         client.call(&Request::Stat, &mut |_| heard += 1).unwrap();
         assert!(heard > 0);
+    }
+
+    #[test]
+    fn work_that_cannot_be_dropped_any_more_is_answered_to_who_has_hung_up() {
+        let server = Running::start();
+        let client = Client::connect(&server.socket()).unwrap();
+        let mut hang_up = Some(client.hang_up().unwrap());
+        let reply = client.call(&Request::Stat, &mut |_| hang_up.take().into_iter().for_each(HangUp::now));
+        assert!(matches!(reply, Ok(Reply::Unmounted)), "{reply:?}");
     }
 
     #[test]

@@ -129,6 +129,19 @@ async fn an_empty_directory_of_a_commit_that_has_not_ended_is_not_taken_for_publ
     }
 }
 
+/// A remote may keep nothing of a directory but its name.
+#[tokio::test(start_paused = true)]
+async fn a_resumed_commit_has_its_empty_directory_also_where_nothing_says_whose_it_is() {
+    let at = place_of("put datasets/run/empty/", FILES).await;
+    let (bucket, ann) = crashed(at, Trip::CrashAfter, Guarantee::Enforced).await.unwrap();
+    bucket.delete_out_of_band(&key("empty/"));
+    put_marker(&bucket, None).await;
+    let report = resume(&ann.context(bucket.clone())).await.unwrap();
+    assert_eq!((report.seq, report.markers.len()), (Some(1), 1));
+    let snapshot = log(&bucket).newest_snapshot().await.unwrap();
+    assert_eq!(snapshot.markers.len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_empty_directory_that_appears_midway_counts_if_nobody_takes_it_back() {
     let files: &[(&str, &[u8])] = &[("a", b"1"), ("empty/", b"")];
