@@ -110,6 +110,17 @@ fn clock() -> Arc<SetClock> {
     Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))))
 }
 
+fn intents(bucket: &Arc<MemoryStore>, clock: &Arc<SetClock>) -> Intents {
+    Intents {
+        store: bucket.clone(),
+        prefix: prefix(),
+        dataset: name(),
+        guarantee: Guarantee::Enforced,
+        clock: clock.clone(),
+        jitter: Mutex::new(rand::SeedableRng::seed_from_u64(0)),
+    }
+}
+
 /// A late deletion names the content, and the same content is there again: so it must not be there
 /// again before the deletion can no longer come.
 #[tokio::test(start_paused = true)]
@@ -427,14 +438,7 @@ async fn of_two_who_delete_the_first_one_to_end_leaves_the_others_stamp() {
     let mut committing = Box::pin(commit(&ctx));
     assert!(own.until_crash(&mut committing).await.is_none());
     let intent = Intent::decode(&state(&bucket, "intents")[0].1).unwrap();
-    let intents = Intents {
-        store: bucket.clone(),
-        prefix: prefix(),
-        dataset: name(),
-        guarantee: Guarantee::Enforced,
-        clock: clock.clone(),
-        jitter: Mutex::new(rand::SeedableRng::seed_from_u64(0)),
-    };
+    let intents = intents(&bucket, &clock);
     let deleting = intents.begin_deleting(&intent, &log(&bucket)).await.unwrap();
     assert!(deleting.unsettled, "the owner's stamp was seen");
     own.go_on();
@@ -465,14 +469,7 @@ async fn a_stamp_is_renewed_over_anothers_and_taken_back_by_nobody_else() {
     let clock = clock();
     let bucket = Arc::new(MemoryStore::with_content_etags().with_clock(clock.clone()));
     let log = log(&bucket);
-    let intents = Intents {
-        store: bucket.clone(),
-        prefix: prefix(),
-        dataset: name(),
-        guarantee: Guarantee::Enforced,
-        clock: clock.clone(),
-        jitter: Mutex::new(rand::SeedableRng::seed_from_u64(0)),
-    };
+    let intents = intents(&bucket, &clock);
     let own = Intent {
         dataset: name(),
         txid: "A".into(),
