@@ -3,6 +3,7 @@
 //! The same edits are made to the levels in memory and to those on disk.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::catalog::Level;
@@ -22,6 +23,18 @@ pub(super) struct LevelEdits {
     pub(super) marker: bool,
 }
 
+impl LevelEdits {
+    fn leaves_nothing_of(&self, listing: &Listing) -> bool {
+        let goes = |name: &Arc<str>| matches!(self.entries.get(name), Some(None));
+        !self.marker
+            && !listing.marker
+            && listing.hidden.is_empty()
+            && self.entries.values().all(Option::is_none)
+            && self.entries.len() >= listing.entries.len()
+            && listing.entries.keys().all(goes)
+    }
+}
+
 /// Changes of some levels.
 #[derive(Debug, Default)]
 pub(super) struct Edits {
@@ -30,8 +43,7 @@ pub(super) struct Edits {
 
 impl Edits {
     /// What follows from files and directories' markers that came and files that went: entries for the
-    /// files, and for the directories that lead to what came. A directory that is left empty stays until
-    /// it is listed again, since another tool may have something in it.
+    /// files, and for the directories that lead to what came.
     pub(super) fn of(
         name: &DatasetName,
         files: &[(RelPath, RemoteFile)],
@@ -56,6 +68,44 @@ impl Edits {
             datasets.entries.insert(name.as_str().into(), Some(RemoteEntry::Directory));
         }
         edits
+    }
+
+    /// Directories in which this leaves nothing go too, as far as `listing_of` knows all that is in them, and
+    /// so on upwards: a prefix without keys is no directory. Returns the levels above those that it does not
+    /// know.
+    pub(super) fn drop_emptied(
+        &mut self,
+        listing_of: impl Fn(&Level) -> Option<Arc<Listing>>,
+    ) -> BTreeSet<Level> {
+        let length = |level: &Level| match level {
+            Level::Directory(_, dir) => dir.as_str().len(),
+            Level::Datasets => 0,
+        };
+        let with_losses = self.levels.iter().filter(|(_, edits)| edits.entries.values().any(Option::is_none));
+        let mut left: BTreeSet<(usize, Level)> =
+            with_losses.map(|(level, _)| (length(level), level.clone())).collect();
+        let mut unsure = BTreeSet::new();
+        // The longest first, which no other can be above.
+        while let Some((_, level)) = left.pop_last() {
+            let Level::Directory(name, dir) = &level else { continue };
+            let (Some(path), Some(edits)) = (dir.as_path(), self.levels.get(&level)) else { continue };
+            let above = Level::Directory(name.clone(), path.parent());
+            match listing_of(&level) {
+                None => drop(unsure.insert(above)),
+                Some(listing) if edits.leaves_nothing_of(&listing) && !self.brings(name, &path) => {
+                    self.set(name, &path, None);
+                    left.insert((length(&above), above));
+                }
+                Some(_) => {}
+            }
+        }
+        unsure
+    }
+
+    /// Whether something comes at `path`: a file, where a directory was.
+    fn brings(&self, name: &DatasetName, path: &RelPath) -> bool {
+        let above = self.levels.get(&Level::Directory(name.clone(), path.parent()));
+        above.is_some_and(|edits| matches!(edits.entries.get(path.file_name()), Some(Some(_))))
     }
 
     /// A directory is there, and those above it.
@@ -158,15 +208,58 @@ mod tests {
         assert_eq!(shown, expected);
     }
 
+    fn listing(entries: &[(&str, u64)]) -> Listing {
+        let entry = |(name, size): &(&str, u64)| match name.strip_suffix('/') {
+            Some(dir) => (dir.into(), RemoteEntry::Directory),
+            None => ((*name).into(), RemoteEntry::File(file(*size))),
+        };
+        Listing { entries: entries.iter().map(entry).collect(), ..Listing::default() }
+    }
+
+    #[test]
+    fn directories_in_which_nothing_is_left_go_with_it() {
+        let run = DatasetName::parse("run").unwrap();
+        let level = |dir: &str| Level::Directory(run.clone(), path(dir).into());
+        let marked = Listing { marker: true, ..listing(&[("x", 1)]) };
+        let hides = crate::catalog::listing::HiddenKey { key: "run/hides/..".into(), reason: String::new() };
+        let hides = Listing { hidden: vec![hides], ..listing(&[("x", 1)]) };
+        let known: BTreeMap<Level, Arc<Listing>> = [
+            ("a", listing(&[("b/", 0), ("c/", 0)])),
+            ("a/b", listing(&[("x", 1), ("y", 1)])),
+            ("a/c", listing(&[("d/", 0)])),
+            ("a/c/d", listing(&[("x", 1)])),
+            ("half", listing(&[("x", 1), ("y", 1)])),
+            ("refilled", listing(&[("x", 1)])),
+            ("replaced", listing(&[("x", 1)])),
+            ("marked", marked),
+            ("hides", hides),
+        ]
+        .into_iter()
+        .map(|(dir, listing)| (level(dir), Arc::new(listing)))
+        .collect();
+        let came = ["refilled/y", "replaced"].map(|came| (path(came), file(1)));
+        let gone = [
+            "a/b/x",
+            "a/b/y",
+            "a/c/d/x",
+            "half/x",
+            "refilled/x",
+            "replaced/x",
+            "marked/x",
+            "hides/x",
+            "un/known/x",
+        ];
+        let mut edits = Edits::of(&run, &came, &[], &gone.map(path));
+        let unsure = edits.drop_emptied(|level| known.get(level).cloned());
+        assert_eq!(unsure, [level("un")].into());
+        let top = &edits.levels[&Level::Directory(run, DirPath::root())];
+        let changed: Vec<(&str, bool)> =
+            top.entries.iter().map(|(name, entry)| (&**name, entry.is_some())).collect();
+        assert_eq!(changed, [("a", false), ("refilled", true), ("replaced", true)]);
+    }
+
     #[test]
     fn listings_differ_by_name_and_version() {
-        let listing = |entries: &[(&str, u64)]| Listing {
-            entries: entries
-                .iter()
-                .map(|(name, size)| ((*name).into(), RemoteEntry::File(file(*size))))
-                .collect(),
-            ..Listing::default()
-        };
         let (before, after) =
             (listing(&[("a", 1), ("b", 1), ("c", 1)]), listing(&[("a", 1), ("b", 2), ("d", 1)]));
         let changed: Vec<String> = changed_names(&before, &after).iter().map(ToString::to_string).collect();

@@ -126,6 +126,13 @@ impl Levels {
         }
     }
 
+    /// Makes one level expire now.
+    pub(super) fn expire_level(&self, level: &Level) {
+        if let Some(slot) = self.existing(level) {
+            self.touch(&slot, |known| known.expires = Instant::now());
+        }
+    }
+
     /// The levels of a dataset, or all, that are in memory.
     pub(super) fn of(&self, name: Option<&DatasetName>) -> Vec<Level> {
         let slots = self.slots.lock();

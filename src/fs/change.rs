@@ -140,8 +140,10 @@ impl DatasetFs {
                     if self.tree.has_published(&dataset, &path.clone().into()).await? {
                         return Err(FsError::NotEmpty);
                     }
-                    if staged.is_some() {
-                        self.staged_dataset(&dataset)?.rmdir(&path)?;
+                    match (staged, self.tree.staging().dataset(&dataset)) {
+                        (Some(_), _) => self.staged_dataset(&dataset)?.rmdir(&path)?,
+                        (None, Some(staged)) => staged.set_removed(&path)?,
+                        (None, None) => {}
                     }
                     self.inodes.remove_dir(&dataset, &path.into());
                     Ok(())
@@ -186,6 +188,9 @@ impl DatasetFs {
         keep_deleted(&staged, &from)?;
         if let Some(base) = replaced {
             staged.set_base(&to, &base)?;
+        }
+        if matches!(source, Found::Directory(_)) {
+            staged.set_removed(&from)?;
         }
         staged.rename(&from, &to, mode == RenameMode::NoReplace)?;
         self.inodes.rename(&dataset, &from, &to);
@@ -248,6 +253,7 @@ impl DatasetFs {
     ) -> Result<Option<Base>, FsError> {
         let from_directory = matches!(source, Found::Directory(_));
         match target {
+            None if !from_directory => self.check_no_directory(dataset, to).map(|()| None),
             None => Ok(None),
             Some(_) if mode == RenameMode::NoReplace => Err(FsError::Exists),
             Some(Found::Directory(_)) if !from_directory => Err(FsError::IsDirectory),
@@ -266,6 +272,12 @@ impl DatasetFs {
                 Ok(Some(Base { etag, size_bytes: file.size_bytes, kind: BaseKind::Replace }))
             }
         }
+    }
+
+    /// EISDIR where a published directory was removed here. Its keys are there until that is committed, and
+    /// a commit that made a file of that name could not be told from one that damages it.
+    pub(super) fn check_no_directory(&self, dataset: &DatasetName, path: &RelPath) -> Result<(), FsError> {
+        if self.tree.is_removed(dataset, path) { Err(FsError::IsDirectory) } else { Ok(()) }
     }
 
     /// Changes attributes; what it returns is what they are now.

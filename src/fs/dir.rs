@@ -170,12 +170,12 @@ impl DatasetFs {
         if let Some(attr) = staged.lookup(path)? {
             return Ok(Some(Found::staged(attr)));
         }
-        let deleted = staged.base(path).is_some_and(|base| base.kind == BaseKind::Delete);
-        match found {
-            Found::Published(_) if !deleted => Ok(Some(found.clone())),
-            Found::Directory(None) => Ok(Some(found.clone())),
-            Found::Published(_) | Found::Directory(Some(_)) | Found::Staged(_) => Ok(None),
-        }
+        let is_there = match found {
+            Found::Published(_) => !staged.base(path).is_some_and(|base| base.kind == BaseKind::Delete),
+            Found::Directory(None) => !self.tree.is_removed(dataset, path),
+            Found::Directory(Some(_)) | Found::Staged(_) => false,
+        };
+        Ok(is_there.then(|| found.clone()))
     }
 
     fn dir_entries(&self, node: &Node, ino: Ino, parent: Ino, found: Entries) -> Vec<DirEntry> {

@@ -128,7 +128,7 @@ impl DatasetFs {
         self.check_writable()?;
         let (dataset, path) = self.path_place(parent, name)?;
         match self.tree.lookup(&dataset, &path).await?.value {
-            None => {}
+            None => self.check_no_directory(&dataset, &path)?,
             Some(Found::Directory(_)) => return Err(FsError::IsDirectory),
             Some(_) if flags & libc::O_EXCL != 0 => return Err(FsError::Exists),
             Some(Found::Staged(_)) => return self.open_existing(&dataset, &path, flags),

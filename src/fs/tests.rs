@@ -305,3 +305,132 @@ fn staged_directories_are_moved_and_removed_where_the_remote_was_never_seen() {
     let refused = rmdir(published, "below");
     assert!(matches!(refused, Err(FsError::Store(_))), "it may have anything in it: {refused:?}");
 }
+
+#[test]
+fn published_directories_go_after_all_that_is_in_them() {
+    let bare = Bare::new();
+    for text in ["run/d/sub/x", "run/d/y", "run/z"] {
+        bare.store.overwrite_out_of_band(&key(text), "1".into());
+    }
+    let run = DatasetName::parse("run").unwrap();
+    let path = |text: &str| RelPath::parse(text).unwrap();
+    let remove = |parent, name| bare.runtime.block_on(bare.fs.unlink(parent, OsStr::new(name)));
+    let rmdir = |parent, name| bare.runtime.block_on(bare.fs.rmdir(parent, OsStr::new(name)));
+    let mkdir = |parent, name| bare.runtime.block_on(bare.fs.mkdir(parent, OsStr::new(name), 0o755));
+    let names = |dir: &str| -> Vec<String> {
+        let dir = if dir.is_empty() { DirPath::root() } else { path(dir).into() };
+        let entries = bare.runtime.block_on(bare.fs.tree.read_dir(&run, &dir)).unwrap().value;
+        entries.keys().map(ToString::to_string).collect()
+    };
+    let staged = || bare.fs.tree.staging().dataset(&run).unwrap();
+    let top = bare.lookup(ROOT, "run");
+    let d = bare.lookup(top, "d");
+    let sub = bare.lookup(d, "sub");
+    assert!(matches!(rmdir(d, "sub"), Err(FsError::NotEmpty)));
+    remove(sub, "x").unwrap();
+    assert_eq!(names("d"), ["sub", "y"], "emptied, not removed");
+    assert!(matches!(rmdir(top, "d"), Err(FsError::NotEmpty)));
+    let opened = bare.runtime.block_on(bare.fs.opendir(d)).unwrap();
+    rmdir(d, "sub").unwrap();
+    let before = bare.fs.snapshot(opened).unwrap();
+    let (_, entry) = before.from(0).find(|(_, entry)| &*entry.name == "sub").unwrap();
+    assert!(matches!(bare.fs.lookup_entry(&before, entry).unwrap(), dir::DirLookup::Gone));
+    assert_eq!(names("d"), ["y"]);
+    assert!(matches!(rmdir(d, "sub"), Err(FsError::NotFound)));
+    remove(d, "y").unwrap();
+    rmdir(top, "d").unwrap();
+    assert_eq!(names(""), ["z"]);
+    let absent = bare.runtime.block_on(bare.fs.lookup(top, OsStr::new("d"))).unwrap();
+    assert!(matches!(absent, Lookup::Absent(_)));
+
+    // Made again, it is another one, without what was in it.
+    mkdir(top, "d").unwrap();
+    assert_eq!((names(""), names("d")), (vec!["d".into(), "z".into()], vec![]));
+    rmdir(top, "d").unwrap();
+    assert_eq!(names(""), ["z"]);
+    mkdir(top, "e").unwrap();
+    let rename = ((top, OsStr::new("e")), (top, OsStr::new("d")));
+    bare.runtime.block_on(bare.fs.rename(rename.0, rename.1, change::RenameMode::Replace)).unwrap();
+    assert_eq!(names(""), ["d", "z"]);
+    bare.runtime.block_on(bare.fs.rename(rename.1, rename.0, change::RenameMode::Replace)).unwrap();
+    assert_eq!(names(""), ["e", "z"], "renamed, it takes nothing published along and leaves nothing");
+    rmdir(top, "e").unwrap();
+
+    // Where its keys are there is no place for a file.
+    let file = bare.runtime.block_on(bare.fs.create(top, OsStr::new("d"), 0o644, libc::O_RDWR));
+    assert!(matches!(file, Err(FsError::IsDirectory)));
+
+    // What is published there by others is there, once it is seen.
+    bare.store.overwrite_out_of_band(&key("run/d/sub/other"), "2".into());
+    bare.fs.tree.catalog().expire(Some(&run));
+    assert_eq!(names("d/sub"), ["other"]);
+    assert_eq!((names(""), names("d")), (vec!["d".into(), "z".into()], vec!["sub".into()]));
+    let opened = bare.runtime.block_on(bare.fs.opendir(top)).unwrap();
+    let shown = bare.fs.snapshot(opened).unwrap();
+    let (_, entry) = shown.from(0).find(|(_, entry)| &*entry.name == "d").unwrap();
+    assert!(matches!(bare.fs.lookup_entry(&shown, entry).unwrap(), dir::DirLookup::Entry(_)));
+    let (d, sub) = (bare.lookup(top, "d"), bare.lookup(bare.lookup(top, "d"), "sub"));
+    remove(sub, "other").unwrap();
+    assert_eq!((names(""), names("d")), (vec!["d".into(), "z".into()], vec!["sub".into()]), "emptied again");
+    staged().clear_base(&path("d/sub/other")).unwrap();
+    bare.store.delete_out_of_band(&key("run/d/sub/other"));
+    bare.fs.tree.catalog().expire(Some(&run));
+    assert_eq!(names("d/sub"), [""; 0]);
+    rmdir(d, "sub").unwrap();
+    rmdir(top, "d").unwrap();
+    assert_eq!(names(""), ["z"]);
+
+    // A commit has the deletions; what is frozen hides as before.
+    let contents = staged().contents().unwrap();
+    let deleted: Vec<RelPath> = contents.bases.into_iter().map(|(path, _)| path).collect();
+    assert_eq!(deleted, [path("d/sub/x"), path("d/y")]);
+    assert!(contents.files.is_empty() && contents.empty_directories.is_empty());
+    let sealed = staged().freeze("01").unwrap();
+    assert_eq!(names(""), ["z"]);
+    mkdir(top, "d").unwrap();
+    rmdir(top, "d").unwrap();
+    assert_eq!(names(""), ["z"], "removed before, so that the commit hides it");
+    staged().thaw(&sealed).unwrap();
+    assert_eq!(names(""), ["z"]);
+    let sealed = staged().freeze("02").unwrap();
+    for text in ["run/d/sub/x", "run/d/y"] {
+        bare.store.delete_out_of_band(&key(text));
+    }
+    bare.fs.committed(&run, &[], &[], &deleted);
+    staged().finish(&sealed).unwrap();
+    assert_eq!(names(""), ["z"], "and stays away, though nothing was listed since");
+    assert!(bare.fs.tree.staging().dataset(&run).is_none());
+}
+
+#[test]
+fn removed_directories_come_back_with_what_is_not_deleted_any_more() {
+    let bare = Bare::new();
+    for text in ["run/d/sub/x", "run/d/y"] {
+        bare.store.overwrite_out_of_band(&key(text), "1".into());
+    }
+    let run = DatasetName::parse("run").unwrap();
+    let path = |text: &str| RelPath::parse(text).unwrap();
+    let remove = |parent, name| bare.runtime.block_on(bare.fs.unlink(parent, OsStr::new(name)));
+    let rmdir = |parent, name| bare.runtime.block_on(bare.fs.rmdir(parent, OsStr::new(name)));
+    let top = bare.lookup(ROOT, "run");
+    let d = bare.lookup(top, "d");
+    let sub = bare.lookup(d, "sub");
+    remove(sub, "x").unwrap();
+    rmdir(d, "sub").unwrap();
+    remove(d, "y").unwrap();
+    rmdir(top, "d").unwrap();
+
+    // As the next program finds it.
+    let again = || Staging::adopt(&bare.fs.options.state_dir, tempfile::tempfile().unwrap()).unwrap();
+    assert!(again().dataset(&run).unwrap().is_removed(&path("d/sub")));
+    let staged = bare.fs.tree.staging().dataset(&run).unwrap();
+    staged.clear_base(&path("d/sub/x")).unwrap();
+    let d = bare.lookup(top, "d");
+    let sub = bare.lookup(d, "sub");
+    bare.lookup(sub, "x");
+    remove(sub, "x").unwrap();
+    assert_eq!(bare.lookup(d, "sub"), sub, "emptied again, not removed");
+    staged.discard(&DirPath::root()).unwrap();
+    assert!(!staged.is_removed(&path("d")) && !staged.exists());
+    assert!(again().dataset(&run).is_none(), "nothing is left on the disk");
+}

@@ -33,7 +33,6 @@ use crate::staging::StagedKind;
 use crate::staging::StagedState;
 use crate::staging::StagingError;
 use crate::staging::attributes::set_mode_at;
-use crate::staging::base::Base;
 use crate::staging::base::Bases;
 use crate::staging::file::Identity;
 use crate::staging::file::OpenFiles;
@@ -354,15 +353,15 @@ impl StagedDataset {
             set_mode_at(parent, name, mode)
         })?;
         self.files.lock().changed(&path.clone().into());
-        Ok(())
+        trees.bases.clear_removed(&self.base_dir(), path).map_err(failed)
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory, and remembers that if what was published in it is deleted.
     ///
     /// # Errors
     /// ENOTEMPTY, ENOTDIR, ENOENT, [`StagingError::Sealed`], and the local disk's others.
     pub fn rmdir(&self, path: &RelPath) -> Result<(), StagingError> {
-        let trees = self.changing();
+        let mut trees = self.changing();
         let failed = |source| self.failed(path, source);
         match trees.sealed_kind(path).map_err(failed)? {
             Some(StagedKind::File) => return Err(failed(os_error(libc::ENOTDIR))),
@@ -374,7 +373,11 @@ impl StagedDataset {
             }
             None => {}
         }
-        self.remove(&trees, path, AtFlags::REMOVEDIR)?;
+        self.note_removed(&mut trees, path)?; // first, since it may be refused
+        if let Err(err) = self.remove(&trees, path, AtFlags::REMOVEDIR) {
+            trees.bases.clear_removed(&self.base_dir(), path).map_err(failed)?;
+            return Err(err);
+        }
         self.files.lock().changed(&path.clone().into());
         Ok(())
     }
@@ -440,7 +443,12 @@ impl StagedDataset {
             rustix::fs::renameat(&source, from.file_name(), parent, name)
         })?;
         self.renamed(tree, from, to, &stat, target.as_ref());
-        Ok(())
+        match tree::kind_of(&stat) {
+            Some(StagedKind::Directory) => {
+                trees.bases.clear_removed(&self.base_dir(), to).map_err(|source| self.failed(to, source))
+            }
+            Some(StagedKind::File) | None => Ok(()),
+        }
     }
 
     fn renamed(&self, tree: &Tree, from: &RelPath, to: &RelPath, stat: &Stat, target: Option<&Stat>) {
@@ -498,44 +506,6 @@ impl StagedDataset {
 
     pub(super) fn closed(&self, id: Identity, writer: bool) {
         self.files.lock().closed(id, writer);
-    }
-
-    /// The published version that the staged change at `path` stands on, if it stands on one.
-    #[must_use]
-    pub fn base(&self, path: &RelPath) -> Option<Base> {
-        let trees = self.trees.read();
-        let sealed = || trees.sealed.as_ref().and_then(|sealed| sealed.bases.get(path));
-        trees.bases.get(path).or_else(sealed).cloned()
-    }
-
-    /// Remembers, durably, what a change at `path` stands on. Comes before the change itself.
-    ///
-    /// # Errors
-    /// [`StagingError::Sealed`], and the local disk's.
-    pub fn set_base(&self, path: &RelPath, base: &Base) -> Result<(), StagingError> {
-        let mut trees = self.changing();
-        if trees.sealed.as_ref().is_some_and(|sealed| sealed.bases.get(path).is_some()) {
-            return Err(StagingError::Sealed { path: path.clone() });
-        }
-        self.open_tree(&mut trees)?;
-        trees.bases.set(&self.base_dir(), path, base).map_err(|source| self.failed(path, source))
-    }
-
-    /// Forgets, durably, what was remembered for `path`.
-    ///
-    /// # Errors
-    /// The local disk's.
-    pub fn clear_base(&self, path: &RelPath) -> Result<(), StagingError> {
-        let mut trees = self.changing();
-        trees.bases.clear(&self.base_dir(), path).map_err(|source| self.failed(path, source))
-    }
-
-    /// The names in a directory whose published files are to be deleted.
-    #[must_use]
-    pub fn deletions(&self, dir: &DirPath) -> Vec<String> {
-        let trees = self.trees.read();
-        let sealed = trees.sealed.iter().flat_map(|sealed| sealed.bases.deletions(dir));
-        trees.bases.deletions(dir).chain(sealed).map(str::to_owned).collect()
     }
 
     /// All that a commit would take, without taking it.

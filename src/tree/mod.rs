@@ -2,7 +2,8 @@
 //!
 //! What is staged comes before what is published, since it is what the user did last; a
 //! published file that was deleted here is hidden until that deletion is committed or
-//! discarded. The staging area always answers; the remote may have to be asked, so every
+//! discarded, and so is a directory that was removed after all that is in it, unless something
+//! else is published in it. The staging area always answers; the remote may have to be asked, so every
 //! question here is a future. It is ready at its first poll if nothing has to be asked.
 //!
 //! **Where the remote cannot be reached and was never seen**, a dataset that has staged files
@@ -14,12 +15,14 @@
 pub mod inode;
 
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalog::Catalog;
 use crate::catalog::Known;
 use crate::catalog::Level;
+use crate::catalog::listing::Listing;
 use crate::catalog::listing::RemoteEntry;
 use crate::catalog::listing::RemoteFile;
 use crate::name::DatasetName;
@@ -168,6 +171,7 @@ impl Tree {
         };
         let value = match known.listing.entries.get(path.file_name()) {
             None => None,
+            Some(RemoteEntry::Directory) if self.is_removed(name, path) => None,
             Some(RemoteEntry::Directory) => Some(Found::Directory(None)),
             Some(RemoteEntry::File(file)) => Some(Found::Published(file.clone())),
         };
@@ -186,6 +190,12 @@ impl Tree {
             for deleted in staged.deletions(dir) {
                 entries.remove(&*deleted);
             }
+            for removed in staged.removed_in(dir) {
+                let is_directory = matches!(entries.get(&*removed), Some(Found::Directory(None)));
+                if is_directory && dir.child(&removed).is_ok_and(|path| self.is_removed(name, &path)) {
+                    entries.remove(&*removed);
+                }
+            }
             for (entry_name, attr) in staged.read_dir(dir)? {
                 entries.insert(entry_name.into(), Found::staged(attr));
             }
@@ -193,20 +203,47 @@ impl Tree {
         Ok(Answer { value: entries, ttl })
     }
 
-    /// Whether the published side has anything in a directory that is not deleted here.
+    /// Whether the published side has anything in a directory that is not deleted, or removed, here.
     ///
     /// # Errors
     /// The remote's, if it has to be asked and cannot, and the directory is not staged.
     pub async fn has_published(&self, name: &DatasetName, dir: &DirPath) -> Result<bool, TreeError> {
-        let known = match self.catalog.level(&Level::Directory(name.clone(), dir.clone())).await {
-            Ok(known) => known,
+        match self.catalog.level(&Level::Directory(name.clone(), dir.clone())).await {
+            Ok(known) => Ok(self.leaves_anything(name, dir, &known.listing)),
             // What was never seen is not changed by changing what is staged there.
-            Err(err) if err.is_unreachable() && self.is_staged(name, dir)? => return Ok(false),
-            Err(err) => return Err(err.into()),
+            Err(err) if err.is_unreachable() && self.is_staged(name, dir)? => Ok(false),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// Whether a published directory was removed after all that is in it, and nothing else is known to be
+    /// published in it since. Never waits: there may be thousands of them in a directory.
+    #[must_use]
+    pub fn is_removed(&self, name: &DatasetName, path: &RelPath) -> bool {
+        let removed = self.staging.dataset(name).is_some_and(|staged| staged.is_removed(path));
+        if !removed {
+            return false;
+        }
+        let dir = DirPath::from(path.clone());
+        let known = self.catalog.last_seen(&Level::Directory(name.clone(), dir.clone()));
+        !known.is_some_and(|known| self.leaves_anything(name, &dir, &known.listing))
+    }
+
+    /// Whether what is deleted and removed here leaves anything of a published directory.
+    fn leaves_anything(&self, name: &DatasetName, dir: &DirPath, listing: &Listing) -> bool {
+        let Some(staged) = self.staging.dataset(name) else {
+            return listing.marker || !listing.entries.is_empty();
         };
-        let deleted = self.staging.dataset(name).map(|staged| staged.deletions(dir)).unwrap_or_default();
-        Ok(known.listing.marker
-            || known.listing.entries.keys().any(|entry| !deleted.iter().any(|name| **name == **entry)))
+        let deleted: HashSet<String> = staged.deletions(dir).into_iter().collect();
+        let stays = |(entry_name, entry): (&Arc<str>, &RemoteEntry)| {
+            let is_removed = || {
+                let below = dir.child(entry_name);
+                matches!(entry, RemoteEntry::Directory)
+                    && below.is_ok_and(|path| self.is_removed(name, &path))
+            };
+            !deleted.contains(&**entry_name) && !is_removed()
+        };
+        listing.marker || listing.entries.iter().any(stays)
     }
 
     fn is_staged(&self, name: &DatasetName, dir: &DirPath) -> Result<bool, StagingError> {
