@@ -30,7 +30,7 @@ const NOTES_DIR: &str = "transfers";
 /// How many requests at a time.
 #[derive(Clone, Debug, Args)]
 pub struct WorkersArgs {
-    /// Requests for large bodies at a time; small files go eight to a place
+    /// Requests for large bodies at a time; for small files eight times as many
     #[arg(short, long, value_name = "N", global = true, default_value_t = transfer::WORKERS_DEFAULT as u16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
 }

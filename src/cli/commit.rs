@@ -69,7 +69,7 @@ pub struct CommitArgs {
     /// Undo a commit that was interrupted; what was staged is staged again
     #[arg(long, conflicts_with = "dry_run")]
     abort: bool,
-    /// Large bodies sent at a time; small files go eight to a place
+    /// Large bodies sent at a time; of small files eight times as many
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
     /// As JSON

@@ -43,7 +43,7 @@ Examples:
 pub struct GcArgs {
     /// The dataset; all that have unfinished commits if none is named
     name: Option<DatasetName>,
-    /// How old a commit must be to be taken for dead; for all who commit to this remote
+    /// How long nothing may have been heard of a commit that is taken for dead, whoever began it
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = units::parse_duration)]
     older_than: Duration,
     /// Also end commits whose notices cannot be read, if those are that old

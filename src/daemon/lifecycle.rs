@@ -350,7 +350,7 @@ async fn check_access(
     remote.link.is_down(&err);
     let failure = failure::of_access(&err, config);
     let then = match known {
-        0 => "nothing is known of it yet: mounted empty-handed, until it answers",
+        0 => "nothing is known of it yet: the mount is empty until it answers",
         _ => "mounted with what is known of it: what is cached can be read, and files can be staged",
     };
     reporter.notice(&format!("{failure}\n{then}"));
