@@ -13,8 +13,9 @@
 //!
 //! # Promises
 //!
-//! 1. Never fatal. A database that cannot be opened, is damaged or is of another version is made
-//!    anew; a disk that fails is done without, and that is said once.
+//! 1. Never fatal. A database that is damaged or of another version is made anew. A disk that fails or
+//!    is full, and a database that somebody holds, are done without, and that is said once: what was
+//!    kept stays for the next process.
 //! 2. Never half a commit. All levels of a dataset move to a new snapshot in one transaction;
 //!    where it is not known what that changes, they are dropped.
 //! 3. Bounded: beyond [`BYTES_MAX`] the levels go that were not used for longest.
@@ -123,18 +124,18 @@ pub(super) struct Disk {
 impl Disk {
     /// Opens the database of a remote, or makes it. Never fails: see the promises.
     pub(super) fn open(path: &Path, prefix: RemotePrefix) -> Self {
-        let connection = match connect(path) {
-            Ok(connection) => Some(connection),
-            Err(err) => {
-                tracing::warn!("the catalog {} is made anew: {err}", path.display());
-                remove(path);
-                connect(path)
-                    .inspect_err(|err| {
-                        tracing::warn!("nothing is kept of listings: {}: {err}", path.display())
-                    })
-                    .ok()
+        let made_anew = |err: DiskError| {
+            if !err.is_damage() {
+                return Err(err);
             }
+            tracing::warn!("the catalog {} is made anew: {err}", path.display());
+            remove(path);
+            connect(path)
         };
+        let connection = connect(path)
+            .or_else(made_anew)
+            .inspect_err(|err| tracing::warn!("nothing is kept of listings: {}: {err}", path.display()))
+            .ok();
         Self { path: path.to_owned(), prefix, bytes_max: BYTES_MAX, connection: Mutex::new(connection) }
     }
 

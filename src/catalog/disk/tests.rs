@@ -138,6 +138,21 @@ fn a_damaged_database_is_made_anew() {
 }
 
 #[test]
+fn a_database_that_cannot_be_opened_now_is_there_for_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    open(&dir).store(&top(), &listing(&["a"]), 0, || true);
+    // As on a full disk, the file that processes share beside the database cannot be made.
+    let shared = dir.path().join("catalog/r.sqlite-shm");
+    std::os::unix::fs::symlink(&shared, &shared).unwrap();
+    let disk = open(&dir);
+    disk.store(&top(), &listing(&["b"]), 0, || true);
+    assert!(disk.load(&top()).is_none(), "it is done without");
+    drop(disk);
+    fs::remove_file(&shared).unwrap();
+    assert_eq!(names(&open(&dir), &top()).unwrap(), ["a"]);
+}
+
+#[test]
 fn a_damaged_level_is_only_that_level() {
     let dir = tempfile::tempdir().unwrap();
     let disk = open(&dir);
