@@ -141,12 +141,15 @@ pub fn of_commit(err: &CommitError, name: &DatasetName) -> Failure {
             let being_deleted =
                 |conflict: &Conflict| matches!(conflict.reason, ConflictReason::BeingDeleted { .. });
             let under_way = |conflict: &Conflict| matches!(conflict.reason, ConflictReason::Intent { .. });
+            let on_purpose = |conflict: &Conflict| conflict.reason == ConflictReason::WouldReplace;
             let hint = if conflicts.iter().all(being_deleted) {
-                "wait until then, or finish what was interrupted: the same command, on the machine that began it"
+                "wait until then, or finish what was interrupted: the same command, on the machine that began it".into()
             } else if conflicts.iter().all(under_way) {
-                "wait until that commit is through; if it was interrupted, whoever began it can resume or abort it, and `dsfs gc` ends it"
+                "wait until that commit is through; if it was interrupted, whoever began it can resume or abort it, and `dsfs gc` ends it".into()
+            } else if conflicts.iter().all(on_purpose) {
+                format!("`dsfs commit {name} --overwrite` publishes that, if it is meant; `dsfs discard {name} PATH` forgets it")
             } else {
-                "rename or discard what is staged there; published files are never overwritten"
+                "rename or discard what is staged there; published files are never overwritten".into()
             };
             Failure::new(failure.kind, format!("{name}: in the way of the commit; nothing was changed"))
                 .details(conflicts)
@@ -323,6 +326,19 @@ mod tests {
         assert!(gone.hint.unwrap().contains("environment R2_ENDPOINT"));
         let missing = of_access(&StoreError::NoBucket { bucket: "s3://lab".into() }, &config);
         assert!(missing.hint.unwrap().contains("environment R2_BUCKET"));
+    }
+
+    #[test]
+    fn whoever_changed_a_published_file_is_told_how_to_publish_that() {
+        let hint = |reasons: &[ConflictReason]| {
+            let conflict = |reason: &ConflictReason| Conflict { path: "a".into(), reason: reason.clone() };
+            let conflicts = reasons.iter().map(conflict).collect();
+            of_commit(&CommitError::Conflict { conflicts }, &DatasetName::parse("run").unwrap()).hint.unwrap()
+        };
+        let told = hint(&[ConflictReason::WouldReplace, ConflictReason::WouldReplace]);
+        assert!(told.contains("dsfs commit run --overwrite") && told.contains("dsfs discard run"), "{told}");
+        // It would not help against what else is in the way.
+        assert!(!hint(&[ConflictReason::WouldReplace, ConflictReason::Present]).contains("--overwrite"));
     }
 
     #[test]
