@@ -39,6 +39,9 @@ const CLOCK_SKEW_FAIL: Duration = Duration::from_secs(15 * 60);
 /// Less room than this on the staging disk is worth a word, in bytes.
 const STAGING_ROOM_BYTES: u64 = 5 << 30;
 
+/// The check of what the remote enforces.
+const GUARANTEE: &str = "guarantee";
+
 /// Check what a mount needs, and say how to mend what is wrong
 ///
 /// Probes what the remote enforces, with scratch objects that are removed again. Exit code 1 if anything
@@ -292,28 +295,34 @@ fn judge_skew(skew: Duration) -> Check {
 
 /// Probes anew, whatever is remembered.
 async fn enforced(remote: &OpenRemote, config: &Config) -> Check {
-    const NAME: &str = "guarantee";
     match guarantee::probe(remote, &config.state_dir.value).await {
         Ok((known, report)) => {
             let failed: Vec<&str> = report.failures().map(|outcome| outcome.check.describe()).collect();
-            match known.guarantee {
-                Guarantee::Enforced => {
-                    Check::new(NAME, Verdict::Ok, "enforced: the server itself refuses to overwrite")
-                }
-                Guarantee::SinglePut => Check::new(
-                    NAME,
-                    Verdict::Warn,
-                    format!("single-put: not for large files; failed: {}", failed.join(", ")),
-                )
-                .mend("dsfs committers still exclude each other; other tools could overwrite a large file"),
-                Guarantee::BestEffort => {
-                    Check::new(NAME, Verdict::Warn, format!("best-effort; failed: {}", failed.join(", ")))
-                        .mend("the server enforces nothing: commits need --allow-unenforced")
-                }
-            }
+            judge_guarantee(known.guarantee, &failed.join(", "))
         }
-        Err(err) => Check::new(NAME, Verdict::Warn, format!("cannot be probed: {err}"))
+        Err(err) => Check::new(GUARANTEE, Verdict::Warn, format!("cannot be probed: {err}"))
             .mend("the key may read but not write; mount with --read-only"),
+    }
+}
+
+/// `failed` is what the server did not do, if anything: also at the best grade, which asks for writes only.
+fn judge_guarantee(guarantee: Guarantee, failed: &str) -> Check {
+    match guarantee {
+        Guarantee::Enforced => {
+            let mut found = "enforced: the server itself refuses to overwrite".to_owned();
+            if !failed.is_empty() {
+                found.push_str(&format!("; failed, so that dsfs looks by itself: {failed}"));
+            }
+            Check::new(GUARANTEE, Verdict::Ok, found)
+        }
+        Guarantee::SinglePut => {
+            Check::new(GUARANTEE, Verdict::Warn, format!("single-put: not for large files; failed: {failed}"))
+                .mend("dsfs committers still exclude each other; other tools could overwrite a large file")
+        }
+        Guarantee::BestEffort => {
+            Check::new(GUARANTEE, Verdict::Warn, format!("best-effort; failed: {failed}"))
+                .mend("the server enforces nothing: commits need --allow-unenforced")
+        }
     }
 }
 
@@ -344,6 +353,16 @@ mod tests {
         assert_eq!(judge_skew(Duration::from_secs(3)).verdict, Verdict::Ok);
         assert_eq!(judge_skew(Duration::from_secs(90)).verdict, Verdict::Warn);
         assert_eq!(judge_skew(Duration::from_secs(3600)).verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn what_a_server_ignores_is_told_at_every_grade() {
+        let all_well = judge_guarantee(Guarantee::Enforced, "");
+        assert_eq!(all_well.found, "enforced: the server itself refuses to overwrite");
+        for grade in [Guarantee::Enforced, Guarantee::SinglePut, Guarantee::BestEffort] {
+            let check = judge_guarantee(grade, "DeleteObject of a replaced version is refused");
+            assert!(check.found.contains("DeleteObject"), "{check:?}");
+        }
     }
 
     #[test]
