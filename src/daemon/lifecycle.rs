@@ -257,7 +257,8 @@ async fn start_at(
         tasks.spawn(metrics::serve(listener, Arc::clone(&service), stop.clone()));
     }
     tasks.spawn(server.serve(service, stop.clone()));
-    spawn_background(&mut tasks, &workspace, &catalog, &keeper, &stop);
+    let writable = !config.read_only.value;
+    spawn_background(&mut tasks, &workspace, &catalog, &keeper, writable, &stop);
     announce(mountpoint, &workspace.remote, reporter);
     Ok(Running { unmounter, mountpoint: path, ended: watch_session(mounted), unmounts, tasks, stop, signals })
 }
@@ -276,16 +277,20 @@ fn announce(mountpoint: &Mountpoint, remote: &OpenRemote, reporter: &Reporter) {
     notify::ready(&format!("{name} at {}", path.display()));
 }
 
-/// What goes on until `stop`, whoever asks for anything.
+/// What goes on until `stop`, whoever asks for anything. A mount that nobody can write to writes nothing to the
+/// bucket either, as a probe does.
 fn spawn_background(
     tasks: &mut JoinSet<()>,
     workspace: &Arc<Workspace>,
     catalog: &Arc<Catalog>,
     keeper: &Arc<Keeper>,
+    writable: bool,
     stop: &CancellationToken,
 ) {
     tasks.spawn(notify::watchdog(stop.clone()));
-    tasks.spawn(learn_guarantee(Arc::clone(workspace), stop.clone()));
+    if writable {
+        tasks.spawn(learn_guarantee(Arc::clone(workspace), stop.clone()));
+    }
     tasks.spawn(Arc::clone(catalog).refresh_wanted(stop.clone()));
     let remote = workspace.remote.clone();
     tasks.spawn(watch_link(remote, Arc::clone(catalog), Arc::clone(keeper), stop.clone()));

@@ -18,6 +18,7 @@ use crate::common::home::Home;
 use crate::common::home::Said;
 use crate::common::home::program;
 use crate::common::mount::wait_until;
+use crate::transfers::Lab;
 
 #[test]
 fn nothing_configured_is_one_sentence_and_a_hint() {
@@ -350,6 +351,26 @@ fn sigterm_unmounts() {
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     assert!(child.wait().unwrap().success());
     assert!(!is_mounted(&home.path("mnt")));
+}
+
+#[test]
+fn a_read_only_mount_does_not_probe_the_bucket() {
+    let lab = Lab::new();
+    lab.server.put_out_of_band("datasets/run/a", b"1");
+    lab.ok(&["mount", "mnt", "--read-only"]);
+    // One that is made later and has probed its remote: by then the first would have begun to.
+    let said = lab.home.run(&["mount", "other", "--remote", &lab.home.remote()]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let guarantee = |at: &str| {
+        let (status, path) = (lab.home.status(), lab.home.path(at));
+        let mounts = status["mounts"].as_array().unwrap();
+        mounts.iter().find(|mount| mount["mountpoint"] == path.to_str().unwrap()).unwrap()["guarantee"]
+            .clone()
+    };
+    wait_until("the other mount to know", || !guarantee("other").is_null());
+    assert!(guarantee("mnt").is_null());
+    let touched = lab.server.requests().into_iter().filter(|request| request.key.contains("scratch/"));
+    assert_eq!(touched.count(), 0);
 }
 
 #[test]
