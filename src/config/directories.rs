@@ -18,6 +18,11 @@ use crate::config::ConfigError;
 use crate::config::Environment;
 use crate::durable;
 
+/// Bytes of the name of a control socket.
+pub const SOCKET_NAME_BYTES: usize = 21;
+/// Bytes that the path of a socket may have: the kernel's `sun_path`, without the zero at its end.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// The base directories of one user, each already with dsfs's own name in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directories {
@@ -65,20 +70,36 @@ impl Directories {
         })
     }
 
-    /// Makes the first runtime directory that can be made private to this user.
+    /// Makes the first runtime directory that can be made private to this user, and that sockets fit into.
     ///
     /// # Errors
-    /// The last candidate's: it is the state directory's, which has to be writable anyway.
+    /// The last candidate's: it is the state directory's, which has to be writable anyway. Its path may be
+    /// too long.
     pub fn prepare_runtime(&self, uid: u32) -> io::Result<PathBuf> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for dir in &self.runtime {
-            match prepare_private(dir, uid) {
+            match check_length(dir).and_then(|()| prepare_private(dir, uid)) {
                 Ok(()) => return Ok(dir.clone()),
                 Err(err) => last = io::Error::new(err.kind(), format!("{}: {err}", dir.display())),
             }
         }
         Err(last)
     }
+}
+
+/// Refuses a directory whose sockets nobody could bind or connect to.
+fn check_length(dir: &Path) -> io::Result<()> {
+    let bytes = dir.as_os_str().len() + "/".len() + SOCKET_NAME_BYTES;
+    if bytes <= SOCKET_PATH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!(
+            "the path of a socket there would have {bytes} bytes, of {SOCKET_PATH_BYTES_MAX} that it may have; \
+             set XDG_RUNTIME_DIR to a directory of yours with a shorter path"
+        ),
+    ))
 }
 
 /// Makes a directory of ours, unless it is there, and refuses one that others own or can enter.
@@ -140,5 +161,21 @@ mod tests {
         assert!(prepare_private(&open, uid).is_err());
         assert!(prepare_private(&dir.path().join("new/deep"), uid).is_ok());
         assert!(prepare_private(&dir.path().join("new"), uid + 1).is_err());
+    }
+
+    #[test]
+    fn a_runtime_directory_that_no_socket_fits_into_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let uid = rustix::process::getuid().as_raw();
+        let (long, short) = (dir.path().join("x".repeat(90)), dir.path().join("run"));
+        let home = Environment::from_pairs(&[("HOME", "/home/u")]);
+        let of = |runtime: &[&Path]| {
+            let runtime = runtime.iter().map(|dir| dir.to_path_buf()).collect();
+            Directories { runtime, ..Directories::find(&home, uid).unwrap() }
+        };
+        assert_eq!(of(&[&long, &short]).prepare_runtime(uid).unwrap(), short);
+        let err = of(&[&long]).prepare_runtime(uid).unwrap_err();
+        assert!(err.to_string().contains("XDG_RUNTIME_DIR"), "{err}");
+        assert!(!long.exists());
     }
 }

@@ -43,6 +43,8 @@ use data_encoding::HEXLOWER;
 use sha2::Digest;
 use sha2::Sha256;
 
+use crate::config::directories;
+
 /// Of the messages; a daemon and a command of different versions do not talk.
 pub const PROTOCOL_VERSION: u32 = 2;
 /// Longest line in bytes: a report that names some ten thousand paths.
@@ -53,10 +55,13 @@ pub const ANSWER_BYTES_MAX: usize = 1 << 30;
 pub const KEEPALIVE: Duration = Duration::from_secs(2);
 /// Bytes of the hash in a socket's name, before they are written in hexadecimal.
 const NAME_HASH_BYTES: usize = 8;
+const NAME_SUFFIX: &str = ".sock";
+// Whoever chooses the directory has to know whether a socket's path fits.
+const _: () = assert!(2 * NAME_HASH_BYTES + NAME_SUFFIX.len() == directories::SOCKET_NAME_BYTES);
 
 /// The socket of the daemon of a mount point.
 #[must_use]
 pub fn socket_path(runtime: &Path, mountpoint: &Path) -> PathBuf {
     let hash = Sha256::digest(mountpoint.as_os_str().as_encoded_bytes());
-    runtime.join(format!("{}.sock", HEXLOWER.encode(&hash[..NAME_HASH_BYTES])))
+    runtime.join(format!("{}{NAME_SUFFIX}", HEXLOWER.encode(&hash[..NAME_HASH_BYTES])))
 }

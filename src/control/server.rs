@@ -70,7 +70,8 @@ impl Server {
         match StdUnixStream::connect(path) {
             Ok(_) => return Err(io::Error::from(io::ErrorKind::AddrInUse)),
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => fs::remove_file(path)?,
+            Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            Err(err) => return Err(err),
         }
         Ok(Self { listener: UnixListener::bind(path)?, path: path.to_owned() })
     }
@@ -343,6 +344,17 @@ mod tests {
         let server = Running::start();
         let reply = Client::connect(&server.socket()).unwrap().call(&discard(), &mut |_| {}).unwrap();
         assert!(matches!(reply, Reply::Discarded(DiscardOutcome { files: 2, .. })));
+    }
+
+    #[tokio::test]
+    async fn only_a_socket_that_nobody_listens_at_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = dir.path().join("dead");
+        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+        Server::bind(&dead).unwrap();
+        // Whatever else is in the way of asking is told as it is, and nothing is removed for it.
+        let err = Server::bind(&dir.path().join("x".repeat(120))).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::InvalidInput, "{err}");
     }
 
     #[test]
