@@ -205,7 +205,7 @@ pub fn mount(
             MountedFs::take_over(Arc::clone(&fs), runtime.clone(), mountpoint, &options, inherited)
         }),
     };
-    let mounted = mounted.map_err(|err| of_mount(&err, mountpoint, config))?;
+    let mounted = mounted.map_err(|err| of_mount(&err, mountpoint))?;
     Ok((fs, mounted))
 }
 
@@ -224,18 +224,42 @@ pub fn reader(config: &Config, workspace: &Workspace, runtime: &tokio::runtime::
     Reader::new(store, identity, cache, options, runtime.clone())
 }
 
-fn of_mount(err: &io::Error, mountpoint: &std::path::Path, config: &Config) -> Failure {
+fn of_mount(err: &io::Error, mountpoint: &std::path::Path) -> Failure {
     let failure =
         Failure::new(FailureKind::Failed, format!("cannot mount at {}: {err}", mountpoint.display()));
+    // fusermount3 says in words what it refuses, and this only to those whom it matters to.
     let text = err.to_string();
-    if text.contains("user_allow_other")
-        || (config.allow_other.value && !rustix::process::geteuid().is_root())
+    if text.contains("user_allow_other") {
+        failure.hint("--allow-other needs the line `user_allow_other` in /etc/fuse.conf")
+    } else if err.kind() == io::ErrorKind::PermissionDenied
+        || text.contains("no write access")
+        || text.contains("not owned by user")
     {
-        return failure.hint("--allow-other needs the line `user_allow_other` in /etc/fuse.conf");
-    }
-    if err.kind() == io::ErrorKind::PermissionDenied {
         failure.hint("the mount point must be yours and writable; in a container, CAP_SYS_ADMIN is needed")
     } else {
         failure.hint("`dsfs doctor` looks closer")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_that_is_refused_is_explained_by_what_was_said() {
+        let hint = |text: &str| {
+            let failure = of_mount(&io::Error::other(text), std::path::Path::new("/mnt"));
+            failure.hint.unwrap()
+        };
+        let not_set =
+            "fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf";
+        assert!(hint(not_set).contains("/etc/fuse.conf"));
+        for not_theirs in [
+            "fusermount3: user has no write access to mountpoint /mnt",
+            "fusermount3: mountpoint /mnt not owned by user",
+        ] {
+            assert!(hint(not_theirs).contains("must be yours"), "{not_theirs}");
+        }
+        assert!(hint("fusermount3: failed to open /dev/fuse").contains("dsfs doctor"));
     }
 }
