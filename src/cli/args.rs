@@ -21,7 +21,7 @@ pub struct GlobalArgs {
     /// The bucket
     #[arg(short, long, value_name = "NAME", global = true, help_heading = "Remote")]
     pub bucket: Option<String>,
-    /// The server's URL; none for AWS itself
+    /// The server's URL; 'aws' for AWS itself
     #[arg(short, long, value_name = "URL", global = true, help_heading = "Remote")]
     pub endpoint: Option<String>,
     /// The region to sign for

@@ -131,17 +131,13 @@ impl RemoteSettings {
 
 impl RemoteSettings {
     /// Checks what only a request would tell otherwise: that something can be connected to. A bucket that
-    /// nobody named is not looked for at AWS, where the name belongs to a stranger.
+    /// nobody named is not looked for at AWS, where the name belongs to a stranger, in whatever region.
     ///
     /// # Errors
     /// [`ConfigError::NoEndpoint`].
     pub fn check_reachable_in_principle(&self) -> Result<(), ConfigError> {
         match self {
-            Self::S3(s3)
-                if s3.endpoint.value.is_none()
-                    && s3.region.value == remote::DEFAULT_REGION
-                    && s3.bucket.origin == Origin::Default =>
-            {
+            Self::S3(s3) if s3.endpoint.value.is_none() && s3.bucket.origin == Origin::Default => {
                 Err(ConfigError::NoEndpoint)
             }
             Self::S3(_) | Self::Directory { .. } => Ok(()),

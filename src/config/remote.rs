@@ -18,6 +18,8 @@ pub const DEFAULT_PREFIX: &str = "datasets/";
 pub const DEFAULT_BUCKET: &str = "assets";
 /// R2's only region, and what most other servers take.
 pub const DEFAULT_REGION: &str = "auto";
+/// What AWS itself is called where a server's URL is expected.
+const ENDPOINT_OF_AWS: &str = "aws";
 /// Bytes of the readable half of a remote's id.
 const SLUG_BYTES_MAX: usize = 40;
 /// Bytes of the hash in a remote's id, before they are written in hexadecimal.
@@ -76,12 +78,21 @@ pub fn check_bucket(bucket: &str) -> Result<(), String> {
     }
 }
 
-/// Brings an endpoint into its one spelling: scheme and host in lower case, no `/` at the end.
+/// Parses an endpoint; `None` is AWS itself, which has to be named where a lower layer names a server.
 ///
 /// # Errors
 /// A sentence.
-pub fn normalize_endpoint(text: &str) -> Result<String, String> {
-    let bad = || format!("{text:?} cannot be an endpoint: write it like https://host or http://host:9000");
+pub fn parse_endpoint(text: &str) -> Result<Option<String>, String> {
+    if text.eq_ignore_ascii_case(ENDPOINT_OF_AWS) { Ok(None) } else { normalize_endpoint(text).map(Some) }
+}
+
+/// Brings an endpoint into its one spelling: scheme and host in lower case, no `/` at the end.
+fn normalize_endpoint(text: &str) -> Result<String, String> {
+    let bad = || {
+        format!(
+            "{text:?} cannot be an endpoint: write it like https://host or http://host:9000; {ENDPOINT_OF_AWS} is AWS itself"
+        )
+    };
     let (scheme, rest) = text.split_once("://").ok_or_else(bad)?;
     let scheme = scheme.to_ascii_lowercase();
     let rest = rest.trim_end_matches('/');
