@@ -94,9 +94,9 @@ impl GlobalArgs {
     /// Whether the flags name a remote, in whatever way.
     #[must_use]
     pub fn names_remote(&self) -> bool {
-        let given =
-            [&self.remote, &self.bucket, &self.endpoint, &self.region, &self.remote_prefix, &self.profile];
-        given.into_iter().any(Option::is_some) || self.config.is_some()
+        let layer = self.layer();
+        let given = [&layer.remote, &layer.bucket, &layer.endpoint, &layer.region, &layer.remote_prefix];
+        given.into_iter().any(Option::is_some) || self.profile.is_some() || self.config.is_some()
     }
 }
 

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::Context;
 use crate::cli::exit;
 use crate::cli::meter::Meter;
+use crate::cli::target;
 use crate::client::Client;
 use crate::client::ClientError;
 use crate::config::Config;
@@ -48,11 +49,11 @@ pub struct Session {
 /// A key or prefix as the user wrote it, `s3://bucket/…` or not: the settings that this means, and the key.
 ///
 /// # Errors
-/// It names another bucket than the flags.
-pub fn located(text: &str, cx: &Context) -> Result<(Layer, String), Failure> {
+/// It names another bucket than the flags; nothing says which remote is meant.
+pub fn located(text: &str, cx: &mut Context) -> Result<(Config, String), Failure> {
     let layer = cx.global.layer();
     if !text.starts_with("s3://") {
-        return Ok((layer, text.to_owned()));
+        return Ok((target::config(layer, cx)?, text.to_owned()));
     }
     let usage = |message: String| Failure::new(FailureKind::Usage, message);
     let rest = text.trim_start_matches("s3://");
@@ -62,7 +63,8 @@ pub fn located(text: &str, cx: &Context) -> Result<(Layer, String), Failure> {
     if other {
         return Err(usage(format!("{text} and the flags name two buckets")).hint("give only one of them"));
     }
-    Ok((Layer { bucket: Some(bucket.to_owned()), ..layer }, key.to_owned()))
+    let layer = Layer { bucket: Some(bucket.to_owned()), ..layer };
+    Ok((target::config(layer, cx)?, key.to_owned()))
 }
 
 impl Session {
@@ -70,12 +72,11 @@ impl Session {
     ///
     /// # Errors
     /// The settings do not make a remote.
-    pub async fn open(cx: &Context, layer: Layer) -> Result<Self, Failure> {
-        let config = cx.config(layer)?;
-        let remote = remote::open(&config).await?;
+    pub async fn open(config: &Config) -> Result<Self, Failure> {
+        let remote = remote::open(config).await?;
         let cancel = CancellationToken::new();
         watch_signals(cancel.clone())?;
-        Ok(Self { config, remote, cancel })
+        Ok(Self { config: config.clone(), remote, cancel })
     }
 
     /// A client of the remote, watched by `meter`.

@@ -106,6 +106,10 @@ pub fn run(args: &CommitArgs, cx: &mut Context) -> Result<(), Failure> {
     let request = args.request();
     let mut reporter = Reporter::new(&cx.out);
     let target = target::find(&args.target, cx)?;
+    let asked = match &target {
+        Target::Daemon(socket) => Some(socket.clone()),
+        Target::Direct(_) => None,
+    };
     let runtime = remote::runtime()?;
     let result = runtime.block_on(async {
         let cancel = CancellationToken::new();
@@ -122,7 +126,9 @@ pub fn run(args: &CommitArgs, cx: &mut Context) -> Result<(), Failure> {
     // the process.
     runtime.shutdown_background();
     reporter.finish();
-    let outcome = result?;
+    let elsewhere =
+        |failure| target::or_staged_elsewhere(failure, "commit", &args.name, asked.as_deref(), cx);
+    let outcome = result.map_err(elsewhere)?;
     if args.json {
         cx.out.json(&outcome);
     } else {

@@ -13,6 +13,7 @@ use crate::cli::output::counted;
 use crate::cli::target;
 use crate::cli::target::Target;
 use crate::cli::target::TargetArgs;
+use crate::config::Config;
 use crate::config::units;
 use crate::control::message::DiscardOutcome;
 use crate::control::message::Discarding;
@@ -61,28 +62,13 @@ pub struct DiscardArgs {
 /// # Errors
 /// Nothing is staged there; the user said no, or could not be asked.
 pub fn run(args: &DiscardArgs, cx: &mut Context) -> Result<(), Failure> {
-    let outcome = match target::find(&args.target, cx)? {
-        Target::Daemon(socket) => through_daemon(args, &socket)?,
-        Target::Direct(config) => {
-            let dir = config.remote_state_dir();
-            let holder = Holder { pid: std::process::id(), ..Holder::default() };
-            let nothing =
-                || Failure::new(FailureKind::NotFound, format!("nothing is staged for {}", args.name));
-            if !dir.is_dir() {
-                return Err(nothing());
-            }
-            let staging = Staging::open(&dir, &holder).map_err(|err| failure::of_staging(&err))?;
-            let discard = |what: &Discarding| operations::discard(&staging, &args.name, what);
-            match args.yes {
-                true => discard(&Discarding::Paths(args.paths.clone()))?,
-                false => {
-                    let shown = operations::select(&staging, &args.name, &args.paths)?;
-                    confirm(args, &shown)?;
-                    discard(&Discarding::Shown(shown))?
-                }
-            }
-        }
+    let target = target::find(&args.target, cx)?;
+    let (outcome, asked) = match &target {
+        Target::Daemon(socket) => (through_daemon(args, socket), Some(&**socket)),
+        Target::Direct(config) => (directly(args, config), None),
     };
+    let elsewhere = |failure| target::or_staged_elsewhere(failure, "discard", &args.name, asked, cx);
+    let outcome = outcome.map_err(elsewhere)?;
     if args.json {
         cx.out.json(&outcome);
     } else {
@@ -97,6 +83,22 @@ pub fn run(args: &DiscardArgs, cx: &mut Context) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn directly(args: &DiscardArgs, config: &Config) -> Result<DiscardOutcome, Failure> {
+    let dir = config.remote_state_dir();
+    let holder = Holder { pid: std::process::id(), ..Holder::default() };
+    if !dir.is_dir() {
+        return Err(Failure::new(FailureKind::NotFound, format!("nothing is staged for {}", args.name)));
+    }
+    let staging = Staging::open(&dir, &holder).map_err(|err| failure::of_staging(&err))?;
+    let discard = |what: &Discarding| operations::discard(&staging, &args.name, what);
+    if args.yes {
+        return discard(&Discarding::Paths(args.paths.clone()));
+    }
+    let shown = operations::select(&staging, &args.name, &args.paths)?;
+    confirm(args, &shown)?;
+    discard(&Discarding::Shown(shown))
 }
 
 fn through_daemon(args: &DiscardArgs, socket: &Path) -> Result<DiscardOutcome, Failure> {

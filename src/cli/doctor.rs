@@ -15,6 +15,7 @@ use crate::catalog::listing::RemoteEntry;
 use crate::cli::Context;
 use crate::cli::config::describe_credentials;
 use crate::cli::output::counted;
+use crate::cli::target;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
 use crate::config::CACHE_RESERVE_BYTES;
@@ -99,7 +100,7 @@ impl Check {
 /// # Errors
 /// Something failed.
 pub fn run(args: &DoctorArgs, cx: &mut Context) -> Result<(), Failure> {
-    let config = cx.config(cx.global.layer())?;
+    let config = target::config(cx.global.layer(), cx)?;
     if let Some(name) = &args.name {
         return of_dataset(name, &config, args.json, cx);
     }

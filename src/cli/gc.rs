@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::cli::Context;
 use crate::cli::output::counted;
 use crate::cli::output::printable;
+use crate::cli::target;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
 use crate::commit;
@@ -85,7 +86,7 @@ impl Row {
 /// The remote cannot be used, or does not refuse to overwrite; or a dataset's unfinished commits could not
 /// be looked at: what was done to the others is told before.
 pub fn run(args: &GcArgs, cx: &mut Context) -> Result<(), Failure> {
-    let config = cx.config(cx.global.layer())?;
+    let config = target::config(cx.global.layer(), cx)?;
     let (rows, mut failures) = remote::runtime()?.block_on(sweep(args, &config))?;
     if args.json {
         cx.out.json(&rows);

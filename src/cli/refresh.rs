@@ -57,9 +57,9 @@ pub fn run(args: &RefreshArgs, cx: &mut Context) -> Result<(), Failure> {
             Failure::new(FailureKind::Usage, format!("--watch: {err}")).hint("--watch=5s, --watch=1m")
         })?),
     };
-    let Target::Daemon(socket) = target::find(&args.target, cx)? else {
-        return Err(Failure::new(FailureKind::NotFound, "there is no mount that could be refreshed")
-            .hint("without a mount, everything is asked anew each time"));
+    let socket = match target::find(&args.target, cx)? {
+        Target::Daemon(socket) => socket,
+        Target::Direct(config) => return Err(target::not_mounted(&config)),
     };
     loop {
         let request = Request::Refresh { dataset: args.name.clone() };

@@ -1,7 +1,10 @@
-//! Which mount, or which staging area, a command means.
+//! Which remote a command means, and who works on it.
 //!
-//! In this order: the remote that the flags name; the mount that `--at` names; the mount that the user
-//! stands in; the remote that environment or configuration file name; the only mount there is.
+//! For all commands in this order: what the command line names, a remote or a mount (`--at`); the mount that the
+//! user stands in; the remote that environment or configuration file name; the only mount there is.
+//!
+//! A remote that is mounted is worked on by its daemon ([`find`]), but for commands that need no more of a mount than
+//! to know its remote ([`config`]).
 
 use std::fs;
 use std::path::Path;
@@ -12,8 +15,10 @@ use clap::Args;
 use crate::cli::Context;
 use crate::config::Config;
 use crate::config::Directories;
+use crate::config::Layer;
 use crate::config::Origin;
 use crate::config::RemoteSettings;
+use crate::config::Selection;
 use crate::control;
 use crate::control::client::Client;
 use crate::control::message::Failure;
@@ -23,6 +28,7 @@ use crate::control::message::Reply;
 use crate::control::message::Request;
 use crate::daemon::failure;
 use crate::daemon::mountinfo;
+use crate::daemon::mountinfo::Mount;
 use crate::daemon::mountpoint;
 use crate::name::DatasetName;
 use crate::staging::Staging;
@@ -31,6 +37,9 @@ use crate::staging::Staging;
 #[derive(Clone, Debug, Default, Args)]
 pub struct TargetArgs {
     /// The mount at this directory, if there are several
+    ///
+    /// Without this, and without flags that name a remote, it is the mount that the command is run in, else the
+    /// remote that environment or config.toml name, else the only mount; for `stat` and `top` all mounts.
     #[arg(long, value_name = "MOUNTPOINT")]
     pub at: Option<PathBuf>,
 }
@@ -50,36 +59,161 @@ pub enum Target {
 /// Nothing fits, or too much does.
 pub fn find(args: &TargetArgs, cx: &Context) -> Result<Target, Failure> {
     let config = cx.config(cx.global.layer())?;
+    if let Some(mountpoint) = &args.at {
+        let socket = at(&config.directories, mountpoint)?;
+        if cx.global.names_remote() {
+            let status = status_of(&socket)?;
+            check_same_remote(&status, &config)?;
+        }
+        return Ok(Target::Daemon(socket));
+    }
     if cx.global.names_remote() {
         return of_remote(config);
     }
-    if let Some(at) = &args.at {
-        let mountpoint = mountpoint::resolve(at);
-        return socket_of(&config.directories, &mountpoint)
-            .map(Target::Daemon)
-            .ok_or_else(|| no_mount_at(&mountpoint));
-    }
-    if let Some(socket) = surrounding(&config.directories) {
+    if let Some(socket) = meant(&config, "--at MOUNTPOINT says which")? {
         return Ok(Target::Daemon(socket));
     }
-    if is_named(&config.remote) {
-        return of_remote(config);
+    config.remote.check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
+    of_remote(config)
+}
+
+/// The settings for a command that works on a remote by itself, mounted or not. `flags` are those of the command
+/// line, to which it may have added a bucket. If a mount decides which remote that is, the user is told.
+///
+/// # Errors
+/// What is wrong with the settings; too many mounts fit, or one that does not say which remote it has.
+pub fn config(flags: Layer, cx: &mut Context) -> Result<Config, Failure> {
+    let is_named = cx.global.names_remote() || flags.bucket.is_some();
+    let config = cx.config(flags.clone())?;
+    if is_named {
+        return Ok(config);
+    }
+    let which = "--remote, -b, -e or --profile says which; so does running this in one of them";
+    let Some(socket) = meant(&config, which)? else { return Ok(config) };
+    let mount = status_of(&socket)?;
+    if mount.remote_id == config.remote.remote().id() {
+        return Ok(config);
+    }
+    let (remote, mountpoint) = (&mount.remote, mount.mountpoint.display());
+    let Some(choice) = mount.choice else {
+        let message = format!(
+            "the mount at {mountpoint} is of {remote}, and its dsfs is too old to say by which settings"
+        );
+        return Err(Failure::new(FailureKind::Usage, message)
+            .hint("--remote, -b, -e or --profile says which is meant"));
+    };
+    let origin = named_by(&config.remote);
+    let instead = match origin {
+        Origin::Default => String::new(),
+        origin => format!(", and not on {}, which {origin} names", config.remote.remote()),
+    };
+    cx.out.note(format!("working on {remote}, which is mounted at {mountpoint}{instead}"));
+    let selection = Selection { file: choice.config, profile: choice.profile };
+    Config::load(choice.remote.name_in(flags), selection, &cx.env).map_err(|err| failure::of_config(&err))
+}
+
+/// The mount that is meant where the command line names nothing; none if that is the remote of the settings.
+/// `which` is what to do if there are several.
+fn meant(config: &Config, which: &str) -> Result<Option<PathBuf>, Failure> {
+    if let Some(mount) = innermost().filter(Mount::is_dsfs) {
+        let socket = socket_of(&config.directories, &mount.mountpoint);
+        if socket.is_none() {
+            check_foreign_mount(&mount, config)?;
+        }
+        return Ok(socket);
+    }
+    if *named_by(&config.remote) != Origin::Default {
+        return Ok(None);
     }
     let mut mounts = live_mounts(&config.directories, None);
     match mounts.len() {
-        0 => {
-            config.remote.check_reachable_in_principle().map_err(|err| failure::of_config(&err))?;
-            of_remote(config)
-        }
-        1 => Ok(Target::Daemon(mounts.remove(0).0)),
+        0 => Ok(None),
+        1 => Ok(Some(mounts.remove(0).0)),
         _ => Err(Failure::new(FailureKind::Usage, "there are several mounts")
-            .details(
-                mounts
-                    .iter()
-                    .map(|(_, status)| format!("{}  {}", status.mountpoint.display(), status.remote)),
-            )
-            .hint("--at MOUNTPOINT says which")),
+            .details(shown(&mounts))
+            .hint(which)),
     }
+}
+
+/// `--at` and flags that name a remote have to mean the same one.
+fn check_same_remote(mount: &MountStatus, config: &Config) -> Result<(), Failure> {
+    let remote = config.remote.remote();
+    if mount.remote_id == remote.id() {
+        return Ok(());
+    }
+    let message =
+        format!("{} is a mount of {}, and the flags name {remote}", mount.mountpoint.display(), mount.remote);
+    Err(Failure::new(FailureKind::Usage, message).hint("give only one of them"))
+}
+
+/// Whoever stands in a mount whose daemon cannot be asked, a dead one or another user's, does not mean another remote.
+fn check_foreign_mount(mount: &Mount, config: &Config) -> Result<(), Failure> {
+    if mount.source == config.remote.remote().fs_name() {
+        return Ok(());
+    }
+    let message = format!(
+        "this directory is in a mount of {}, whose daemon does not answer, and the settings do not name that remote",
+        mount.source
+    );
+    Err(Failure::new(FailureKind::Usage, message)
+        .hint("--remote, -b, -e or --profile says which remote is meant; or run this elsewhere"))
+}
+
+/// The daemon of the mount at this directory, as the user has written it.
+///
+/// # Errors
+/// There is none.
+pub fn at(directories: &Directories, mountpoint: &Path) -> Result<PathBuf, Failure> {
+    let mountpoint = mountpoint::resolve(mountpoint);
+    socket_of(directories, &mountpoint).ok_or_else(|| no_mount_at(&mountpoint))
+}
+
+/// Names the mounts that have something staged for this dataset, where a command has found nothing there: the remote
+/// that was meant may have been another one. `command` is what to say to them, `asked` who has been asked already.
+#[must_use]
+pub fn or_staged_elsewhere(
+    failure: Failure,
+    command: &str,
+    name: &DatasetName,
+    asked: Option<&Path>,
+    cx: &Context,
+) -> Failure {
+    if failure.kind != FailureKind::NotFound {
+        return failure;
+    }
+    let Ok(directories) = cx.directories() else { return failure };
+    let mounts = live_mounts(&directories, None);
+    let others = mounts.iter().filter(|(socket, _)| Some(socket.as_path()) != asked);
+    let ways: Vec<String> = others
+        .filter(|(_, status)| status.staged.iter().any(|dataset| dataset.name == *name))
+        .map(|(_, status)| {
+            let at = status.mountpoint.display();
+            format!("{name} is staged at {at}: `dsfs {command} {name} --at {at}`")
+        })
+        .collect();
+    if ways.is_empty() { failure } else { failure.hint(ways.join("; ")) }
+}
+
+/// The failure of a command that needs a mount, where the remote that is meant has none.
+#[must_use]
+pub fn not_mounted(config: &Config) -> Failure {
+    let mounts = live_mounts(&config.directories, None);
+    if mounts.is_empty() {
+        return Failure::new(FailureKind::NotFound, "there is no mount")
+            .hint("without one, everything is asked anew each time");
+    }
+    let by = match named_by(&config.remote) {
+        Origin::Default => String::new(),
+        origin => format!(" ({origin})"),
+    };
+    Failure::new(FailureKind::NotFound, format!("{} is not mounted{by}", config.remote.remote()))
+        .details(shown(&mounts))
+        .hint("--at MOUNTPOINT, if another one is meant")
+}
+
+/// Mounts, one a line.
+fn shown(mounts: &[(PathBuf, MountStatus)]) -> impl Iterator<Item = String> {
+    mounts.iter().map(|(_, status)| format!("{}  {}", status.mountpoint.display(), status.remote))
 }
 
 /// The failure of naming a mount point where there is no mount of this user.
@@ -125,6 +259,13 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Reply, Failure> {
     connect(socket)?.call(request, &mut |_| {})
 }
 
+fn status_of(socket: &Path) -> Result<MountStatus, Failure> {
+    match ask(socket, &Request::Status { files_of: None })? {
+        Reply::Status(status) => Ok(*status),
+        reply => Err(unexpected(&reply)),
+    }
+}
+
 /// Connects to a daemon.
 ///
 /// # Errors
@@ -153,21 +294,18 @@ fn of_remote(config: Config) -> Result<Target, Failure> {
     }
 }
 
-/// The daemon of the mount that the working directory is in.
-fn surrounding(directories: &Directories) -> Option<PathBuf> {
+/// The mount, of whatever file system, that the working directory is in.
+fn innermost() -> Option<Mount> {
     let here = std::env::current_dir().ok()?;
-    let mounts = mountinfo::mounts().ok()?;
-    let around = mounts.iter().filter(|mount| here.starts_with(&mount.mountpoint));
-    let innermost = around.max_by_key(|mount| mount.mountpoint.as_os_str().len())?;
-    innermost.is_dsfs().then(|| socket_of(directories, &innermost.mountpoint)).flatten()
+    let around = mountinfo::mounts().ok()?.into_iter().filter(|mount| here.starts_with(&mount.mountpoint));
+    around.max_by_key(|mount| mount.mountpoint.as_os_str().len())
 }
 
-/// Whether anybody said which remote, rather than nobody.
-fn is_named(remote: &RemoteSettings) -> bool {
+/// Who has said which remote; [`Origin::Default`] if nobody has.
+fn named_by(remote: &RemoteSettings) -> &Origin {
     match remote {
-        RemoteSettings::Directory { .. } => true,
-        RemoteSettings::S3(s3) => {
-            s3.bucket.origin != Origin::Default || s3.endpoint.origin != Origin::Default
-        }
+        RemoteSettings::Directory { path, .. } => &path.origin,
+        RemoteSettings::S3(s3) if s3.bucket.origin == Origin::Default => &s3.endpoint.origin,
+        RemoteSettings::S3(s3) => &s3.bucket.origin,
     }
 }

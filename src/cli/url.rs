@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::catalog::Catalog;
 use crate::cli::Context;
 use crate::cli::bulk::Session;
+use crate::cli::target;
 use crate::config::units;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
@@ -75,8 +76,9 @@ pub fn run(args: &UrlArgs, cx: &mut Context) -> Result<(), Failure> {
         args.what.split_once('/').map_or((&*args.what, None), |(name, path)| (name, Some(path)));
     let name = DatasetName::parse(name).map_err(usage)?;
     let path = path.map(RelPath::parse).transpose().map_err(usage)?;
+    let config = target::config(cx.global.layer(), cx)?;
     let rows = remote::runtime()?.block_on(async {
-        let session = Session::open(cx, cx.global.layer()).await?;
+        let session = Session::open(&config).await?;
         session.unless_cancelled(sign(args, &name, path.as_ref(), &session)).await
     })?;
     if args.json {

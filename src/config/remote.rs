@@ -6,9 +6,12 @@ use std::path::PathBuf;
 
 use data_encoding::HEXLOWER;
 use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde::Serialize;
 use sha2::Digest;
 use sha2::Sha256;
 
+use crate::config::Layer;
 use crate::config::Secret;
 use crate::name::RemotePrefix;
 
@@ -63,6 +66,12 @@ impl RemoteUrl {
         let prefix = path.map(RemotePrefix::parse).transpose().map_err(|err| err.to_string())?;
         Ok(Self::S3 { bucket: bucket.to_owned(), prefix })
     }
+}
+
+/// A directory as a URL: what dsfs reads as an escape is escaped.
+#[must_use]
+pub fn directory_url(dir: &Path) -> String {
+    format!("file://{}/", dir.to_string_lossy().replace('%', "%25"))
 }
 
 /// Checks a bucket's name: what S3 allows, with the old lenient rules.
@@ -144,7 +153,8 @@ pub enum Credentials {
 }
 
 /// Where a remote is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// A bucket of an S3-compatible server.
     S3 {
@@ -160,7 +170,7 @@ pub enum Place {
 }
 
 /// A remote: where it is, and the prefix of its datasets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remote {
     /// Where it is.
     pub place: Place,
@@ -202,6 +212,20 @@ impl Remote {
         let hash = Sha256::digest(format!("{} {}", self.store_identity(), self.prefix));
         let separator = if slug.is_empty() { "" } else { "-" };
         format!("{slug}{separator}{}", HEXLOWER.encode(&hash[..ID_HASH_BYTES]))
+    }
+
+    /// A layer with the settings that name this remote, and leave nothing about that to lower layers.
+    #[must_use]
+    pub fn name_in(&self, layer: Layer) -> Layer {
+        let prefix = if self.prefix.as_str().is_empty() { "/" } else { self.prefix.as_str() };
+        let (url, endpoint, region) = match &self.place {
+            Place::S3 { endpoint, region, bucket } => {
+                let endpoint = endpoint.as_deref().unwrap_or(ENDPOINT_OF_AWS);
+                (format!("s3://{bucket}"), Some(endpoint.to_owned()), Some(region.clone()))
+            }
+            Place::Directory(path) => (directory_url(path), None, None),
+        };
+        Layer { remote: Some(url), remote_prefix: Some(prefix.to_owned()), endpoint, region, ..layer }
     }
 
     /// What a mount of it is called in the mount table.
@@ -255,6 +279,14 @@ mod tests {
             "s3://bucket//",
         ] {
             assert!(RemoteUrl::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn any_directory_can_be_the_remote() {
+        for dir in ["/home/u/.local/share/dsfs/demo", "/a b/c%20d", "/é/x#y?z"] {
+            let url = directory_url(Path::new(dir));
+            assert_eq!(RemoteUrl::parse(&url), Ok(RemoteUrl::Directory(dir.into())), "{url}");
         }
     }
 

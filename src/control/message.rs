@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::config::Remote;
 use crate::control::history::HistoryReply;
 use crate::control::history::HistoryRequest;
 use crate::control::keep::KeepReply;
@@ -183,6 +184,9 @@ pub struct MountStatus {
     pub remote: String,
     /// The remote's id: the name of its directory in the state directory.
     pub remote_id: String,
+    /// The same for commands that work on the remote by themselves; `None` of a daemon that does not say.
+    #[serde(default)]
+    pub choice: Option<RemoteChoice>,
     /// How far the remote enforces that nothing is overwritten, and since when this is known.
     pub guarantee: Option<String>,
     /// The remote does not answer.
@@ -196,6 +200,17 @@ pub struct MountStatus {
     pub staged: Vec<StagedDataset>,
     /// The log file, unless the daemon logs to stderr.
     pub log: Option<PathBuf>,
+}
+
+/// The settings by which a mount's remote, and keys for it, are found again; without any secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteChoice {
+    /// The remote.
+    pub remote: Remote,
+    /// The configuration file that the mount has read, if there was one.
+    pub config: Option<PathBuf>,
+    /// The profile in force.
+    pub profile: Option<String>,
 }
 
 /// A remote that does not answer, as `dsfs status` shows it.

@@ -15,6 +15,7 @@ use crate::config::CACHE_RESERVE_BYTES;
 use crate::config::Config;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
+use crate::control::message::RemoteChoice;
 use crate::daemon::failure;
 use crate::daemon::guarantee;
 use crate::daemon::guarantee::Remembered;
@@ -47,6 +48,8 @@ const INODES_MAX: usize = 200_000;
 pub struct Workspace {
     /// The remote and its store.
     pub remote: OpenRemote,
+    /// The settings that name it.
+    pub choice: RemoteChoice,
     /// The remote's staging area, which this process has locked.
     pub staging: Arc<Staging>,
     /// The block cache.
@@ -93,8 +96,14 @@ impl Workspace {
         let cache = open_cache(config);
         let state_dir = config.state_dir.value.clone();
         let guarantee = RwLock::new(guarantee::known(&remote, &state_dir));
+        let choice = RemoteChoice {
+            remote: remote.remote.clone(),
+            config: config.file_present.then(|| config.file.value.clone()),
+            profile: config.profile.as_ref().map(|profile| profile.value.clone()),
+        };
         Self {
             remote,
+            choice,
             staging: Arc::new(staging),
             cache,
             cache_dir: config.cache_dir.value.clone(),

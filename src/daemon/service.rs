@@ -168,6 +168,7 @@ impl Service {
             upgraded: self.upgraded.clone(),
             remote: self.workspace.remote.remote.to_string(),
             remote_id: self.workspace.remote.remote.id(),
+            choice: Some(self.workspace.choice.clone()),
             guarantee: self.workspace.guarantee().map(|known| known.describe()),
             offline: self.workspace.remote.link.outage().map(|outage| Offline {
                 since: guarantee::timestamp(outage.since),

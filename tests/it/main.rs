@@ -28,3 +28,4 @@ mod stuck;
 mod tools;
 mod transfers;
 mod upgrade;
+mod which;

@@ -12,6 +12,7 @@ use crate::cli::dataset::SharedArgs;
 use crate::cli::dataset::tell_mounts;
 use crate::cli::meter::Meter;
 use crate::cli::output::counted;
+use crate::cli::target;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::daemon::remote;
@@ -60,9 +61,10 @@ pub fn run(args: &DeleteArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(
         let message = format!("{name} was not deleted: nothing brings it back");
         return Err(Failure::new(FailureKind::Usage, message).hint("--yes, if that is what you want"));
     }
+    let config = target::config(cx.global.layer(), cx)?;
     let meter = Meter::new("Deleting", false, &cx.out);
     let deleted = remote::runtime()?.block_on(async {
-        let session = Session::open(cx, cx.global.layer()).await?;
+        let session = Session::open(&config).await?;
         let guarantee = session.guarantee(cx).await?;
         let mut job = shared.job(&session, name, guarantee, &meter);
         job.allow_unenforced = args.allow_unenforced;
@@ -78,7 +80,7 @@ pub fn run(args: &DeleteArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(
         Err(failure) if failure.kind == FailureKind::NotFound && had_local => 0,
         answer => answer?,
     };
-    tell_mounts(name, cx);
+    tell_mounts(name, &config);
     if args.json {
         cx.out.json(&Outcome { dataset: name, deleted, local: had_local });
     } else {

@@ -12,6 +12,7 @@ use crate::cli::dataset::MARKER;
 use crate::cli::dataset::SharedArgs;
 use crate::cli::meter::Meter;
 use crate::cli::output::counted;
+use crate::cli::target;
 use crate::config::units;
 use crate::control::message::Failure;
 use crate::daemon::compose;
@@ -56,10 +57,11 @@ struct Outcome<'a> {
 /// # Errors
 /// Something is in the way; there is no such dataset; the transfer's.
 pub fn run(args: &DownloadArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(), Failure> {
+    let config = target::config(cx.global.layer(), cx)?;
     let target = shared.local(&args.name);
     let meter = Meter::new("Downloading", true, &cx.out);
     let report = remote::runtime_for_downloads()?.block_on(async {
-        let session = Session::open(cx, cx.global.layer()).await?;
+        let session = Session::open(&config).await?;
         let transfer = Transfer {
             store: Arc::clone(&session.remote.store),
             options: TransferOptions {

@@ -11,6 +11,7 @@ use crate::cli::Context;
 use crate::cli::bulk::Session;
 use crate::cli::dataset::MARKER;
 use crate::cli::dataset::SharedArgs;
+use crate::cli::target;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::daemon::operations;
@@ -68,8 +69,9 @@ pub fn run(args: &ListArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(),
         }
     }
     if wants_remote {
+        let config = target::config(cx.global.layer(), cx)?;
         let listed = remote::runtime()?.block_on(async {
-            let session = Session::open(cx, cx.global.layer()).await?;
+            let session = Session::open(&config).await?;
             let listing = async {
                 session.remote.check_access(&session.config).await?;
                 operations::list(&*session.remote.store, &session.remote.remote.prefix, &[]).await

@@ -15,6 +15,7 @@ use crate::cli::bulk::Session;
 use crate::cli::bulk::WorkersArgs;
 use crate::cli::meter::Meter;
 use crate::cli::target;
+use crate::config::Config;
 use crate::control::message::Failure;
 use crate::control::message::Request;
 use crate::daemon::dataset::DatasetJob;
@@ -69,10 +70,9 @@ pub fn run(args: &DatasetArgs, cx: &mut Context) -> Result<(), Failure> {
 
 /// Has this user's mounts of the remote ask again about a dataset, so that they show the change now. A
 /// mount that does not answer finds out by itself.
-fn tell_mounts(name: &DatasetName, cx: &Context) {
-    let (Ok(config), Ok(directories)) = (cx.config(cx.global.layer()), cx.directories()) else { return };
+fn tell_mounts(name: &DatasetName, config: &Config) {
     let remote_id = config.remote.remote().id();
-    for (socket, status) in target::live_mounts(&directories, None) {
+    for (socket, status) in target::live_mounts(&config.directories, None) {
         if status.remote_id == remote_id {
             let _told = target::ask(&socket, &Request::Refresh { dataset: Some(name.clone()) });
         }

@@ -10,6 +10,7 @@ use crate::cli::dataset::SharedArgs;
 use crate::cli::dataset::tell_mounts;
 use crate::cli::meter::Meter;
 use crate::cli::output::counted;
+use crate::cli::target;
 use crate::config::units;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
@@ -73,10 +74,11 @@ pub fn run(args: &UploadArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(
     if !tree.files.iter().any(|file| file.path.as_str() == MARKER) {
         cx.out.warn(format!("{} has no {MARKER}, which says that a dataset is complete", root.display()));
     }
+    let config = target::config(cx.global.layer(), cx)?;
     let meter = Meter::new("Uploading", true, &cx.out);
     meter.watch().total(tree.files.len() as u64, tree.bytes());
     let report = remote::runtime()?.block_on(async {
-        let session = Session::open(cx, cx.global.layer()).await?;
+        let session = Session::open(&config).await?;
         let guarantee = session.guarantee(cx).await?;
         let mut job = shared.job(&session, &args.name, guarantee, &meter);
         job.allow_unenforced = args.allow_unenforced;
@@ -84,7 +86,7 @@ pub fn run(args: &UploadArgs, shared: &SharedArgs, cx: &mut Context) -> Result<(
     });
     meter.finish(report.is_ok());
     let report = report?;
-    tell_mounts(&args.name, cx);
+    tell_mounts(&args.name, &config);
     if args.json {
         cx.out.json(&Outcome {
             dataset: &report.dataset,

@@ -17,6 +17,7 @@ use crate::cli::mount;
 use crate::cli::target;
 use crate::config::Config;
 use crate::config::Layer;
+use crate::config::remote::directory_url;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::daemon::failure;
@@ -69,7 +70,7 @@ pub fn run(args: &DemoArgs, cx: &mut Context) -> Result<(), Failure> {
         (None, Some(home)) => home.join(MOUNTPOINT),
         (None, None) => return Err(failure::of_config(&crate::config::ConfigError::NoHome)),
     };
-    let url = file_url(&dir);
+    let url = directory_url(&dir);
     let config = cx.config(Layer { remote: Some(url.clone()), ..cx.global.layer() })?;
     durable::create_private_dirs(&dir)
         .map_err(|err| failure::of_directory("demo's directory", &dir, &err))?;
@@ -91,11 +92,6 @@ pub fn run(args: &DemoArgs, cx: &mut Context) -> Result<(), Failure> {
         cx.out.line(what_next(&path));
     }
     Ok(())
-}
-
-/// A path as a URL: what dsfs reads as an escape is escaped.
-fn file_url(dir: &Path) -> String {
-    format!("file://{}/", dir.to_string_lossy().replace('%', "%25"))
 }
 
 /// Puts the sample datasets into the remote, those that are not there.
@@ -150,18 +146,4 @@ fn what_next(mountpoint: &Path) -> String {
         note => format!("\n  {command:<width$}  # {note}"),
     };
     format!("Try:{}", lines.iter().map(line).collect::<String>())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::remote::RemoteUrl;
-
-    #[test]
-    fn any_directory_can_be_the_remote() {
-        for dir in ["/home/u/.local/share/dsfs/demo", "/a b/c%20d", "/é/x#y?z"] {
-            let url = file_url(Path::new(dir));
-            assert_eq!(RemoteUrl::parse(&url), Ok(RemoteUrl::Directory(dir.into())), "{url}");
-        }
-    }
 }

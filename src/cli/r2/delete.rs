@@ -51,14 +51,14 @@ struct Outcome {
 /// # Errors
 /// An empty key or prefix; something was replaced meanwhile; the remote's.
 pub fn run(args: &DeleteArgs, cx: &mut Context) -> Result<(), Failure> {
-    let (layer, key) = bulk::located(&args.key, cx)?;
+    let (config, key) = bulk::located(&args.key, cx)?;
     if key.trim_matches('/').is_empty() {
         return Err(Failure::new(FailureKind::Usage, "this would delete the whole bucket")
             .hint("name a key, or a prefix"));
     }
     let meter = Meter::new("Deleting", false, &cx.out);
     let deleted = remote::runtime()?.block_on(async {
-        let session = Session::open(cx, layer).await?;
+        let session = Session::open(&config).await?;
         delete(args, &key, &session, &meter).await.map_err(|err| failed(&err, &session))
     })?;
     if args.json {

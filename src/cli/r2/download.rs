@@ -64,10 +64,10 @@ struct Outcome {
 /// # Errors
 /// Something is in the way; nothing is there; the transfer's.
 pub fn run(args: &DownloadArgs, cx: &mut Context) -> Result<(), Failure> {
-    let (layer, source) = bulk::located(&args.source, cx)?;
+    let (config, source) = bulk::located(&args.source, cx)?;
     let meter = Meter::new("Downloading", args.progress, &cx.out);
     let outcome = remote::runtime_for_downloads()?.block_on(async {
-        let session = Session::open(cx, layer).await?;
+        let session = Session::open(&config).await?;
         download(args, &source, &session, &meter).await
     });
     meter.finish(outcome.is_ok());

@@ -57,9 +57,9 @@ struct Row {
 /// # Errors
 /// The remote cannot be listed.
 pub fn run(args: &ListArgs, cx: &mut Context) -> Result<(), Failure> {
-    let (layer, prefix) = bulk::located(&args.prefix, cx)?;
+    let (config, prefix) = bulk::located(&args.prefix, cx)?;
     let listing = remote::runtime()?.block_on(async {
-        let session = Session::open(cx, layer).await?;
+        let session = Session::open(&config).await?;
         let client = Client::new(session.remote.store.clone());
         let listing = async { client.list(&prefix, !args.flat).await.map_err(|err| session.failed(&err)) };
         session.unless_cancelled(listing).await

@@ -63,10 +63,10 @@ struct Outcome {
 /// # Errors
 /// Something is in the way; the transfer's.
 pub fn run(args: &UploadArgs, cx: &mut Context) -> Result<(), Failure> {
-    let (layer, destination) = bulk::located(&args.destination, cx)?;
+    let (config, destination) = bulk::located(&args.destination, cx)?;
     let meter = Meter::new("Uploading", args.progress, &cx.out);
     let outcome = remote::runtime()?.block_on(async {
-        let session = Session::open(cx, layer).await?;
+        let session = Session::open(&config).await?;
         upload(args, &destination, &session, &meter, cx).await
     });
     meter.finish(outcome.is_ok());

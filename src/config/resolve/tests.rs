@@ -237,3 +237,31 @@ fn the_kind_of_credentials_can_be_chosen() {
     assert_eq!(of(&[], "aws-credentials-file = 'k'").unwrap(), profile(None, here.to_str()));
     assert!(of(&[], "host-header = 'h'").unwrap_err().to_string().contains("endpoint"));
 }
+
+#[test]
+fn what_names_a_remote_is_complete_whatever_else_is_set() {
+    let e = ("endpoint", "http://h");
+    let remotes: [&[(&str, &str)]; 6] = [
+        &[e],
+        &[e, ("remote", "s3://mine/")],
+        &[("remote", "s3://mine/x/"), ("region", "eu-central-1")],
+        &[("remote", "file:///nas/100%25"), ("remote-prefix", "y")],
+        &[("remote", "file:///nas/a b")],
+        &[("remote", "file:///")],
+    ];
+    let env = [
+        ("R2_BUCKET", "lab"),
+        ("R2_ENDPOINT", "https://other"),
+        ("AWS_REGION", "us-east-1"),
+        ("DSFS_REMOTE_PREFIX", "other/"),
+    ];
+    for flags in remotes {
+        let remote = resolved(&Given { flags, ..NOTHING }).unwrap().remote.remote();
+        let layer = remote.name_in(Layer::default());
+        let sources = [
+            Source { layer, kind: SourceKind::Flags },
+            layer::of_environment(&Environment::from_pairs(&env)),
+        ];
+        assert_eq!(remote_settings(&sources).unwrap().remote(), remote);
+    }
+}
