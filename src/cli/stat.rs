@@ -60,9 +60,7 @@ pub fn run(args: &StatArgs, cx: &mut Context) -> Result<(), Failure> {
 pub fn gather(args: &TargetArgs, cx: &Context) -> Result<Vec<MountStat>, Failure> {
     let directories = cx.directories()?;
     let sockets: Vec<PathBuf> = match &args.at {
-        Some(mountpoint) => {
-            vec![target::socket_of(&directories, mountpoint).ok_or_else(|| target::no_mount_at(mountpoint))?]
-        }
+        Some(mountpoint) => vec![target::at(&directories, mountpoint)?],
         None => target::live_mounts(&directories, None).into_iter().map(|(socket, _)| socket).collect(),
     };
     if sockets.is_empty() {

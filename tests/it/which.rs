@@ -135,3 +135,15 @@ fn a_mount_point_and_a_remote_that_differ_are_not_chosen_between() {
     two.home.run(&[&both[..], &[&assets]].concat()).failed(2, &[&assets, &remote, "the flags name"]);
     done(&two.home.run(&[&both[..], &[&remote]].concat()), &["published 1 file"]);
 }
+
+#[test]
+fn a_mount_point_can_be_written_in_any_way() {
+    let two = Two::new();
+    std::os::unix::fs::symlink(&two.mnt, two.home.path("link")).unwrap();
+    for at in ["mnt", "./mnt/", "remote/../mnt", "link", two.mnt.to_str().unwrap()] {
+        for command in [&["stat"][..], &["top", "--count", "1"], &["list"]] {
+            done(&two.home.run(&[command, &["--at", at]].concat()), &[]);
+        }
+    }
+    two.home.run(&["stat", "--at", "remote"]).failed(4, &["no dsfs mount", "remote"]);
+}
