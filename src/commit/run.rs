@@ -63,7 +63,6 @@ use crate::staging::Contents;
 use crate::staging::Sealed;
 use crate::staging::StagingError;
 use crate::store::Expect;
-use crate::store::StoreError;
 use crate::store::guarantee::Guarantee;
 
 /// Records that are looked through for the author of what is in the way.
@@ -474,11 +473,10 @@ impl<'c> Run<'c> {
         }
     }
 
-    /// Whether it is who asks that is refused, not what is asked for: credentials that have expired, or
-    /// a wrong clock. Nothing can be taken back then, and nothing is wrong with the commit. The answer to
-    /// a HEAD has no words for it: a bare 400.
+    /// Whether it is who asks that is refused, not what is asked for. Nothing can be taken back then, and
+    /// nothing is wrong with the commit.
     async fn is_locked_out(&self, error: &CommitError) -> bool {
-        matches!(error, CommitError::Store(StoreError::Denied { .. } | StoreError::Rejected { .. }))
+        matches!(error, CommitError::Store(err) if err.may_be_about_access())
             && self.ctx.store.check_access().await.is_err()
     }
 

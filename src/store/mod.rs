@@ -450,6 +450,21 @@ impl StoreError {
         matches!(self, Self::Unavailable { .. } | Self::Contended { .. })
     }
 
+    /// Whether this may be said to who asks, whatever it is that is asked for: credentials that have
+    /// expired, a wrong clock, another server where the bucket was. The answer to a HEAD has no words for
+    /// it, a bare 400 or 404. [`ObjectStore::check_access`] tells.
+    #[must_use]
+    pub fn may_be_about_access(&self) -> bool {
+        matches!(
+            self,
+            Self::Denied { .. }
+                | Self::Rejected { .. }
+                | Self::NotFound { .. }
+                | Self::NoBucket { .. }
+                | Self::NoSuchUpload { .. }
+        )
+    }
+
     /// Whether the server has more requests than it can take.
     #[must_use]
     pub fn asks_to_slow_down(&self) -> bool {

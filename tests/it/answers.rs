@@ -190,6 +190,9 @@ async fn at_every_request(fault: HttpFault) {
                 }
             }
             lab.expect_committed(FILES, &what);
+            if matches!(fault, HttpFault::Page(..)) {
+                assert_eq!(lab.server.open_uploads(), 0, "{what}: nothing was carried out unheard");
+            }
         }
     }
 }
@@ -229,13 +232,23 @@ async fn a_200_with_an_error_in_it_at_any_request() {
     at_every_request(HttpFault::OkWithError("InternalError")).await;
 }
 
-/// From any request on, every request is refused because of who asks, until that is mended.
-async fn refused_from_any_request_on(status: u16, code: &'static str, says: &str) {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_says_not_found_at_any_request() {
+    at_every_request(HttpFault::Page(404, None)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_sends_a_page_at_any_request() {
+    at_every_request(HttpFault::Page(200, None)).await;
+}
+
+/// From any request on, every request fails in the same way, until that is mended.
+async fn refused_from_any_request_on(fault: HttpFault, is_right: fn(&StoreError) -> bool, says: &str) {
     let mut said = 0;
     for at in 0..requests_of_a_commit().await {
-        let what = format!("{code} from request {at} on");
+        let what = format!("{fault:?} from request {at} on");
         let lab = Lab::with(FILES);
-        lab.server.spell(at..usize::MAX, HttpFault::Status(status, code));
+        lab.server.spell(at..usize::MAX, fault.clone());
         let err = match lab.commit().await {
             Err(err) => err,
             Ok(_) => {
@@ -247,7 +260,7 @@ async fn refused_from_any_request_on(status: u16, code: &'static str, says: &str
         lab.server.end_spell();
         said += u32::from(err.to_string().contains(says));
         if !matches!(err, CommitError::Interrupted { .. }) {
-            assert!(matches!(err, CommitError::Store(StoreError::Denied { .. })), "{what}: {err}");
+            assert!(matches!(&err, CommitError::Store(err) if is_right(err)), "{what}: {err}");
             lab.expect_untouched(&what);
             lab.commit().await.unwrap_or_else(|err| panic!("{what}: {err}"));
         } else if at % 2 == 0 {
@@ -271,12 +284,30 @@ async fn refused_from_any_request_on(status: u16, code: &'static str, says: &str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_that_expire_on_the_way() {
-    refused_from_any_request_on(400, "ExpiredToken", "ExpiredToken").await;
+    let fault = HttpFault::Status(400, "ExpiredToken");
+    let is_right = |err: &StoreError| matches!(err, StoreError::Denied { .. });
+    refused_from_any_request_on(fault, is_right, "ExpiredToken").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_wrong_from_some_moment_on() {
-    refused_from_any_request_on(403, "RequestTimeTooSkewed", "the clock of this machine is wrong").await;
+    let fault = HttpFault::Status(403, "RequestTimeTooSkewed");
+    let is_right = |err: &StoreError| matches!(err, StoreError::Denied { .. });
+    refused_from_any_request_on(fault, is_right, "the clock of this machine is wrong").await;
+}
+
+/// What was sent stays, however long that takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_says_not_found_from_some_moment_on() {
+    let is_right = |err: &StoreError| matches!(err, StoreError::Unavailable { .. });
+    refused_from_any_request_on(HttpFault::Page(404, None), is_right, "no answer of an S3 server").await;
+}
+
+/// The bucket itself, for everybody: its name was changed, or that of another endpoint is in the settings.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_is_gone_from_some_moment_on() {
+    let is_right = |err: &StoreError| matches!(err, StoreError::NoBucket { .. });
+    refused_from_any_request_on(HttpFault::Status(404, "NoSuchBucket"), is_right, "does not exist").await;
 }
 
 /// Two parts.

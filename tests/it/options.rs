@@ -30,6 +30,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use crate::common::double::ACCESS_KEY;
 use crate::common::double::BUCKET;
 use crate::common::double::Double;
+use crate::common::double::REQUEST_ID;
 use crate::common::double::SECRET_KEY;
 use crate::common::home::Home;
 use crate::common::http::Answer;
@@ -56,6 +57,11 @@ async fn listed(options: &S3Options, server: &Recorder) -> Asked {
     server.asked().swap_remove(before)
 }
 
+/// S3's, and in few words.
+fn not_found() -> Answer {
+    Answer(404, vec![(REQUEST_ID, "1".into())], String::new())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_signs_anonymous_requests() {
     let server = listing_server();
@@ -67,7 +73,7 @@ async fn nobody_signs_anonymous_requests() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_request_says_who_pays() {
-    let server = Recorder::start(|_| Answer(404, Vec::new(), String::new()));
+    let server = Recorder::start(|_| not_found());
     let store = S3Store::new(&S3Options { requester_pays: true, ..options(&server.url()) });
     let etag = ETag::from_server("e");
     store.check_access().await.unwrap_err();
@@ -123,7 +129,7 @@ async fn the_region_is_found_from_the_bucket_whatever_the_answer_is() {
         assert_eq!(asked[0].header("authorization"), None, "before anybody can sign");
         assert!(asked[1].header("authorization").unwrap().contains("/eu-test-9/s3/"), "{status}");
     }
-    let silent = Recorder::start(|_| Answer(404, Vec::new(), String::new()));
+    let silent = Recorder::start(|_| not_found());
     let store = S3Store::new(&S3Options { find_region: true, ..options(&silent.url()) });
     assert!(matches!(store.check_access().await, Err(StoreError::NoBucket { .. })));
 }
@@ -144,7 +150,7 @@ async fn without_conditional_writes_a_look_stands_in() {
     assert_eq!(double.object(key().as_str()).unwrap().0, "two");
 
     let server = Recorder::start(|asked| match asked.method.as_str() {
-        "HEAD" => Answer(404, Vec::new(), String::new()),
+        "HEAD" => not_found(),
         _ => Answer(200, vec![("etag", "\"e\"".into())], String::new()),
     });
     for conditional_writes in [true, false] {

@@ -31,6 +31,7 @@ use dsfs::store::s3::S3Store;
 use crate::common::double::BUCKET;
 use crate::common::double::Double;
 use crate::common::double::HttpFault;
+use crate::common::double::REQUEST_ID;
 use crate::common::double::Recorded;
 
 fn key() -> ObjectKey {
@@ -86,7 +87,7 @@ async fn the_etag_of_the_answer_is_compared_where_the_server_ignores_the_conditi
     let etag = double.put_out_of_band(key().as_str(), b"whole");
     double.script(Operation::Get, HttpFault::DropHeader("etag"));
     let unnamed = store.get(&key(), &ETag::from_server(&etag), 0..5).await.err();
-    assert!(matches!(unnamed, Some(StoreError::Changed { .. })), "an answer without ETag proves nothing");
+    assert!(matches!(unnamed, Some(StoreError::Unavailable { .. })), "an answer without ETag proves nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,8 +99,102 @@ async fn an_answer_with_another_range_is_refused() {
     assert_eq!(read(&store, &etag, 10).await.unwrap(), "0123456789", "200 with exactly the whole object");
     for range in [0..5, 5..10] {
         let err = store.get(&key(), &etag, range.clone()).await.err();
-        assert!(matches!(err, Some(StoreError::Rejected { .. })), "{range:?}: {err:?}");
+        assert!(matches!(&err, Some(StoreError::Rejected { .. })), "{range:?}: {err:?}");
+        assert!(err.unwrap().to_string().contains("does not answer for ranges"), "{range:?}");
     }
+    // One that can do it has not said this.
+    double.switches().ignore_range.store(false, Ordering::SeqCst);
+    let part = store.get(&key(), &etag, 0..5).await.unwrap();
+    assert_eq!(collect(part, 5).await.unwrap(), "01234");
+    on(&double.switches().ignore_range);
+    let err = store.get(&key(), &etag, 5..10).await.err();
+    assert!(matches!(err, Some(StoreError::Unavailable { .. })), "{err:?}");
+}
+
+fn is_not_s3s<T>(answer: Result<T, StoreError>) -> bool {
+    matches!(answer, Err(err @ StoreError::Unavailable { .. }) if err.to_string().contains("no answer of an S3"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn not_found_is_believed_only_if_s3_says_so() {
+    let double = Double::start();
+    let store = double.store().await;
+    let etag = ETag::from_server(&double.put_out_of_band(key().as_str(), b"there"));
+    let upload = store.create_multipart(&key(), &ours()).await.unwrap();
+    let proxys = |operations: &[Operation]| {
+        operations.iter().for_each(|operation| double.script(*operation, HttpFault::Page(404, None)));
+    };
+    // Through the SDK, as the first request of each client goes, and past it.
+    for is_warm in [false, true] {
+        let client = || async {
+            let store = double.store().await;
+            if is_warm {
+                store.check_access().await.unwrap();
+            }
+            store
+        };
+        let (reader, writer, lister) = (client().await, client().await, client().await);
+        proxys(&[Operation::Get, Operation::List, Operation::Put]);
+        assert!(is_not_s3s(reader.get(&key(), &etag, 0..5).await));
+        assert!(is_not_s3s(lister.list(&ListRequest::recursive(KeyPrefix::from_listing("x"))).await));
+        assert!(is_not_s3s(put(&writer).await));
+    }
+    proxys(&[Operation::List]);
+    assert!(is_not_s3s(store.check_access().await));
+    proxys(&[Operation::PutPart, Operation::CompleteMultipart, Operation::AbortMultipart]);
+    assert!(is_not_s3s(store.put_part(&key(), &upload, 1, Bytes::from_static(b"x")).await));
+    assert!(is_not_s3s(store.complete_multipart(&key(), &upload, &[], &Expect::Absent).await));
+    assert!(is_not_s3s(store.abort_multipart(&key(), &upload).await));
+    assert_eq!(double.open_uploads(), 1);
+    // A HEAD has no words: they are asked for, from a server, from a proxy, and of what is not there.
+    proxys(&[Operation::Head]);
+    assert!(is_not_s3s(store.head(&key()).await));
+    proxys(&[Operation::Head, Operation::Get]);
+    assert!(is_not_s3s(store.delete(&key(), &etag).await));
+    proxys(&[Operation::Delete]);
+    assert!(is_not_s3s(store.delete(&key(), &etag).await));
+    assert!(double.object(key().as_str()).is_some());
+    let missing = ObjectKey::from_listing("datasets/run/missing");
+    double.script(Operation::Head, HttpFault::DropHeader(REQUEST_ID));
+    let not_found = store.head(&missing).await;
+    assert!(matches!(not_found, Err(StoreError::NotFound { .. })), "{not_found:?}");
+    double.forget_requests();
+    let not_found = store.head(&missing).await;
+    assert!(matches!(not_found, Err(StoreError::NotFound { .. })), "{not_found:?}");
+    assert_eq!(double.requests().len(), 1, "S3 is believed at once");
+    store.delete(&missing, &etag).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_no_success() {
+    let double = Double::start();
+    let store = double.store().await;
+    let upload = store.create_multipart(&key(), &ours()).await.unwrap();
+    let page = |operation| double.script(operation, HttpFault::Page(200, Some("\"page\"")));
+    page(Operation::PutPart);
+    assert!(is_not_s3s(store.put_part(&key(), &upload, 1, Bytes::from_static(b"x")).await));
+    page(Operation::CreateMultipart);
+    assert!(is_not_s3s(store.create_multipart(&key(), &ours()).await));
+    page(Operation::CompleteMultipart);
+    assert!(is_not_s3s(store.complete_multipart(&key(), &upload, &[], &Expect::Absent).await));
+    page(Operation::AbortMultipart);
+    assert!(is_not_s3s(store.abort_multipart(&key(), &upload).await));
+    assert_eq!(double.open_uploads(), 1);
+    page(Operation::List);
+    assert!(is_not_s3s(store.list(&ListRequest::recursive(KeyPrefix::from_listing("x"))).await));
+    // Through the SDK, and past it.
+    for store in [double.store().await, store] {
+        page(Operation::Put);
+        assert!(is_not_s3s(put(&store).await));
+    }
+    assert!(double.keys().is_empty());
+    let store = double.store().await;
+    let etag = put(&store).await.unwrap();
+    double.script(Operation::Get, HttpFault::Page(200, None));
+    assert!(is_not_s3s(store.get(&key(), &etag, 0..4).await));
+    page(Operation::Delete);
+    assert!(is_not_s3s(store.delete(&key(), &etag).await));
+    assert!(double.object(key().as_str()).is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

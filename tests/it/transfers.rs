@@ -296,6 +296,33 @@ fn a_storm_of_503_is_ridden_out() {
     assert_eq!(lab.files("temp/x"), lab.files("up"));
 }
 
+#[test]
+fn a_proxy_that_answers_for_its_server_costs_only_time() {
+    let lab = Lab::new();
+    lab.write("up/large", &body(LARGE));
+    lab.write("up/small", b"small");
+    lab.ok(&["r2", "upload", "up/small", "probed"]); // the server is known from here on
+    let writes =
+        [Operation::CreateMultipart, Operation::PutPart, Operation::CompleteMultipart, Operation::Put];
+    for operation in writes.into_iter().chain([Operation::List]) {
+        lab.server.script(operation, HttpFault::Page(404, None));
+        lab.server.script(operation, HttpFault::Page(200, Some("\"page\"")));
+    }
+    lab.ok(&["r2", "upload", "up", "x"]);
+    for fault in [HttpFault::Page(404, None), HttpFault::Page(200, None)] {
+        for operation in [Operation::List, Operation::Head, Operation::Get] {
+            lab.server.script(operation, fault.clone());
+        }
+    }
+    lab.ok(&["r2", "download", "x/"]);
+    assert_eq!(lab.files("temp/x"), lab.files("up"));
+    assert_eq!(lab.server.open_uploads(), 0);
+    let deletes = [Operation::List, Operation::Head, Operation::Delete];
+    deletes.into_iter().for_each(|operation| lab.server.script(operation, HttpFault::Page(404, None)));
+    lab.ok(&["r2", "delete", "x/"]);
+    assert_eq!(lab.server.keys(), ["probed"]);
+}
+
 /// Starts a command, and waits until the server has seen so many requests of a kind.
 fn started(lab: &Lab, arguments: &[&str], operation: Operation, count: usize) -> std::process::Child {
     let mut command = lab.command(arguments);

@@ -131,6 +131,37 @@ async fn a_refusal_midway_takes_everything_back() {
     }
 }
 
+/// What is said not to be there may be what is asked for, or what was asked: another server under its name.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_found_is_taken_back_only_if_the_bucket_is_there() {
+    let no_bucket = || StoreError::NoBucket { bucket: "s3://assets".into() };
+    let big = key("frames/big.bin");
+    for failure in
+        [StoreError::NoSuchUpload { key: big.clone() }, StoreError::NotFound { key: big }, no_bucket()]
+    {
+        let bucket = bucket_with_foreign();
+        let machine = Machine::new("ann");
+        machine.stage(FILES);
+        let faulty = Arc::new(FaultyStore::new(bucket.clone()));
+        faulty.script(Operation::PutPart, Fault::Before(failure.clone()));
+        faulty.script(Operation::CheckAccess, Fault::Before(no_bucket()));
+        let outcome = commit(&machine.context(faulty.clone())).await;
+        assert!(matches!(outcome, Err(CommitError::Interrupted { .. })), "{failure}: {outcome:?}");
+        assert_eq!(bucket.open_uploads(), 1, "{failure}");
+        resume(&machine.context(bucket.clone())).await.unwrap();
+        expect_published(&bucket, 0, &failure.to_string()).await;
+
+        let bucket = bucket_with_foreign();
+        let machine = Machine::new("ann");
+        machine.stage(FILES);
+        let faulty = Arc::new(FaultyStore::new(bucket.clone()));
+        faulty.script(Operation::PutPart, Fault::Before(failure.clone()));
+        let outcome = commit(&machine.context(faulty)).await;
+        assert!(matches!(outcome, Err(CommitError::Store(_))), "{failure}: {outcome:?}");
+        assert_eq!((bucket.open_uploads(), machine.staged().len()), (0, 4), "{failure}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_large_file_is_sent_once_whatever_happens() {
     let parts = 3;

@@ -19,6 +19,7 @@ use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::RuntimeComponents;
 use aws_sdk_s3::config::StalledStreamProtectionConfig;
+use aws_sdk_s3::config::interceptors::AfterDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -46,8 +47,10 @@ use crate::store::StoreError;
 use crate::store::s3::credentials;
 use crate::store::s3::credentials::S3Credentials;
 use crate::store::s3::direct::Components;
+use crate::store::s3::error::ForeignAnswer;
 use crate::store::s3::error::Subject;
 use crate::store::s3::error::chain;
+use crate::store::s3::error::is_page;
 
 /// Where every bucket of AWS can be asked for.
 const REGION_ASKED_FIRST: &str = "us-east-1";
@@ -315,6 +318,28 @@ impl Intercept for ServerClock {
     }
 }
 
+/// Refuses a yes that is not S3's. Where S3 has nothing more to say, the SDK does not look at what it gets.
+#[derive(Clone, Debug)]
+struct RefusePages;
+
+impl Intercept for RefusePages {
+    fn name(&self) -> &'static str {
+        "RefusePages"
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let answer = context.response();
+        // An object's bytes are not there yet, whatever they are.
+        let is_foreign = answer.status().is_success() && answer.body().bytes().is_some_and(is_page);
+        if is_foreign { Err(ForeignAnswer.into()) } else { Ok(()) }
+    }
+}
+
 /// The SDK's client, with everything off that is done elsewhere in dsfs.
 pub(super) fn client(options: &S3Options, region: &str, clock: &ServerClock) -> Client {
     let http = http_client(options);
@@ -388,6 +413,7 @@ fn config(options: &S3Options, region: &str, http: &SharedHttpClient) -> aws_sdk
             host: options.host_header.clone(),
             requester_pays: options.requester_pays,
         })
+        .interceptor(RefusePages)
         // Retries are `store::retry`, which knows when a lost reply must not be asked twice.
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().connect_timeout(options.connect_timeout).build())

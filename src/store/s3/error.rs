@@ -3,6 +3,10 @@
 //! Sorted by HTTP status first, since servers agree on statuses more than on codes; a code
 //! decides only where one status means several things (404, 400, and 200 with an error in
 //! its body). [`classify`] is pure, so that the table can be tested as a table.
+//!
+//! Not every answer is the server's: while it restarts, a proxy in front of it says "not found" in its
+//! place, or sends a page. S3 has a code for what is not there, or at least names the request; what has
+//! neither says nothing of objects, and is asked again.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -11,6 +15,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::error::SdkError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::http::Headers;
 
 use crate::name::ObjectKey;
 use crate::store::Expect;
@@ -52,6 +57,31 @@ const CREDENTIAL_CODES: &[&str] = &[
     "Unauthorized",
 ];
 
+/// What is said of an answer that is not the server's.
+pub(super) const NOT_S3: &str = "no answer of an S3 server; a proxy's in its place, or the endpoint is wrong";
+/// How much of an answer is looked at to tell whether it is a page, in bytes.
+const PAGE_HEAD_BYTES: usize = 1024;
+
+/// Whether an answer has S3's name for the request, which proxies pass on and do not make up. Some servers
+/// leave it out.
+pub(super) fn names_request(headers: &Headers) -> bool {
+    headers.contains_key("x-amz-request-id")
+}
+
+/// Whether the body of an answer that says yes is one that S3 never sends: its own are empty, or XML.
+pub(super) fn is_page(body: &[u8]) -> bool {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii_start();
+    let head = body.get(..PAGE_HEAD_BYTES).unwrap_or(body);
+    let is_xml = matches!(head, [b'<', b'?' | b'a'..=b'z' | b'A'..=b'Z', ..]);
+    let is_html = || head.windows(5).any(|text| text.eq_ignore_ascii_case(b"<html"));
+    !head.is_empty() && (!is_xml || is_html())
+}
+
+/// The server is said to have agreed, by an answer that is not its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", NOT_S3)]
+pub(super) struct ForeignAnswer;
+
 /// What a request was about, so that its failure can say so.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Subject<'a> {
@@ -90,6 +120,8 @@ pub(super) struct Answer<'a> {
     pub message: &'a str,
     /// `x-amz-bucket-region`, where the bucket really is.
     pub region: Option<&'a str>,
+    /// As [`names_request`] says: it is S3's, even without a code.
+    pub names_request: bool,
 }
 
 impl Answer<'_> {
@@ -100,6 +132,11 @@ impl Answer<'_> {
             || self.code.starts_with("Throttling")
     }
 
+    /// Whether this "not found" says nothing of S3's objects.
+    fn is_foreign(&self) -> bool {
+        self.status == 404 && self.code.is_empty() && !self.names_request
+    }
+
     fn reason(&self) -> String {
         let mut reason = match (self.code, self.message) {
             ("", "") => format!("HTTP {}", self.status),
@@ -107,6 +144,10 @@ impl Answer<'_> {
             (code, "") => format!("{code} (HTTP {})", self.status),
             (code, message) => format!("{code}: {message} (HTTP {})", self.status),
         };
+        if self.is_foreign() {
+            reason.push_str("; ");
+            reason.push_str(NOT_S3);
+        }
         if self.code == "RequestTimeTooSkewed" {
             reason.push_str("; the clock of this machine is wrong");
         }
@@ -131,6 +172,7 @@ pub(super) fn classify(bucket: &str, subject: Subject<'_>, answer: &Answer<'_>) 
     };
     match (answer.status, answer.code) {
         (_, "NoSuchBucket") => StoreError::NoBucket { bucket: bucket.to_owned() },
+        _ if answer.is_foreign() => unavailable(),
         (404, code) => not_found(bucket, subject, code),
         (_, "NoSuchUpload") => not_found(bucket, subject, answer.code),
         (412, _) | (_, "PreconditionFailed") => conflict(subject).unwrap_or_else(rejected),
@@ -144,6 +186,8 @@ pub(super) fn classify(bucket: &str, subject: Subject<'_>, answer: &Answer<'_>) 
         (status, _) if TRANSIENT_STATUSES.contains(&status) => unavailable(),
         (501, _) => rejected(),
         (500.., _) => unavailable(),
+        // A yes that cannot be read: who said so, and whether it was done, is not known.
+        (200..300, "") if matches!(subject, Subject::Write(..) | Subject::Upload(_)) => unavailable(),
         _ => rejected(),
     }
 }
@@ -177,19 +221,26 @@ where
     E: Error + ProvideErrorMetadata + Send + Sync + 'static,
 {
     if let SdkError::ServiceError(service) = &err {
-        let status = service.raw().status();
+        let raw = service.raw();
+        let status = raw.status();
         // An answer that says yes and cannot be read: only the SDK knows what is wrong with it.
         let unread = if status.is_success() { chain(service.err()) } else { String::new() };
+        // Where there is no body, the SDK makes a code of the status.
+        let is_silent = raw.body().bytes().is_none_or(<[u8]>::is_empty);
         let answer = Answer {
             status: status.as_u16(),
-            code: service.err().code().unwrap_or_default(),
+            code: service.err().code().filter(|_| !is_silent).unwrap_or_default(),
             message: service.err().message().unwrap_or(&unread),
-            region: service.raw().headers().get("x-amz-bucket-region"),
+            region: raw.headers().get("x-amz-bucket-region"),
+            names_request: names_request(raw.headers()),
         };
         return classify(bucket, subject, &answer);
     }
     let key = subject.describe(bucket);
-    if let Some(credentials) = find_credentials_error(&err) {
+    if find_cause::<ForeignAnswer>(&err).is_some() {
+        return StoreError::unavailable(key, NOT_S3);
+    }
+    if let Some(credentials) = find_cause::<CredentialsError>(&err) {
         let reason = if matches!(credentials, CredentialsError::CredentialsNotLoaded(_)) {
             "no credentials were found".to_owned()
         } else {
@@ -203,10 +254,10 @@ where
     StoreError::Unavailable { key, reason: chain(&err), throttled: false, source: Some(Arc::new(err)) }
 }
 
-fn find_credentials_error<'e>(err: &'e (dyn Error + 'static)) -> Option<&'e CredentialsError> {
+fn find_cause<'e, T: Error + 'static>(err: &'e (dyn Error + 'static)) -> Option<&'e T> {
     let mut next = Some(err);
     while let Some(err) = next {
-        if let Some(found) = err.downcast_ref::<CredentialsError>() {
+        if let Some(found) = err.downcast_ref::<T>() {
             return Some(found);
         }
         next = err.source();
@@ -259,8 +310,11 @@ mod tests {
         let replace = Subject::Write(&key, &version);
         let table: &[(Subject<'_>, u16, &str, &str)] = &[
             (Subject::Bucket, 404, "NoSuchBucket", "no bucket"),
-            (Subject::Bucket, 404, "", "no bucket"),
-            (Subject::Read(&key), 404, "", "not found"),
+            (Subject::Bucket, 404, "", "unavailable"),
+            (Subject::Read(&key), 404, "", "unavailable"),
+            (create, 404, "", "unavailable"),
+            (replace, 404, "", "unavailable"),
+            (Subject::Upload(&key), 404, "", "unavailable"),
             (Subject::Read(&key), 404, "NoSuchKey", "not found"),
             (Subject::Read(&key), 404, "NoSuchBucket", "no bucket"),
             (Subject::Read(&key), 412, "", "changed"),
@@ -289,24 +343,70 @@ mod tests {
             (create, 501, "NotImplemented", "rejected"),
             (Subject::Bucket, 301, "PermanentRedirect", "rejected"),
             // 200 with an error in its body.
+            (create, 200, "", "unavailable"),
+            (Subject::Upload(&key), 200, "", "unavailable"),
+            (Subject::Bucket, 200, "", "rejected"),
             (create, 200, "InternalError", "unavailable"),
             (create, 200, "PreconditionFailed", "exists"),
             (create, 200, "NoSuchUpload", "no upload"),
             (create, 200, "ConditionalRequestConflict", "contended"),
         ];
         for (subject, status, code, expected) in table {
-            let answer = Answer { status: *status, code, message: "m", region: None };
+            let answer = Answer { status: *status, code, message: "m", ..Answer::default() };
             let err = classify("assets", *subject, &answer);
             assert_eq!(kind(&err), *expected, "{subject:?} {status} {code}: {err}");
         }
     }
 
     #[test]
+    fn not_found_is_believed_of_s3_only() {
+        let key = ObjectKey::from_listing("a/b");
+        let bare = Answer { status: 404, ..Answer::default() };
+        let text = classify("assets", Subject::Read(&key), &bare).to_string();
+        assert!(text.contains("HTTP 404; no answer of an S3 server"), "{text}");
+        let named = Answer { names_request: true, ..bare };
+        for (subject, expected) in [
+            (Subject::Bucket, "no bucket"),
+            (Subject::Read(&key), "not found"),
+            (Subject::Upload(&key), "no upload"),
+        ] {
+            assert_eq!(kind(&classify("assets", subject, &named)), expected, "{subject:?}");
+        }
+    }
+
+    #[test]
+    fn pages_are_told_from_what_s3_sends() {
+        let own = [
+            "",
+            " \r\n",
+            "<?xml version=\"1.0\"?>\n<CompleteMultipartUploadResult/>",
+            "\u{feff}<?xml version=\"1.0\"?><ListBucketResult/>",
+            "   <Error><Code>InternalError</Code></Error>",
+        ];
+        for body in own {
+            assert!(!is_page(body.as_bytes()), "{body:?}");
+        }
+        let pages = [
+            "404 page not found\n",
+            "{\"error\":\"not found\"}",
+            "<html><body>Welcome to nginx!</body></html>",
+            "\n<!DOCTYPE html>\n<title>Log in</title>",
+            "<?xml version=\"1.0\"?><!DOCTYPE html PUBLIC \"-//W3C//DTD XHTML 1.0\"><HTML></HTML>",
+            "<",
+        ];
+        for body in pages {
+            assert!(is_page(body.as_bytes()), "{body:?}");
+        }
+    }
+
+    #[test]
     fn reasons_carry_the_servers_words_and_what_follows_from_them() {
-        let skew = Answer { status: 403, code: "RequestTimeTooSkewed", message: "too large", region: None };
+        let skew =
+            Answer { status: 403, code: "RequestTimeTooSkewed", message: "too large", ..Answer::default() };
         let text = classify("assets", Subject::Bucket, &skew).to_string();
         assert!(text.contains("too large") && text.contains("clock of this machine"), "{text}");
-        let moved = Answer { status: 301, code: "PermanentRedirect", message: "", region: Some("eu-west-1") };
+        let region = Some("eu-west-1");
+        let moved = Answer { status: 301, code: "PermanentRedirect", region, ..Answer::default() };
         let text = classify("assets", Subject::Bucket, &moved).to_string();
         assert!(text.contains("bucket assets") && text.contains("eu-west-1"), "{text}");
     }

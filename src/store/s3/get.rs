@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
@@ -20,6 +21,7 @@ use super::direct;
 use super::direct::Draft;
 use super::error;
 use super::error::Answer;
+use super::error::NOT_S3;
 use super::error::Subject;
 use super::error::chain;
 use super::quoted;
@@ -90,7 +92,7 @@ impl S3Store {
             }
             reply => reply?,
         };
-        check_reply(key, etag, range, &ReplyHead::of(&reply))?;
+        self.check_reply(key, etag, range, &ReplyHead::of(&reply))?;
         Ok(reply.body)
     }
 
@@ -111,7 +113,7 @@ impl S3Store {
             .checksum_mode(ChecksumMode::Enabled)
             .send();
         let mut reply = self.answer(Subject::Read(key), Duration::ZERO, request).await?;
-        check_reply(key, etag, &(0..size_bytes), &ReplyHead::of(&reply))?;
+        self.check_reply(key, etag, &(0..size_bytes), &ReplyHead::of(&reply))?;
         let metadata = reply.metadata.take().unwrap_or_default();
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
         let meta = ObjectMeta {
@@ -147,10 +149,12 @@ impl S3Store {
         }
         if !status.is_success() {
             let region = reply.headers().get("x-amz-bucket-region").map(str::to_owned);
+            let names_request = error::names_request(reply.headers());
             let body = timeout(self.request_timeout, direct::short_body(reply.into_body())).await;
             let body = body.unwrap_or_default(); // the status alone says enough
             let (code, message) = direct::error_document(&body);
-            let answer = Answer { status: status.as_u16(), code, message, region: region.as_deref() };
+            let (status, region) = (status.as_u16(), region.as_deref());
+            let answer = Answer { status, code, message, region, names_request };
             return Err(error::classify(&self.bucket, Subject::Read(key), &answer));
         }
         let headers = reply.headers();
@@ -159,8 +163,61 @@ impl S3Store {
             content_range: headers.get("content-range"),
             content_length: headers.get("content-length").and_then(|len| len.parse().ok()),
         };
-        check_reply(key, etag, range, &head)?;
+        self.check_reply(key, etag, range, &head)?;
         Ok(SdkStream::new(reply.into_body()))
+    }
+
+    /// Checks that an answer's head promises exactly `range` of the version `etag`.
+    fn check_reply(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        range: &Range<u64>,
+        reply: &ReplyHead<'_>,
+    ) -> Result<(), StoreError> {
+        let Some(found) = reply.etag.map(ETag::from_server) else {
+            // Of no version at all, so that it does not say that the object is another one now.
+            return Err(StoreError::unavailable(key, format!("an answer without ETag: {NOT_S3}")));
+        };
+        if found != *etag {
+            return Err(StoreError::Changed { key: key.clone() });
+        }
+        if reply.promises(range) {
+            if reply.content_range.is_some() {
+                self.answers_ranges.store(true, Ordering::Relaxed);
+            }
+            return Ok(());
+        }
+        let reason = format!(
+            "asked for bytes {range:?}, the answer has {:?} of length {:?}",
+            reply.content_range.unwrap_or("no range"),
+            reply.content_length,
+        );
+        if reply.ends_before(range) {
+            return Err(StoreError::Rejected { key: key.to_string(), reason });
+        }
+        // A server that does otherwise has not said this, and may be there again.
+        if self.answers_ranges.load(Ordering::Relaxed) {
+            return Err(StoreError::unavailable(key, format!("{reason}: {NOT_S3}")));
+        }
+        let reason = format!("{reason}; this server, or a proxy in front of it, does not answer for ranges");
+        Err(StoreError::Rejected { key: key.to_string(), reason })
+    }
+
+    /// What a HEAD's bare "not found" means: the answer to a GET has words, which tell S3's from a proxy's.
+    pub(super) async fn explain_missing(&self, key: &ObjectKey) -> StoreError {
+        let client = match self.client().await {
+            Ok(client) => client,
+            Err(err) => return err,
+        };
+        let request = client.get_object().bucket(&self.bucket).key(key.as_str()).range("bytes=0-0").send();
+        match self.answer(Subject::Read(key), Duration::ZERO, request).await {
+            // An empty object has no first byte.
+            Ok(_) | Err(Failure { status: Some(416), .. }) => {
+                StoreError::unavailable(key, format!("HEAD: HTTP 404; {NOT_S3}"))
+            }
+            Err(failure) => failure.error,
+        }
     }
 
     /// Why a range that lies inside the pinned version was refused: most likely the object is
@@ -191,37 +248,29 @@ impl<'a> ReplyHead<'a> {
             content_length: reply.content_length().and_then(|len| u64::try_from(len).ok()),
         }
     }
-}
 
-/// Checks that an answer's head promises exactly `range` of the version `etag`.
-fn check_reply(
-    key: &ObjectKey,
-    etag: &ETag,
-    range: &Range<u64>,
-    reply: &ReplyHead<'_>,
-) -> Result<(), StoreError> {
-    if reply.etag.map(ETag::from_server).as_ref() != Some(etag) {
-        return Err(StoreError::Changed { key: key.clone() });
+    /// Whether the object is shorter than what was asked for: then servers send what there is.
+    fn ends_before(&self, range: &Range<u64>) -> bool {
+        let Some((bounds, total)) = self.content_range.and_then(|text| text.split_once('/')) else {
+            return false;
+        };
+        let total = total.parse::<u64>().unwrap_or(u64::MAX);
+        total < range.end && bounds == format!("bytes {}-{}", range.start, total.saturating_sub(1))
     }
-    let len = range.end - range.start;
-    let right_range = match reply.content_range {
-        // `bytes 0-9/100`; some servers send it with status 200, which is as clear.
-        Some(text) => {
-            let bounds = text.strip_prefix("bytes ").and_then(|text| text.split('/').next());
-            bounds == Some(&format!("{}-{}", range.start, range.end - 1))
-        }
-        // The whole object: right only if the whole object was asked for.
-        None => range.start == 0,
-    };
-    let declared = reply.content_length;
-    if right_range && declared == Some(len) {
-        return Ok(());
+
+    /// Whether the body is these bytes of the object.
+    fn promises(&self, range: &Range<u64>) -> bool {
+        let is_range = match self.content_range {
+            // `bytes 0-9/100`; some servers send it with status 200, which is as clear.
+            Some(text) => {
+                let bounds = text.strip_prefix("bytes ").and_then(|text| text.split('/').next());
+                bounds == Some(&format!("{}-{}", range.start, range.end - 1))
+            }
+            // The whole object: right only if the whole object was asked for.
+            None => range.start == 0,
+        };
+        is_range && self.content_length == Some(range.end - range.start)
     }
-    let reason = format!(
-        "asked for bytes {range:?}, the answer has {:?} of length {declared:?}",
-        reply.content_range.unwrap_or("no range"),
-    );
-    Err(StoreError::Rejected { key: key.to_string(), reason })
 }
 
 /// What is left of a body that is being read.

@@ -17,6 +17,7 @@ use super::direct;
 use super::direct::Draft;
 use super::error;
 use super::error::Answer;
+use super::error::NOT_S3;
 use super::error::Subject;
 use super::error::chain;
 use super::listing::NoPage;
@@ -71,8 +72,10 @@ impl S3Store {
         self.clock.note(reply.headers().get("date"));
         let status = reply.status();
         let region = reply.headers().get("x-amz-bucket-region").map(str::to_owned);
+        let names_request = error::names_request(reply.headers());
         let refused = |code: &str, message: &str| {
-            let answer = Answer { status: status.as_u16(), code, message, region: region.as_deref() };
+            let (status, region) = (status.as_u16(), region.as_deref());
+            let answer = Answer { status, code, message, region, names_request };
             error::classify(&self.bucket, Subject::Bucket, &answer)
         };
         if !status.is_success() {
@@ -92,6 +95,9 @@ impl S3Store {
         }
         Page::parse(&document).map_err(|err| match err {
             NoPage::Error(code, message) => refused(&code, &message),
+            NoPage::CutOff | NoPage::Unreadable(_) if error::is_page(&document) => {
+                StoreError::unavailable(bucket(), NOT_S3)
+            }
             NoPage::CutOff => StoreError::unavailable(bucket(), "the page of a listing breaks off"),
             NoPage::Unreadable(reason) => {
                 refused("", &format!("the answer to a listing cannot be read: {reason}"))

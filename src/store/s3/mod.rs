@@ -1,8 +1,8 @@
 //! A bucket, through the AWS SDK.
 //!
 //! One request of the trait is one request to the server, with these exceptions: `delete`
-//! looks before it deletes (many servers ignore `If-Match` there), and a range that the server
-//! calls unsatisfiable is explained by a HEAD.
+//! looks before it deletes (many servers ignore `If-Match` there), a range that the server
+//! calls unsatisfiable is explained by a HEAD, and a HEAD's "not found" that may be a proxy's by a GET.
 //!
 //! # Promises
 //!
@@ -14,6 +14,8 @@
 //! 4. Every write carries its condition and a CRC32C that the server verifies. CRC32C and not
 //!    AWS's default CRC64NVME, because R2, ministack and SeaweedFS agree on its meaning for
 //!    parts (a checksum of checksums), and they do not on CRC64NVME's; and the CPU computes it.
+//! 5. A proxy that answers in the server's place, with "not found" or with a page, is not believed: the
+//!    request has failed as if nobody had answered, and may be asked again.
 //!
 //! # What this module does not know
 //!
@@ -33,6 +35,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -79,6 +82,7 @@ pub use self::credentials::S3Keys;
 use self::connect::BodySignature;
 use self::connect::ServerClock;
 use self::direct::Direct;
+use self::error::NOT_S3;
 use self::error::Subject;
 
 /// A bucket on an S3-compatible service.
@@ -94,6 +98,8 @@ pub struct S3Store {
     /// nothing but the time for its SHA-256.
     unsigned_bodies: bool,
     clock: ServerClock,
+    /// Whether a part of an object has come as it was asked for: the server can do that.
+    answers_ranges: AtomicBool,
 }
 
 impl fmt::Debug for S3Store {
@@ -119,6 +125,7 @@ impl S3Store {
             request_timeout: options.request_timeout,
             unsigned_bodies: !exposed && !matches!(options.credentials, S3Credentials::Anonymous),
             clock,
+            answers_ranges: AtomicBool::new(false),
         }
     }
 
@@ -207,7 +214,12 @@ impl S3Store {
     async fn written_etag(&self, key: &ObjectKey, etag: Option<&str>) -> Result<ETag, StoreError> {
         match etag {
             Some(etag) => Ok(ETag::from_server(etag)),
-            None => Ok(self.head(key).await?.etag),
+            None => match self.head(key).await {
+                Err(StoreError::NotFound { .. }) => {
+                    Err(StoreError::unavailable(key, "it was said to be written, and is not there"))
+                }
+                answer => Ok(answer?.etag),
+            },
         }
     }
 }
@@ -285,12 +297,17 @@ impl ObjectStore for S3Store {
             .key(key.as_str())
             .checksum_mode(ChecksumMode::Enabled)
             .send();
-        let output = self.answer(subject, Duration::ZERO, request).await?;
+        let output = match self.answer(subject, Duration::ZERO, request).await {
+            Err(Failure { status: Some(404), error: StoreError::Unavailable { .. } }) => {
+                return Err(self.explain_missing(key).await);
+            }
+            answer => answer?,
+        };
         let etag = output.e_tag().map(ETag::from_server);
         let size_bytes = output.content_length().and_then(|len| u64::try_from(len).ok());
         let (Some(etag), Some(size_bytes)) = (etag, size_bytes) else {
-            let reason = "the answer to HEAD has no ETag or no length".into();
-            return Err(StoreError::Rejected { key: key.to_string(), reason });
+            let reason = format!("the answer to HEAD has no ETag or no length: {NOT_S3}");
+            return Err(StoreError::unavailable(key, reason));
         };
         let metadata = output.metadata.unwrap_or_default();
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
@@ -405,8 +422,8 @@ impl ObjectStore for S3Store {
             .interceptor(signature);
         let output = self.answer(Subject::Upload(key), allowance, call.send()).await?;
         let Some(etag) = output.e_tag().map(ETag::from_server) else {
-            let reason = format!("the answer to part {number} has no ETag");
-            return Err(StoreError::Rejected { key: key.to_string(), reason });
+            let reason = format!("the answer to part {number} has no ETag: {NOT_S3}");
+            return Err(StoreError::unavailable(key, reason));
         };
         Ok(PartReceipt { number, etag, checksum: Some(checksum) })
     }

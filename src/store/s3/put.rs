@@ -14,6 +14,7 @@ use super::direct;
 use super::direct::Draft;
 use super::error;
 use super::error::Answer;
+use super::error::NOT_S3;
 use super::error::Subject;
 use super::error::chain;
 use crate::name::ObjectKey;
@@ -29,6 +30,7 @@ struct Reply {
     status: u16,
     etag: Option<String>,
     region: Option<String>,
+    names_request: bool,
     body: String,
 }
 
@@ -86,9 +88,15 @@ impl S3Store {
         let (code, message) = direct::error_document(&reply.body);
         // Some say yes before they know, and no in the body.
         if (200..300).contains(&reply.status) && code.is_empty() {
-            return Ok(reply.etag);
+            // Whoever it was that said yes, nobody knows whether anything was written.
+            return if error::is_page(reply.body.as_bytes()) {
+                Err(StoreError::unavailable(key, NOT_S3))
+            } else {
+                Ok(reply.etag)
+            };
         }
-        let answer = Answer { status: reply.status, code, message, region: reply.region.as_deref() };
+        let (status, region, names_request) = (reply.status, reply.region.as_deref(), reply.names_request);
+        let answer = Answer { status, code, message, region, names_request };
         Err(error::classify(&self.bucket, Subject::Write(key, expect), &answer))
     }
 
@@ -97,9 +105,10 @@ impl S3Store {
         let reply = request.await?;
         let header = |name: &str| reply.headers().get(name).map(str::to_owned);
         let (etag, region) = (header("etag"), header("x-amz-bucket-region"));
+        let names_request = error::names_request(reply.headers());
         self.clock.note(reply.headers().get("date"));
         let status = reply.status().as_u16();
         let body = direct::short_body(reply.into_body()).await;
-        Ok(Reply { status, etag, region, body })
+        Ok(Reply { status, etag, region, names_request, body })
     }
 }

@@ -52,6 +52,8 @@ pub use self::bucket::Switches;
 
 pub const ACCESS_KEY: &str = "testkey1";
 pub const SECRET_KEY: &str = "testsecret1";
+/// What S3 says in every answer, by which it can be told from a proxy's.
+pub const REQUEST_ID: &str = "x-amz-request-id";
 
 /// What goes wrong with one request.
 #[derive(Clone, Debug)]
@@ -72,6 +74,8 @@ pub enum HttpFault {
     StallBody(usize),
     /// Status 200 with this error in the body; nothing else happens.
     OkWithError(&'static str),
+    /// A proxy answers in the server's place, with this status, this `ETag` and a page; nothing else happens.
+    Page(u16, Option<&'static str>),
     /// The header of this name is left out of the answer.
     DropHeader(&'static str),
 }
@@ -275,7 +279,17 @@ fn error_answer(status: u16, code: &str) -> Response<s3s::Body> {
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>scripted: {code}</Message></Error>"
     );
     let answer = Response::builder().status(status).header("content-type", "application/xml");
+    let answer = answer.header(REQUEST_ID, "scripted");
     answer.body(s3s::Body::from(body)).expect("a valid answer")
+}
+
+fn page(status: u16, etag: Option<&str>) -> Response<s3s::Body> {
+    let text = if status == 404 { "404 page not found\n" } else { "<html><body>Hello</body></html>\n" };
+    let mut answer = Response::builder().status(status).header("content-type", "text/html");
+    if let Some(etag) = etag {
+        answer = answer.header("etag", etag);
+    }
+    answer.body(s3s::Body::from(text.to_owned())).expect("a valid answer")
 }
 
 /// Reads all of a request: who is answered in the middle of a body may see a closed connection instead.
@@ -331,12 +345,17 @@ async fn answer(
             heard_out(request).await;
             return Ok(error_answer(200, code));
         }
+        Some(HttpFault::Page(status, etag)) => {
+            heard_out(request).await;
+            return Ok(page(*status, *etag));
+        }
         Some(HttpFault::Reset) => return Err(hang_up()),
         Some(HttpFault::Stall) => return std::future::pending().await,
         _ => {}
     }
     let answered = hyper::service::Service::call(&service, request).await;
     let mut answered = answered.map_err(|_| hang_up())?;
+    answered.headers_mut().insert(REQUEST_ID, HeaderValue::from(nth));
     match fault {
         Some(HttpFault::LostReply) => Err(hang_up()),
         Some(HttpFault::LostInSilence) => std::future::pending().await,
