@@ -280,7 +280,8 @@ impl TransferError {
     /// Whether it is who asks that is refused, not what is asked for: keys that have expired on the way.
     /// Nothing is wrong with what has arrived, nor could it be tidied up.
     async fn is_locked_out(&self, transfer: &Transfer) -> bool {
-        matches!(self, Self::Store(StoreError::Denied { .. })) && transfer.store.check_access().await.is_err()
+        matches!(self, Self::Store(err) if err.may_be_about_access())
+            && transfer.store.check_access().await.is_err()
     }
 }
 

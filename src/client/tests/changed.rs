@@ -103,3 +103,35 @@ async fn a_file_that_changed_after_it_was_finished_is_replaced_when_asked_for() 
         assert_eq!((setup.memory.open_uploads(), setup.notes()), (0, 0), "{guarantee:?}");
     }
 }
+
+/// A download that goes on looks at its large objects first, and the answer to a HEAD has no words for keys
+/// that have expired: a bare 400.
+#[tokio::test]
+async fn keys_that_expire_before_a_download_goes_on_cost_it_no_pieces() {
+    let setup = Setup::new();
+    let large = body(4 * PART, 20);
+    setup.put("x/large", &large);
+    let client = setup.client().workers(1);
+    // The first request is for two pieces, and breaks off in the second one.
+    setup.faulty.script(Operation::Get, Fault::Truncate(PART as u64 + 1000));
+    for _ in 0..3 {
+        setup.faulty.script(Operation::Get, unavailable());
+    }
+    client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+    let bare = StoreError::Rejected { key: "x/large".into(), reason: "HTTP 400".into() };
+    let denied = StoreError::Denied { key: "bucket".into(), reason: "ExpiredToken".into() };
+    setup.faulty.script(Operation::Head, Fault::Before(bare.clone()));
+    setup.faulty.script(Operation::CheckAccess, Fault::Before(denied));
+    let err = client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+    assert!(matches!(err, TransferError::Interrupted { .. }), "{err}");
+
+    let before = gets(&setup);
+    client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap();
+    assert_eq!(gets(&setup) - before, 3, "the second piece, and two requests for the last two");
+    assert_eq!(fs::read(setup.path("down/large")).unwrap(), large);
+
+    // What is refused for itself is refused.
+    setup.faulty.script(Operation::Head, Fault::Before(bare));
+    let err = client.download_directory("x", &setup.path("other"), Overwrite::No).await.unwrap_err();
+    assert!(matches!(err, TransferError::Store(StoreError::Rejected { .. })), "{err}");
+}
