@@ -89,7 +89,8 @@ Exit codes:
   4  not found
   5  the remote cannot be reached, or refuses
   6  work was left that the next run goes on with
-  130  ended by Ctrl-C; nothing half is left, except of `commit`, which goes on where it was";
+  130  ended by Ctrl-C; nothing half is left, except of `commit`, which goes on where it was,
+       and of `r2 delete`, which says how much is gone";
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {

@@ -466,11 +466,33 @@ async fn a_key_that_appears_meanwhile_is_left_alone_and_ours_go() {
         let options = TransferOptions { part_bytes: PART as u64, ..TransferOptions::default() };
         let client = Client::new(Arc::new(stranger)).options(options).guarantee(Guarantee::Enforced);
         let err = client.upload_directory(&setup.path("up"), "x", Overwrite::No).await.unwrap_err();
-        assert!(matches!(&err, TransferError::Overtaken { keys } if *keys == [key.clone()]), "{err}");
+        assert!(
+            matches!(&err, TransferError::Overtaken { keys, done: 0 } if *keys == [key.clone()]),
+            "{err}"
+        );
         let left = setup.memory.snapshot();
         assert_eq!(left.into_iter().collect::<Vec<_>>(), [(key, Bytes::from_static(b"theirs"))]);
         assert_eq!(setup.memory.open_uploads(), 0);
     }
+}
+
+/// What it replaced is gone: to take it back would leave less than there was.
+#[tokio::test]
+async fn what_has_replaced_others_stays_when_a_key_appears_meanwhile() {
+    let setup = Setup::new();
+    // One after the other, in this order.
+    for (name, seed) in [("1", 17), ("2", 18), ("3", 19)] {
+        setup.write(&format!("up/{name}"), &body(600 << 10, seed));
+    }
+    setup.put("x/1", b"old");
+    let key = ObjectKey::from_listing("x/3");
+    let stranger = Stranger { memory: Arc::clone(&setup.memory), key: key.clone() };
+    let client = Client::new(Arc::new(stranger)).workers(1).guarantee(Guarantee::Enforced);
+    let err = client.upload_directory(&setup.path("up"), "x", Overwrite::Yes).await.unwrap_err();
+    assert!(matches!(&err, TransferError::Overtaken { keys, done: 2 } if *keys == [key]), "{err}");
+    assert_eq!(setup.object("x/1").unwrap(), body(600 << 10, 17));
+    assert_eq!(setup.object("x/2").unwrap(), body(600 << 10, 18));
+    assert_eq!(setup.object("x/3").unwrap(), "theirs");
 }
 
 #[tokio::test]

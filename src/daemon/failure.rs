@@ -214,11 +214,14 @@ pub fn of_transfer(err: &TransferError) -> Failure {
                 .details(what)
                 .hint("--overwrite, where that is meant; or another target")
         }
-        TransferError::Overtaken { keys } => Failure::new(
-            FailureKind::Conflict,
-            "somebody else has written these meanwhile; theirs were left alone",
-        )
-        .details(keys),
+        TransferError::Overtaken { keys, done } => {
+            let message = "somebody else has written these meanwhile; theirs were left alone";
+            if *done == 0 {
+                return Failure::new(FailureKind::Conflict, message).details(keys);
+            }
+            let message = format!("{message}, and what else was uploaded stays (files: {done})");
+            Failure::new(FailureKind::Partial, message).details(keys).hint(goes_on)
+        }
         TransferError::NotFound { .. } => plain(FailureKind::NotFound),
         TransferError::Unfit { what } => {
             Failure::new(FailureKind::Failed, "keys that cannot be files; nothing was transferred")
@@ -304,6 +307,7 @@ mod tests {
     use crate::config::Environment;
     use crate::config::Layer;
     use crate::config::Selection;
+    use crate::name::ObjectKey;
 
     fn config(pairs: &[(&str, &str)]) -> Config {
         let mut pairs = pairs.to_vec();
@@ -339,6 +343,16 @@ mod tests {
         assert!(told.contains("dsfs commit run --overwrite") && told.contains("dsfs discard run"), "{told}");
         // It would not help against what else is in the way.
         assert!(!hint(&[ConflictReason::WouldReplace, ConflictReason::Present]).contains("--overwrite"));
+    }
+
+    #[test]
+    fn a_conflict_that_came_when_something_was_done_already_is_told_as_that() {
+        let keys = vec![ObjectKey::from_listing("x/1")];
+        let nothing = of_transfer(&TransferError::Overtaken { keys: keys.clone(), done: 0 });
+        assert_eq!(nothing.kind, FailureKind::Conflict);
+        let some = of_transfer(&TransferError::Overtaken { keys, done: 2 });
+        assert_eq!(some.kind, FailureKind::Partial);
+        assert!(some.message.contains("what else was uploaded stays (files: 2)"), "{some}");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub async fn delete(
         return Ok(DeleteReport { deleted });
     }
     keys.sort();
-    Err(TransferError::Overtaken { keys })
+    Err(TransferError::Overtaken { keys, done: deleted })
 }
 
 async fn one(transfer: &Transfer, key: &ObjectKey, etag: Option<ETag>) -> Result<(), StoreError> {

@@ -99,7 +99,7 @@ pub struct DownloadReport {
 /// recognised; `root` is where all of it lies.
 ///
 /// # Errors
-/// Before anything is transferred: [`TransferError::InTheWay`], [`TransferError::NoRoom`]. Later: what
+/// Before anything is complete: [`TransferError::InTheWay`], [`TransferError::NoRoom`]. Later: what
 /// happened to the first file that failed; the ones that are complete stay, and the same download goes on
 /// behind them.
 pub async fn download(
@@ -159,8 +159,9 @@ pub async fn download(
     let outdated = outcome.as_ref().err().filter(|_| done > 0).and_then(TransferError::outdated).cloned();
     let outcome = match outcome {
         Ok(()) => Ok(()),
-        // The next run finds it as it will be listed then, or not at all, and goes on with the others.
-        Err(err) if outdated.is_some() => {
+        // The next run finds it as it will be listed then, or not at all, and goes on with the others. A file
+        // that was made in the way of one is not in the way of these, either.
+        Err(err) if outdated.is_some() || (done > 0 && matches!(err, TransferError::InTheWay { .. })) => {
             Err(TransferError::Interrupted { done, files: report.files, source: Box::new(err) })
         }
         Err(err) => Err(err.interrupted(transfer, done, report.files).await),

@@ -168,6 +168,8 @@ pub enum TransferError {
     Overtaken {
         /// The keys.
         keys: Vec<ObjectKey>,
+        /// How many others were uploaded, or deleted, and stay so; 0: nothing was changed.
+        done: u64,
     },
     /// There is no such object, and nothing below it.
     #[error("there is nothing at {what}")]
@@ -208,7 +210,8 @@ pub enum TransferError {
         files: u64,
     },
     /// The remote could not be reached any more, or lets us do nothing any more; or an object was replaced
-    /// or deleted while others were downloaded. The same transfer goes on where this one has stopped.
+    /// or deleted, or a file made in its place, while others were downloaded. The same transfer goes on
+    /// where this one has stopped.
     #[error("interrupted after {done} of {files} files: {source}")]
     Interrupted {
         /// Files that are complete.

@@ -64,7 +64,7 @@ pub(super) fn worst(failures: Vec<TransferError>) -> Option<TransferError> {
     let mut overtaken = Vec::new();
     let mut other = None;
     for failure in failures {
-        if let TransferError::Overtaken { keys } = failure {
+        if let TransferError::Overtaken { keys, .. } = failure {
             overtaken.extend(keys);
         } else {
             other.get_or_insert(failure);
@@ -74,7 +74,7 @@ pub(super) fn worst(failures: Vec<TransferError>) -> Option<TransferError> {
         return other;
     }
     overtaken.sort();
-    Some(TransferError::Overtaken { keys: overtaken })
+    Some(TransferError::Overtaken { keys: overtaken, done: 0 })
 }
 
 #[cfg(test)]

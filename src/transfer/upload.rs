@@ -87,7 +87,8 @@ pub struct UploadReport {
 ///
 /// # Errors
 /// Before anything is sent: [`TransferError::InTheWay`]. [`TransferError::Overtaken`]: what this upload
-/// had created is gone again. Otherwise the files that are complete stay.
+/// had created is gone again, unless it overwrites: what it had replaced cannot come back. Otherwise the
+/// files that are complete stay.
 pub async fn upload(
     transfer: &Transfer,
     prefix: &KeyPrefix,
@@ -140,7 +141,10 @@ pub async fn upload(
         Ok(()) => Ok(()),
         Err(err) => Err(err.interrupted(transfer, job.done.load(Ordering::Relaxed), report.files).await),
     };
-    job.tidy(outcome.as_ref().err()).await;
+    let done = job.tidy(outcome.as_ref().err()).await;
+    if let Err(TransferError::Overtaken { keys, .. }) = outcome {
+        return Err(TransferError::Overtaken { keys, done });
+    }
     outcome.map(|()| report)
 }
 
@@ -192,7 +196,7 @@ impl commit::Progress for Sent {
 
 fn of_sending(key: &ObjectKey, err: SendError) -> TransferError {
     match err {
-        SendError::Taken { .. } => TransferError::Overtaken { keys: vec![key.clone()] },
+        SendError::Taken { .. } => TransferError::Overtaken { keys: vec![key.clone()], done: 0 },
         SendError::Other(err) => err.into(),
     }
 }
@@ -416,10 +420,10 @@ impl Run {
         self.sender.complete(job, content, uploaded, &notes).await
     }
 
-    /// Takes away what nobody will go on with.
-    async fn tidy(self: Arc<Self>, failure: Option<&TransferError>) {
+    /// Takes away what nobody will go on with. Returns how many files stay.
+    async fn tidy(self: Arc<Self>, failure: Option<&TransferError>) -> u64 {
         if failure.is_some_and(TransferError::is_transient) {
-            return; // the next run goes on with all of it
+            return self.done.load(Ordering::Relaxed); // the next run goes on with all of it
         }
         let open: Vec<(ObjectKey, UploadId)> = self.open.lock().drain().collect();
         for (key, id) in open {
@@ -432,17 +436,21 @@ impl Run {
             && !self.transfer.options.overwrite
         {
             let created = std::mem::take(&mut *self.created.lock());
+            let mut stay = 0;
             for key in created {
                 if let Err(err) = self.sender.remove_ours(&key).await {
                     tracing::warn!(%key, "stays, although the upload has failed: {err}");
+                    stay += 1;
                 }
             }
-            self.done.store(0, Ordering::Relaxed);
+            self.done.store(stay, Ordering::Relaxed);
         }
-        let goes_on = failure.is_some() && self.done.load(Ordering::Relaxed) > 0;
+        let done = self.done.load(Ordering::Relaxed);
+        let goes_on = failure.is_some() && done > 0;
         if !goes_on && let Some(log) = Arc::into_inner(self).and_then(|run| run.log) {
             log.forget();
         }
+        done
     }
 
     /// Where a key was claimed for a large object that does not come.

@@ -379,6 +379,27 @@ fn ctrl_c_ends_a_deletion_and_how_far_it_was_is_told() {
 }
 
 #[test]
+fn what_is_replaced_while_others_are_deleted_is_named() {
+    let lab = Lab::new();
+    let replaced = || lab.server.script(Operation::Delete, HttpFault::Status(412, "PreconditionFailed"));
+    for key in ["x/1", "x/2", "y", "y/1"] {
+        lab.server.put_out_of_band(key, b"");
+    }
+    replaced();
+    let said = lab.run(&["r2", "delete", "x/"]);
+    said.failed(6, &["x/", "they were left alone; 1 other object deleted", "the same command"]);
+    assert_eq!(lab.server.keys().len(), 3);
+    // Beside the object of the name itself.
+    replaced();
+    lab.run(&["r2", "delete", "-r", "y"]).failed(6, &["y/1", "1 other object deleted"]);
+    replaced();
+    lab.run(&["r2", "delete", "y/1"]).failed(3, &["y/1", "theirs were left alone"]);
+    lab.ok(&["r2", "delete", "-r", "y"]);
+    lab.ok(&["r2", "delete", "x/"]);
+    assert!(lab.server.keys().is_empty());
+}
+
+#[test]
 fn after_kill_9_the_same_command_goes_on() {
     let lab = Lab::new();
     lab.server.put_out_of_band("x/large", &body(LARGE));

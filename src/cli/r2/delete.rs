@@ -18,7 +18,8 @@ use crate::daemon::remote;
 ///
 /// With '/' at its end, or with -r, KEY is a prefix: `a/b` takes `a/b` and `a/b/…` along, never `a/bc`.
 /// What is not there counts as deleted. Each object goes in the version that was listed: one that somebody
-/// replaces meanwhile is left alone, and named. Datasets have a command of their own, `dsfs dataset delete`.
+/// replaces meanwhile is left alone, and named; if others were deleted, the exit code is 6. Datasets have a
+/// command of their own, `dsfs dataset delete`.
 #[derive(Clone, Debug, Args)]
 #[command(
     visible_alias = "rm",
@@ -73,22 +74,42 @@ async fn delete(args: &DeleteArgs, key: &str, session: &Session, meter: &Meter) 
     let client = session.client(args.workers.workers, meter);
     let is_prefix = key.ends_with('/');
     let mut deleted = 0;
+    let mut replaced = Vec::new();
     if args.recursive || is_prefix {
-        deleted += client.delete_prefix(key).await?.deleted;
+        match client.delete_prefix(key).await {
+            Err(ClientError::Overtaken { keys, done }) => {
+                deleted += done;
+                replaced.extend(keys);
+            }
+            answer => deleted += answer?.deleted,
+        }
     }
     if !is_prefix {
-        deleted += match client.delete_object(key, true).await {
+        match client.delete_object(key, true).await {
             Err(ClientError::Cancelled { done, files }) => {
                 return Err(ClientError::Cancelled { done: deleted + done, files: deleted + files });
             }
-            answer => u64::from(answer?),
-        };
+            Err(ClientError::Overtaken { keys, .. }) => replaced.extend(keys),
+            answer => deleted += u64::from(answer?),
+        }
     }
-    Ok(deleted)
+    if replaced.is_empty() {
+        Ok(deleted)
+    } else {
+        Err(ClientError::Overtaken { keys: replaced, done: deleted })
+    }
 }
 
 /// What a transfer says when it is cancelled, that nothing is left of the rest, would be the opposite of the truth.
 fn failed(err: &ClientError, session: &Session) -> Failure {
+    if let ClientError::Overtaken { keys, done: done @ 1.. } = err {
+        let deleted = counted(*done, "other object");
+        let message =
+            format!("somebody has replaced these meanwhile, they were left alone; {deleted} deleted");
+        return Failure::new(FailureKind::Partial, message)
+            .details(keys)
+            .hint("the same command deletes what is there then");
+    }
     let ClientError::Cancelled { done, files } = err else { return session.failed(err) };
     if *files == 0 {
         return Failure::new(FailureKind::Cancelled, "cancelled; nothing was deleted");

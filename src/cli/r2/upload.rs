@@ -25,8 +25,8 @@ use crate::transfer::UploadReport;
 ///
 /// A directory lands below DESTINATION; a file at DESTINATION, or, if that ends in '/', below it under its
 /// own name. If any object is there already, all of those are named and nothing is uploaded; one that
-/// appears meanwhile is left alone, and what had been uploaded is removed again. To replace a single
-/// object, delete it first.
+/// appears meanwhile is left alone, and what had been uploaded is removed again (with --overwrite it
+/// stays, and the exit code is 6). To replace a single object, delete it first.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -104,6 +104,35 @@ async fn a_file_that_changed_after_it_was_finished_is_replaced_when_asked_for() 
     }
 }
 
+/// The others are there, and nobody goes on to say that nothing is.
+#[tokio::test]
+async fn a_file_that_is_made_in_the_way_of_one_does_not_end_the_others() {
+    let setup = Setup::new();
+    // Large enough that one is fetched after the other.
+    setup.put("x/1", &body(600 << 10, 1));
+    setup.put("x/2", &body(600 << 10, 2));
+    setup.faulty.script(Operation::Get, Fault::Delay(std::time::Duration::from_millis(20)));
+    let client = setup.client().workers(1);
+    let down = setup.path("down");
+    let somebody = async {
+        while gets(&setup) == 0 {
+            tokio::task::yield_now().await;
+        }
+        setup.write("down/2", b"theirs");
+    };
+    let (outcome, ()) = tokio::join!(client.download_directory("x", &down, Overwrite::No), somebody);
+    let err = outcome.unwrap_err();
+    let TransferError::Interrupted { done: 1, files: 2, source } = err else { panic!("{err}") };
+    assert!(matches!(*source, TransferError::InTheWay { .. }), "{source}");
+    assert_eq!(setup.files("down")["2"], b"theirs");
+
+    let refused = client.download_directory("x", &down, Overwrite::No).await.unwrap_err();
+    assert!(matches!(&refused, TransferError::InTheWay { what } if what.len() == 1), "{refused}");
+    fs::remove_file(down.join("2")).unwrap();
+    let report = client.download_directory("x", &down, Overwrite::No).await.unwrap();
+    assert_eq!((report.files, report.done_before), (2, 1));
+}
+
 /// A download that goes on looks at its large objects first, and the answer to a HEAD has no words for keys
 /// that have expired: a bare 400.
 #[tokio::test]
