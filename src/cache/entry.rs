@@ -287,8 +287,35 @@ impl Entry {
     /// The data file, if the whole object is in it and every block was verified by this process:
     /// for passthrough. Never for objects of at most one block.
     pub fn whole_file(&self) -> Option<Arc<File>> {
-        let files = self.files()?;
-        (files.is_whole() && files.is_linked()).then(|| Arc::clone(files.data()))
+        if self.is_small() {
+            return None;
+        }
+        let mut state = self.state.lock();
+        let files = self.opened(&mut state)?;
+        let is_sound = files.is_whole() && files.is_linked() && self.has_lost_nothing(files);
+        is_sound.then(|| Arc::clone(files.data()))
+    }
+
+    /// Looks whether the kernel could not bring to the disk what was written to the file, if it is open.
+    pub(crate) fn notice_loss(&self) {
+        if let State::Open(files) = &*self.state.lock() {
+            self.has_lost_nothing(files);
+        }
+    }
+
+    /// Whether all that was written to the file is on the disk, or on its way there. If not, each block is
+    /// compared with its checksum again. Under the lock of the state, since the kernel tells of a loss once.
+    fn has_lost_nothing(&self, files: &Files) -> bool {
+        let Err(err) = self.cache.writeback.check(files.data()) else { return true };
+        self.cache.whole.lock().pop(&self.id);
+        files.distrust_all();
+        // Memory has what should be on the disk: compared with that, everything would be right.
+        self.cache.mappings.let_go();
+        if let Err(err) = rustix::fs::fadvise(&**files.data(), 0, None, rustix::fs::Advice::DontNeed) {
+            tracing::debug!(id = %self.id, "pages of a cached file stay in memory: {err}");
+        }
+        self.cache.health.failed("what was written did not reach the disk", &err);
+        false
     }
 
     /// Waits until all of a large object is on the disk, if what is missing of it is on its way there.
@@ -374,12 +401,15 @@ impl Entry {
         if self.is_small() {
             return None;
         }
-        let mut state = self.state.lock();
-        if matches!(*state, State::Unknown) {
+        self.opened(&mut self.state.lock()).cloned()
+    }
+
+    fn opened<'s>(&self, state: &'s mut State) -> Option<&'s Arc<Files>> {
+        if matches!(state, State::Unknown) {
             *state = self.look();
         }
-        match &*state {
-            State::Open(files) => Some(Arc::clone(files)),
+        match state {
+            State::Open(files) => Some(files),
             State::Unknown | State::Absent => None,
         }
     }
@@ -524,6 +554,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         if let State::Open(files) = &*self.state.lock()
             && files.is_whole()
+            && self.has_lost_nothing(files)
             && let Ok(stamp) = Stamp::of(files.data())
         {
             self.cache.remember_whole(self.id, stamp);

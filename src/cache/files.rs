@@ -74,7 +74,7 @@ pub(crate) struct Files {
     map: File,
     /// The map's entries; zero for an absent block, or [`UNUSABLE`].
     entries: Box<[AtomicU64]>,
-    /// One bit for each block whose bytes this process has compared with its checksum, or written.
+    /// One bit for each block whose bytes this process has compared with its checksum, or written and not let go.
     verified: Box<[AtomicU64]>,
     verified_count: AtomicU64,
     mapping: OnceLock<Option<Mapping>>,
@@ -135,6 +135,13 @@ impl Files {
         let bit = 1 << (index % 64);
         if self.verified[index as usize / 64].fetch_or(bit, Ordering::AcqRel) & bit == 0 {
             self.verified_count.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn unset_verified(&self, index: u64) {
+        let bit = 1 << (index % 64);
+        if self.verified[index as usize / 64].fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
+            self.verified_count.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -304,10 +311,7 @@ impl Files {
     fn forget(&self, index: u64) {
         let entry = &self.entries[index as usize];
         entry.store(UNUSABLE, Ordering::Release);
-        let bit = 1 << (index % 64);
-        if self.verified[index as usize / 64].fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
-            self.verified_count.fetch_sub(1, Ordering::AcqRel);
-        }
+        self.unset_verified(index);
         // A map that cannot be written (a disk that fails is often read-only then) keeps its entry,
         // and whoever looks for what others have cached would find the block there again, and again
         // damaged, and never ask the network.
@@ -346,7 +350,11 @@ impl Files {
             if self.entries[index as usize].swap(entry, Ordering::AcqRel) == 0 {
                 added += bytes.len() as u64;
             }
-            self.set_verified(index);
+            match pages {
+                Pages::Keep => self.set_verified(index),
+                // It leaves memory at once, whether the disk has taken it or not: who reads it first compares it.
+                Pages::LetGo => self.unset_verified(index),
+            }
         }
         self.map.write_all_at(&raw, format::entry_offset(first))?;
         Ok(added)
@@ -384,5 +392,21 @@ mod tests {
         assert_eq!(files.store(0, &content, Pages::LetGo).unwrap(), content.len() as u64);
         let Ok(Lookup::Hit(read)) = files.read(&(0..content.len() as u64), true) else { panic!("a hit") };
         assert!(read == content);
+    }
+
+    #[test]
+    fn what_left_memory_and_never_reached_the_disk_is_found_damaged() {
+        let files = files(4);
+        let content = vec![7; 4 * BLOCK_BYTES as usize];
+        files.store(0, &content, Pages::LetGo).unwrap();
+        assert!(!files.is_verified(0) && !files.is_whole());
+        // What is read of pages that the kernel could not write.
+        files.data.write_all_at(&[0; BLOCK_BYTES as usize], 2 * BLOCK_BYTES).unwrap();
+        assert!(files.mapped(&(0..BLOCK_BYTES), &Mappings::default()).is_none());
+        assert_eq!(files.read(&(0..4 * BLOCK_BYTES), true), Err(vec![2]));
+        files.store(0, &content, Pages::LetGo).unwrap();
+        assert!(!files.is_verified(0), "it was written once more, and may be lost once more");
+        assert!(matches!(files.read(&(0..4 * BLOCK_BYTES), true), Ok(Lookup::Hit(_))));
+        assert!(files.is_whole(), "compared once, it is known");
     }
 }

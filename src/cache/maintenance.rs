@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::cache::BlockCache;
+use crate::cache::Entry;
 use crate::cache::format::HEADER_BYTES;
 use crate::cache::format::Header;
 use crate::cache::format::VersionId;
@@ -29,7 +31,7 @@ use crate::cache::paths::Suffix;
 
 /// How often the directory is looked at anew, for what other processes do.
 const RESCAN_EVERY: Duration = Duration::from_secs(600);
-/// How often the free room of the disk is looked at, when nobody asks.
+/// How often the free room of the disk is looked at, when nobody asks, and what writes it has lost.
 const TICK: Duration = Duration::from_secs(20);
 /// Before an eviction the books must not be older than this.
 const BOOKS_FRESH: Duration = Duration::from_secs(60);
@@ -54,6 +56,7 @@ pub(crate) fn start(cache: Weak<BlockCache>, wake: mpsc::Receiver<()>) {
 
 fn run(cache: &Weak<BlockCache>, wake: &mpsc::Receiver<()>) {
     let mut scanned = None;
+    let mut asked = Instant::now();
     loop {
         {
             let Some(cache) = cache.upgrade() else { return };
@@ -62,6 +65,10 @@ fn run(cache: &Weak<BlockCache>, wake: &mpsc::Receiver<()>) {
                 scanned = Some(Instant::now());
             }
             cache.keep_within_limits(&mut scanned);
+            if asked.elapsed() >= TICK {
+                cache.notice_losses();
+                asked = Instant::now();
+            }
         }
         if matches!(wake.recv_timeout(TICK), Err(mpsc::RecvTimeoutError::Disconnected)) {
             return;
@@ -161,10 +168,21 @@ impl BlockCache {
     /// Closes files that others have deleted and this process has open for later: as long as somebody
     /// has them open, the disk does not get their room back.
     fn let_deleted_go(&self) {
-        let open: Vec<_> = self.open.lock().values().filter_map(Weak::upgrade).collect();
-        for entry in open {
-            entry.check_linked(); // without the lock, which its last holder takes
+        for entry in self.all_open() {
+            entry.check_linked();
         }
+    }
+
+    /// Looks for writes that the kernel had taken and the disk has refused since, to files that are open.
+    pub(crate) fn notice_losses(&self) {
+        for entry in self.all_open() {
+            entry.notice_loss();
+        }
+    }
+
+    /// Without the lock, which the last holder of each takes.
+    fn all_open(&self) -> Vec<Arc<Entry>> {
+        self.open.lock().values().filter_map(Weak::upgrade).collect()
     }
 
     /// Makes the books anew from the directory, and removes what does not belong there.

@@ -1,4 +1,4 @@
-//! A cache file as memory: the only module of the cache with `unsafe` in it.
+//! A cache file as memory: but for one system call (`writeback`), all `unsafe` code of the cache.
 //!
 //! A mapping saves the daemon a copy for every hit: the kernel copies from the page cache
 //! straight into the reader's pages. The price is that a mapping can vanish under us.
@@ -64,7 +64,7 @@ impl Mappings {
     }
 
     /// Unmaps the pages of all mappings; whoever needs one of them again maps it again.
-    fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         for map in self.live.lock().iter().filter_map(Weak::upgrade) {
             // SAFETY: the mapping is shared, read-only and of a file: without its page it shows the
             // same bytes again.

@@ -7,7 +7,9 @@
 //! # Promises
 //!
 //! 1. No wrong byte. A block is handed out only after it was compared with its checksum by this
-//!    process, or written by it; a block that fails is a miss, and is fetched again.
+//!    process, or written by it; a block that fails is a miss, and is fetched again. What the kernel took and
+//!    then could not write (`writeback`) is noticed before a file is handed over whole, after a close and a
+//!    few times a minute; then each block of the file is compared again.
 //! 2. Never fatal. A directory that is missing, full, read-only or failing is bypassed: that is
 //!    said once, and tried again later. So is, silently, a file that cannot be opened or changed.
 //! 3. kill -9 at any moment costs at most the blocks that were being written. Nothing is synced.
@@ -38,6 +40,7 @@ mod paths;
 mod queue;
 #[cfg(test)]
 mod tests;
+mod writeback;
 
 pub use audit::Audit;
 pub use entry::Entry;
@@ -70,6 +73,7 @@ use crate::cache::last_use::LastUse;
 use crate::cache::mapping::Mappings;
 use crate::cache::paths::Paths;
 use crate::cache::queue::WriteQueue;
+use crate::cache::writeback::Writeback;
 use crate::clock::Clock;
 use crate::clock::SystemClock;
 
@@ -146,6 +150,7 @@ pub struct BlockCache {
     counters: Counters,
     queue: WriteQueue,
     mappings: Mappings,
+    writeback: Writeback,
     wake: mpsc::SyncSender<()>,
     /// The disk's reserve is touched: nothing is written.
     low_disk: AtomicBool,
@@ -169,6 +174,7 @@ impl BlockCache {
             counters: Counters::default(),
             queue: WriteQueue::start(options.memory_bytes),
             mappings: Mappings::default(),
+            writeback: Writeback::default(),
             wake,
             low_disk: AtomicBool::new(false),
             unchecked_bytes: AtomicU64::new(0),

@@ -126,3 +126,32 @@ fn after_a_failed_write_everything_is_checked_again() {
     assert!(entry.whole_file().is_none(), "nor is it remembered after a close");
     assert!(entry.verify() && entry.whole_file().is_some());
 }
+
+#[test]
+fn what_was_written_and_did_not_reach_the_disk_is_checked_again() {
+    let dir = TempDir::new().unwrap();
+    let size = 4 * BLOCK_BYTES;
+    let cache = open(dir.path());
+    let whole = fill(&cache, "a", size);
+    let entry = cache.entry(&id("a"), size);
+    assert!(entry.whole_file().is_some() && cache.usage().bypassed.is_none());
+    flip(&super::files(dir.path(), "data")[0], BLOCK_BYTES + 9, 1);
+    cache.writeback.lose();
+    assert!(entry.whole_file().is_none() && entry.mapped(&(0..10)).is_none());
+    assert!(cache.usage().bypassed.is_some_and(|why| why.contains("did not reach the disk")));
+    assert_eq!(readable(&entry, &whole), [0, 2, 3]);
+    drop(entry);
+
+    fill(&cache, "b", size);
+    let entry = cache.entry(&id("b"), size);
+    assert!(entry.mapped(&(0..10)).is_some());
+    cache.writeback.lose();
+    cache.notice_losses();
+    assert!(entry.mapped(&(0..10)).is_none(), "noticed while it is open");
+    assert!(entry.verify() && entry.whole_file().is_some());
+    cache.writeback.lose();
+    drop(entry);
+    let entry = cache.entry(&id("b"), size);
+    assert!(entry.whole_file().is_none(), "nor is it remembered after a close");
+    assert!(entry.verify() && entry.whole_file().is_some());
+}
