@@ -127,9 +127,10 @@ impl Entry {
     }
 
     /// Bytes out of a mapping, if all of them are present and verified: no copy. **Only for the
-    /// kernel**: this process must not touch them (a foreign truncation would be SIGBUS).
-    pub fn mapped(&self, bytes: &Range<u64>) -> Option<Bytes> {
-        let hit = self.files()?.mapped(bytes, &self.cache.mappings)?;
+    /// kernel**: this process must not touch them (a foreign truncation would be SIGBUS). With
+    /// [`Pages::LetGo`], which is that the cache's pages may well have left memory, only if they have not.
+    pub fn mapped(&self, bytes: &Range<u64>, pages: Pages) -> Option<Bytes> {
+        let hit = self.files()?.mapped(bytes, pages, &self.cache.mappings)?;
         self.cache.counters.hits.fetch_add(1, Ordering::Relaxed);
         Some(hit)
     }

@@ -194,13 +194,28 @@ impl Files {
     }
 
     /// Verified bytes out of a mapping; see [`mapping::map_for_the_kernel`] for what may be done
-    /// with them.
-    pub(crate) fn mapped(&self, bytes: &Range<u64>, mappings: &Mappings) -> Option<Bytes> {
+    /// with them. With [`Pages::LetGo`] only what seems to be in memory: elsewhere the disk would be waited
+    /// for by whoever hands the bytes to the kernel.
+    pub(crate) fn mapped(&self, bytes: &Range<u64>, pages: Pages, mappings: &Mappings) -> Option<Bytes> {
         if !block::covering(bytes).all(|index| self.is_verified(index)) || !self.is_full_length() {
+            return None;
+        }
+        if pages == Pages::LetGo && !self.is_in_memory(bytes) {
             return None;
         }
         let mapping = self.mapping.get_or_init(|| mapping::map_for_the_kernel(&self.data, mappings));
         Some(mappings.slice(mapping.as_ref()?, bytes))
+    }
+
+    /// Whether the page cache has both ends of `bytes`. What is between them was read and let go with them;
+    /// asking for all of it costs a tenth of a read from memory.
+    fn is_in_memory(&self, bytes: &Range<u64>) -> bool {
+        [bytes.start, bytes.end - 1].into_iter().all(|at| {
+            let mut byte = [0];
+            let flags = rustix::io::ReadWriteFlags::NOWAIT;
+            let read = rustix::io::preadv2(&*self.data, &mut [IoSliceMut::new(&mut byte)], at, flags);
+            read == Ok(1) // a file system that cannot tell says so, and is not relied on
+        })
     }
 
     /// Bytes read from the data file. Blocks that nobody has checked yet are read whole and
@@ -402,7 +417,7 @@ mod tests {
         assert!(!files.is_verified(0) && !files.is_whole());
         // What is read of pages that the kernel could not write.
         files.data.write_all_at(&[0; BLOCK_BYTES as usize], 2 * BLOCK_BYTES).unwrap();
-        assert!(files.mapped(&(0..BLOCK_BYTES), &Mappings::default()).is_none());
+        assert!(files.mapped(&(0..BLOCK_BYTES), Pages::Keep, &Mappings::default()).is_none());
         assert_eq!(files.read(&(0..4 * BLOCK_BYTES), true), Err(vec![2]));
         files.store(0, &content, Pages::LetGo).unwrap();
         assert!(!files.is_verified(0), "it was written once more, and may be lost once more");

@@ -159,11 +159,11 @@ fn a_file_is_whole_when_every_block_is_there_and_checked_by_this_process() {
     let cache = open(dir.path());
     let entry = cache.entry(&id("a"), size);
     assert!(entry.whole_file().is_none(), "after a restart nothing was checked yet");
-    assert!(entry.mapped(&(0..10)).is_none());
+    assert!(entry.mapped(&(0..10), Pages::Keep).is_none());
     assert!(entry.is_complete() && entry.verify());
     let file = entry.whole_file().unwrap();
     assert_eq!(file.metadata().unwrap().len(), size);
-    assert!(entry.mapped(&(5..MIB)).unwrap() == whole[5..MIB as usize]);
+    assert!(entry.mapped(&(5..MIB), Pages::Keep).unwrap() == whole[5..MIB as usize]);
 }
 
 #[test]
@@ -280,7 +280,10 @@ fn damage_under_an_open_entry_is_right_bytes_or_a_miss() {
     assert_eq!(read(&entry, 0..10).unwrap(), whole[..10]);
     let data = files(dir.path(), "data").remove(0);
     OpenOptions::new().write(true).open(&data).unwrap().set_len(BLOCK_BYTES).unwrap();
-    assert!(entry.mapped(&(0..10)).is_none(), "a file that was truncated is not mapped any more");
+    assert!(
+        entry.mapped(&(0..10), Pages::Keep).is_none(),
+        "a file that was truncated is not mapped any more"
+    );
     readable(&entry, &whole);
     assert!(entry.whole_file().is_none());
     store(&entry, &whole, 0..6);
@@ -378,7 +381,7 @@ fn the_longest_unused_is_evicted_and_what_is_open_stays_readable() {
     let whole = fill(&cache, "first", 2 * MIB);
     let entry = cache.entry(&id("first"), 2 * MIB);
     let file = entry.whole_file().unwrap();
-    let mapped = entry.mapped(&(0..2 * MIB)).unwrap();
+    let mapped = entry.mapped(&(0..2 * MIB), Pages::Keep).unwrap();
     drop(entry);
     for n in 0..20 {
         fill(&cache, &format!("f{n}"), MIB);

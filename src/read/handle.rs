@@ -69,8 +69,8 @@ impl ReadHandle {
         &self.object
     }
 
-    /// Bytes that can be had without waiting for the network, or long for the disk; fewer than
-    /// asked only at the end of the object. `None`: ask [`Self::read`].
+    /// Bytes that can be had without waiting for the network, or long for the disk: of a large object whose
+    /// reader keeps them, only what is in memory. Fewer than asked only at the end of the object. `None`: ask [`Self::read`].
     ///
     /// The bytes may be a mapping of the cache file. **Hand them to the kernel** (a reply to the
     /// FUSE device) and nothing else: should somebody truncate the file, the kernel's copy fails

@@ -176,7 +176,7 @@ impl OpenObject {
         if let Some(hit) = self.ready(bytes) {
             return Some(hit);
         }
-        if mapped && let Some(hit) = self.entry.mapped(bytes) {
+        if mapped && let Some(hit) = self.entry.mapped(bytes, self.pages()) {
             return Some(hit);
         }
         if block::count(self.version.size_bytes) == 1 {

@@ -55,11 +55,16 @@ impl OpenObject {
         self.entry.whole_file()
     }
 
+    /// What becomes of the pages of the cache's file.
+    pub(super) fn pages(&self) -> Pages {
+        let is_large = self.version.size_bytes >= STREAM_BYTES_MIN;
+        let is_kept = is_large && self.kept_elsewhere.load(Ordering::Relaxed) > 0;
+        if is_kept { Pages::LetGo } else { Pages::Keep }
+    }
+
     /// What becomes of the pages of a run that is written to the cache.
     pub(super) fn pages_of(&self, run_bytes: u64) -> Pages {
-        let streamed = run_bytes == RUN_BYTES && self.version.size_bytes >= STREAM_BYTES_MIN;
-        let kept = self.kept_elsewhere.load(Ordering::Relaxed) > 0;
-        if streamed && kept { Pages::LetGo } else { Pages::Keep }
+        if run_bytes == RUN_BYTES { self.pages() } else { Pages::Keep }
     }
 
     /// Whether all of these bytes are in the cache, and known to be right.

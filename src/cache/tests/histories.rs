@@ -113,7 +113,7 @@ proptest! {
                         None => store(&entry, &whole, block::covering(&bytes)),
                     }
                     prop_assert!(read(&entry, bytes.clone()).is_some_and(|read| read == *expected), "stored, and not there");
-                    if let Some(mapped) = entry.mapped(&bytes) {
+                    if let Some(mapped) = entry.mapped(&bytes, Pages::Keep) {
                         prop_assert!(mapped == *expected, "wrong mapped bytes of {name}");
                     }
                 }

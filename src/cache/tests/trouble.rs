@@ -16,6 +16,7 @@ use crate::cache::BlockCache;
 use crate::cache::CacheOptions;
 use crate::cache::files::Files;
 use crate::cache::paths::Suffix;
+use crate::cache::queue::Pages;
 use crate::cache::tests::MIB;
 use crate::cache::tests::fill;
 use crate::cache::tests::flip;
@@ -114,7 +115,7 @@ fn after_a_failed_write_everything_is_checked_again() {
     assert!(entry.whole_file().is_some());
     flip(&super::files(dir.path(), "data")[0], BLOCK_BYTES + 9, 1);
     entry.written(failed());
-    assert!(entry.whole_file().is_none() && entry.mapped(&(0..10)).is_none());
+    assert!(entry.whole_file().is_none() && entry.mapped(&(0..10), Pages::Keep).is_none());
     assert_eq!(readable(&entry, &whole), [0, 2, 3]);
 
     fill(&cache, "b", size);
@@ -137,17 +138,17 @@ fn what_was_written_and_did_not_reach_the_disk_is_checked_again() {
     assert!(entry.whole_file().is_some() && cache.usage().bypassed.is_none());
     flip(&super::files(dir.path(), "data")[0], BLOCK_BYTES + 9, 1);
     cache.writeback.lose();
-    assert!(entry.whole_file().is_none() && entry.mapped(&(0..10)).is_none());
+    assert!(entry.whole_file().is_none() && entry.mapped(&(0..10), Pages::Keep).is_none());
     assert!(cache.usage().bypassed.is_some_and(|why| why.contains("did not reach the disk")));
     assert_eq!(readable(&entry, &whole), [0, 2, 3]);
     drop(entry);
 
     fill(&cache, "b", size);
     let entry = cache.entry(&id("b"), size);
-    assert!(entry.mapped(&(0..10)).is_some());
+    assert!(entry.mapped(&(0..10), Pages::Keep).is_some());
     cache.writeback.lose();
     cache.notice_losses();
-    assert!(entry.mapped(&(0..10)).is_none(), "noticed while it is open");
+    assert!(entry.mapped(&(0..10), Pages::Keep).is_none(), "noticed while it is open");
     assert!(entry.verify() && entry.whole_file().is_some());
     cache.writeback.lose();
     drop(entry);

@@ -1,12 +1,15 @@
 //! Large files as one: what is kept in memory of them, and when the kernel may have them.
 
+use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::fs::Advice;
 
 use super::MIB;
 use super::World;
+use super::files_in;
 use super::read_all;
 use super::until;
 use crate::cache::Pages;
@@ -67,6 +70,32 @@ async fn what_a_mount_keeps_is_in_the_cache_as_well() {
     world.cache.drain().await;
     world = world.restart();
     assert!(read_all(&world, &large, 128 * 1024).await.unwrap() == body);
+    assert_eq!(world.gets(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_left_memory_is_not_waited_for_where_others_would_wait_too() {
+    let mut world = World::new(ReadOptions::default());
+    let (large, body) = world.put("large", STREAM_BYTES_MIN);
+    read_all(&world, &large, 1024 * 1024).await.unwrap();
+    world.cache.drain().await;
+    world = world.restart();
+    let handle = world.reader.open(large).handle_with(Pages::LetGo);
+    assert!(handle.object().entry.verify());
+    let paths = files_in(world.dir.path());
+    let data = paths.iter().find(|path| path.extension().is_some_and(|suffix| suffix == "data")).unwrap();
+    let data = File::open(data).unwrap();
+    let in_memory = "a file system that tells what is in memory is needed: set TMPDIR";
+    assert!(handle.try_read(5 * MIB, 1024 * 1024).is_some(), "{in_memory}");
+    data.sync_all().unwrap();
+    until("the disk would have to be waited for", || {
+        rustix::fs::fadvise(&data, 0, None, Advice::DontNeed).unwrap();
+        handle.try_read(5 * MIB, 1024 * 1024).is_none()
+    })
+    .await;
+    let read = handle.read(5 * MIB, 1024 * 1024).await.unwrap();
+    assert!(read == body[5 * MIB as usize..6 * MIB as usize]);
+    assert!(handle.try_read(5 * MIB, 1024 * 1024).is_some(), "it is in memory again");
     assert_eq!(world.gets(), 0);
 }
 
