@@ -34,6 +34,9 @@ const STEP_BYTES: u64 = 1024 * 1024;
 const BEHIND_BYTES: u64 = 8 * 1024 * 1024;
 /// So many steps back, at most: further back the cache's disk was too slow, or the reader went elsewhere.
 const BEHIND_STEPS_MAX: u64 = 16;
+/// Of an object that is larger than this share of the cache, what is left behind stays with whoever keeps it:
+/// the cache may have to evict it before it is read again.
+const BEHIND_CACHE_SHARE: u64 = 2;
 /// How often a read looks again when what it waited for was taken away by others.
 const ROUNDS_MAX: usize = 64;
 
@@ -101,10 +104,13 @@ impl ReadHandle {
     }
 
     /// Bytes of a large object that a reader who has asked for everything up to `end` has left behind
-    /// since this was last called, as far as they are in the cache: whoever keeps them besides may let go of them.
+    /// since this was last called, as far as they are in the cache and will be there when they are read again:
+    /// whoever keeps them besides may let go of them.
     #[must_use]
     pub fn left_behind(&self, end: u64) -> Option<Range<u64>> {
-        if self.object.version.size_bytes < STREAM_BYTES_MIN {
+        let cache_bytes = self.object.reader.cache.limit_bytes();
+        let worth = STREAM_BYTES_MIN..=cache_bytes / BEHIND_CACHE_SHARE;
+        if !worth.contains(&self.object.version.size_bytes) {
             return None;
         }
         // The last step but one: the kernel asks for more than its reader has read.

@@ -166,6 +166,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(options: ReadOptions) -> Self {
+        Self::with_cache_limit(options, u64::MAX)
+    }
+
+    fn with_cache_limit(options: ReadOptions, limit_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(FaultyStore {
             inner: Arc::default(),
@@ -175,7 +179,7 @@ impl World {
         });
         let cache = BlockCache::open(CacheOptions {
             dir: dir.path().to_owned(),
-            limit_bytes: u64::MAX,
+            limit_bytes,
             reserve_bytes: 0,
             memory_bytes: options.memory_bytes,
         });

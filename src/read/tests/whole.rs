@@ -40,6 +40,20 @@ async fn what_a_reader_has_left_behind_is_told_once_and_only_if_it_is_cached() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_keeps_what_the_cache_has_to_evict_again() {
+    for (limit_bytes, left_behind) in
+        [(2 * STREAM_BYTES_MIN, Some(0..24 * MIB)), (2 * STREAM_BYTES_MIN - 1, None)]
+    {
+        let world = World::with_cache_limit(ReadOptions::default(), limit_bytes);
+        let (large, _) = world.put("large", STREAM_BYTES_MIN);
+        let handle = world.reader.open(large.clone()).handle();
+        read_all(&world, &large, 1024 * 1024).await.unwrap();
+        world.cache.drain().await;
+        assert_eq!(handle.left_behind(STREAM_BYTES_MIN), left_behind, "in a cache of {limit_bytes} bytes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_are_let_go_only_of_a_stream_that_somebody_keeps() {
     let world = World::new(ReadOptions::default());
     let (large, _) = world.put("large", STREAM_BYTES_MIN);
