@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time;
 
 use crate::cache::Pages;
 use crate::catalog::Level;
@@ -23,6 +24,7 @@ use crate::fs::open::Opened;
 use crate::name::DatasetName;
 use crate::name::RelPath;
 use crate::read::ObjectVersion;
+use crate::read::OpenObject;
 use crate::read::ReadHandle;
 use crate::read::STREAM_BYTES_MIN;
 use crate::read::VERIFY_SOON_BYTES_MAX;
@@ -43,6 +45,9 @@ const PASSTHROUGH_BYTES_MIN: u64 = 64 * 1024;
 /// How long `open` waits for the last bytes of a large file that has just been read, on their way to the
 /// cache's disk: handed over whole it is read several times as fast.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long `open` waits for a cached file to be verified. It goes on behind that, while the file is open, so
+/// that a later open has it.
+const VERIFY_PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes copied at a time when a published file is staged for replacement.
 const COPY_UP_BYTES: u32 = 1024 * 1024;
 
@@ -203,22 +208,32 @@ impl DatasetFs {
         // Without passthrough the kernel keeps what is read here, and nobody reads the cache's file soon.
         let pages = if self.can_pass_through() { Pages::Keep } else { Pages::LetGo };
         let handle = object.handle_with(pages);
-        let mut whole = None;
-        if self.can_pass_through() && size_bytes >= PASSTHROUGH_BYTES_MIN {
-            whole = object.whole_file();
-            if whole.is_none() && size_bytes >= STREAM_BYTES_MIN {
-                whole = object.settled_file(SETTLE_PATIENCE).await; // somebody has just read all of it
-            }
-            if whole.is_none() && size_bytes <= VERIFY_SOON_BYTES_MAX {
-                whole = object.verified_file().await; // at once `None` if it is not all there
-            } else if whole.is_none() {
-                let object = Arc::clone(&object);
-                tokio::spawn(async move { object.verified_file().await }); // for the next open
-            }
-        }
+        let whole = self.file_to_hand_over(ino, &object).await;
         let mode = whole.map_or(IoMode::Cached, IoMode::Passthrough);
         let (fh, mode) = self.open.insert(Handle::Published(ino, handle), mode, None);
         Ok(Opened { fh, mode, writable: false })
+    }
+
+    /// The cache's file of an object that is being opened, if the kernel may have it, or may soon.
+    async fn file_to_hand_over(&self, ino: Ino, object: &Arc<OpenObject>) -> Option<Arc<File>> {
+        let size_bytes = object.version().size_bytes;
+        // An inode that is open stays in its mode: there is nothing to wait for.
+        let is_read_through_us = || matches!(self.open.mode(ino), Some(IoMode::Cached));
+        if !self.can_pass_through() || size_bytes < PASSTHROUGH_BYTES_MIN || is_read_through_us() {
+            return None;
+        }
+        let mut whole = object.whole_file();
+        if whole.is_none() && size_bytes >= STREAM_BYTES_MIN {
+            whole = object.settled_file(SETTLE_PATIENCE).await; // somebody has just read all of it
+        }
+        if whole.is_none() && size_bytes <= VERIFY_SOON_BYTES_MAX {
+            // At once `None` if it is not all there.
+            whole = time::timeout(VERIFY_PATIENCE, object.verified_file()).await.ok().flatten();
+        } else if whole.is_none() {
+            let object = Arc::clone(object);
+            tokio::spawn(async move { object.verified_file().await }); // for the next open
+        }
+        whole
     }
 
     fn can_pass_through(&self) -> bool {

@@ -1,5 +1,7 @@
 //! The file system without a kernel: what it decides by itself, over a store in memory.
 
+mod opening;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use std::time::SystemTime;
 
 use tempfile::TempDir;
+use tokio::runtime::Builder;
 use tokio::runtime::Runtime;
 
 use super::*;
@@ -41,13 +44,14 @@ struct Bare {
     /// Before the store.
     faults: Arc<FaultyStore>,
     runtime: Runtime,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Bare {
     fn new() -> Self {
         let store = Arc::new(MemoryStore::default());
-        let runtime = Runtime::new().unwrap();
+        // One thread for what blocks, which a test can keep busy.
+        let runtime = Builder::new_multi_thread().max_blocking_threads(1).enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let faults = Arc::new(FaultyStore::new(Arc::clone(&store) as Arc<dyn ObjectStore>));
         let as_store = || Arc::clone(&faults) as Arc<dyn ObjectStore>;
@@ -74,7 +78,7 @@ impl Bare {
         };
         let clock = Arc::new(SystemClock);
         let fs = DatasetFs::new(Arc::new(catalog), Arc::new(staging), reader, clock, options);
-        Self { fs, store, faults, runtime, _dir: dir }
+        Self { fs, store, faults, runtime, dir }
     }
 }
 

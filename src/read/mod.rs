@@ -86,7 +86,8 @@ const REQUESTS_MIN: usize = 4;
 /// Smallest object whose readers are taken for streams: what they have read is kept in memory once, in
 /// the pages of the mounted file or in those of the cache's, and not in both.
 pub(crate) const STREAM_BYTES_MIN: u64 = 32 * 1024 * 1024;
-/// Largest cached file that is verified while somebody waits; it takes a few hundredths of a second.
+/// Largest cached file that is verified while somebody waits; it takes a few hundredths of a second, where
+/// the disk is fast.
 pub(crate) const VERIFY_SOON_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Files that are verified at a time while somebody waits. Each takes a thread.
 const VERIFYING_MAX: usize = 8;

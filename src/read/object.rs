@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Weak;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
@@ -53,8 +52,8 @@ pub struct OpenObject {
     pub(super) handles: AtomicUsize,
     /// Of these, handles whose bytes the kernel keeps, in the pages of a mounted file.
     pub(super) kept_elsewhere: AtomicUsize,
-    /// Somebody verifies the cache's file.
-    pub(super) verifying: AtomicBool,
+    /// Somebody verifies the cache's file, as long as there is a sender.
+    pub(super) verifying: Mutex<Option<watch::Receiver<()>>>,
     /// By first block.
     runs: Mutex<BTreeMap<u64, Run>>,
 }
@@ -101,7 +100,7 @@ impl OpenObject {
             entry,
             handles: AtomicUsize::new(0),
             kept_elsewhere: AtomicUsize::new(0),
-            verifying: AtomicBool::new(false),
+            verifying: Mutex::default(),
             runs: Mutex::default(),
         })
     }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::block;
 use crate::cache::Pages;
 use crate::read::OpenObject;
@@ -23,8 +25,9 @@ impl OpenObject {
     }
 
     /// As [`Self::whole_file`], after verifying what is not verified yet: reads the whole file if
-    /// it is complete, off this thread, for as long as there is a handle. `None` at once if it is not
-    /// complete, if somebody else is at it, or if enough other files are being verified.
+    /// it is complete, off this thread, for as long as there is a handle; whoever else asks meanwhile waits
+    /// for the same. `None` at once if it is not complete, or if enough other files are being verified.
+    /// Dropping the future ends nothing: who asks later may find it verified.
     pub async fn verified_file(self: &Arc<Self>) -> Option<Arc<File>> {
         if let Some(file) = self.entry.whole_file() {
             return Some(file);
@@ -32,20 +35,28 @@ impl OpenObject {
         if !self.entry.is_complete() {
             return None;
         }
+        let mut verifying = self.verifying()?;
+        let _ended = verifying.changed().await; // nothing is sent: it ends with its sender
+        self.entry.whole_file()
+    }
+
+    /// Begins to verify the cache's file, unless somebody is at it. The sender is gone when that ends.
+    fn verifying(self: &Arc<Self>) -> Option<watch::Receiver<()>> {
+        let mut verifying = self.verifying.lock();
+        if let Some(under_way) = verifying.as_ref().filter(|verifying| verifying.has_changed().is_ok()) {
+            return Some(under_way.clone());
+        }
         let large = self.version.size_bytes > VERIFY_SOON_BYTES_MAX;
         let places = if large { &self.reader.verifying_large } else { &self.reader.verifying };
         let place = Arc::clone(places).try_acquire_owned().ok()?;
-        if self.verifying.swap(true, Ordering::AcqRel) {
-            return None;
-        }
+        let (sender, receiver) = watch::channel(());
+        *verifying = Some(receiver.clone());
         let object = Arc::clone(self);
-        let verified = self.reader.runtime.spawn_blocking(move || {
-            let whole = object.entry.verify_while(|| object.handles.load(Ordering::Relaxed) > 0);
-            object.verifying.store(false, Ordering::Release);
-            drop(place);
-            whole
+        self.reader.runtime.spawn_blocking(move || {
+            object.entry.verify_while(|| object.handles.load(Ordering::Relaxed) > 0);
+            drop((place, sender));
         });
-        if matches!(verified.await, Ok(true)) { self.entry.whole_file() } else { None }
+        Some(receiver)
     }
 
     /// As [`Self::whole_file`], after waiting for what is on its way to the disk, if nothing else is
