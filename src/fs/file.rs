@@ -1,10 +1,12 @@
 //! Opening, reading and writing files.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -196,7 +198,7 @@ impl DatasetFs {
         // to a commit. The kernel opens the file by itself for those who write.
         let local = Arc::new(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?);
         let mode =
-            if self.can_pass_through() { IoMode::Passthrough(Arc::clone(&local)) } else { IoMode::Cached };
+            if self.passes_staged() { IoMode::Passthrough(Arc::clone(&local)) } else { IoMode::Cached };
         let (fh, mode) = self.open.insert(Handle::Staged(ino, file), mode, Some(local));
         Ok(Opened { fh, mode, writable })
     }
@@ -206,7 +208,7 @@ impl DatasetFs {
         let size_bytes = file.size_bytes;
         let object = self.reader.open(ObjectVersion { key: file.key, etag, size_bytes });
         // Without passthrough the kernel keeps what is read here, and nobody reads the cache's file soon.
-        let pages = if self.can_pass_through() { Pages::Keep } else { Pages::LetGo };
+        let pages = if self.passes_through() { Pages::Keep } else { Pages::LetGo };
         let handle = object.handle_with(pages);
         let whole = self.file_to_hand_over(ino, &object).await;
         let mode = whole.map_or(IoMode::Cached, IoMode::Passthrough);
@@ -219,7 +221,7 @@ impl DatasetFs {
         let size_bytes = object.version().size_bytes;
         // An inode that is open stays in its mode: there is nothing to wait for.
         let is_read_through_us = || matches!(self.open.mode(ino), Some(IoMode::Cached));
-        if !self.can_pass_through() || size_bytes < PASSTHROUGH_BYTES_MIN || is_read_through_us() {
+        if !self.passes_through() || size_bytes < PASSTHROUGH_BYTES_MIN || is_read_through_us() {
             return None;
         }
         let mut whole = object.whole_file();
@@ -236,8 +238,23 @@ impl DatasetFs {
         whole
     }
 
-    fn can_pass_through(&self) -> bool {
-        self.passthrough.load(std::sync::atomic::Ordering::Relaxed)
+    fn passes_staged(&self) -> bool {
+        self.passes_staged.load(Ordering::Relaxed)
+    }
+
+    /// The kernel does not take the file of an inode that is being opened: the inode is read and written
+    /// through us. Where it refuses the cache's file system, no other published file is prepared for it.
+    pub fn not_taken(&self, ino: Ino, err: &io::Error) {
+        tracing::debug!("inode {ino} is read through the daemon: {err}");
+        let is_published = matches!(self.inodes.get(ino), Some(Node::Published(..) | Node::PastFile(..)));
+        let is_for_good = matches!(err.raw_os_error(), Some(libc::ELOOP | libc::EINVAL | libc::EOPNOTSUPP));
+        if is_published && is_for_good && self.passes_published.swap(false, Ordering::Relaxed) {
+            tracing::warn!(
+                "the kernel does not read cached files by itself ({err}), so they are read through the daemon: \
+                 a --cache-dir on a plain local file system (ext4, XFS, btrfs) is faster"
+            );
+        }
+        self.open.fall_back(ino);
     }
 
     /// Reads what is at hand; `None` if the remote has to be waited for: then [`Self::read`].
@@ -278,7 +295,7 @@ impl DatasetFs {
     /// A file that is read through us now and handed over whole later would have its pages twice: what a
     /// reader has left behind is let go at once. Memory that is used again costs less than new memory.
     fn leave_behind(&self, ino: Ino, read: &ReadHandle, offset: u64, len: u32) {
-        if self.can_pass_through()
+        if self.passes_through()
             && let Some(behind) = read.left_behind(offset + u64::from(len))
             && let Some(kernel) = self.kernel.get()
         {
@@ -329,7 +346,7 @@ impl DatasetFs {
         match &*self.open.get(fh)? {
             Handle::Staged(_, file) => {
                 let flags = rustix::fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
-                rustix::fs::fallocate(file.as_fd(), flags, offset, len).map_err(std::io::Error::from)?;
+                rustix::fs::fallocate(file.as_fd(), flags, offset, len).map_err(io::Error::from)?;
                 Ok(())
             }
             Handle::Published(..) | Handle::Directory(_) => Err(FsError::BadHandle(fh)),
@@ -341,7 +358,7 @@ impl DatasetFs {
     /// # Errors
     /// The disk's.
     pub fn statfs(&self) -> Result<rustix::fs::StatVfs, FsError> {
-        Ok(rustix::fs::statvfs(&self.options.state_dir).map_err(std::io::Error::from)?)
+        Ok(rustix::fs::statvfs(&self.options.state_dir).map_err(io::Error::from)?)
     }
 
     /// Closes a handle. A file that was read through us and will be handed over whole from now on has
@@ -350,7 +367,7 @@ impl DatasetFs {
     pub fn release(&self, fh: u64) {
         let Some((handle, IoMode::Cached)) = self.open.remove(fh) else { return };
         if let Handle::Published(ino, read) = &*handle
-            && self.can_pass_through()
+            && self.passes_through()
             && read.object().version().size_bytes >= PASSTHROUGH_BYTES_MIN
             && read.object().whole_file().is_some()
             && let Some(kernel) = self.kernel.get()
@@ -418,7 +435,7 @@ pub(super) fn gone_is_stale(err: StagingError, path: &RelPath) -> FsError {
 }
 
 /// Reads from a local file without clearing the buffer first; fewer bytes only at its end.
-fn read_local(file: &File, offset: u64, len: u32) -> std::io::Result<Bytes> {
+fn read_local(file: &File, offset: u64, len: u32) -> io::Result<Bytes> {
     let len = len as usize;
     let mut buffer = Vec::with_capacity(len);
     while buffer.len() < len {

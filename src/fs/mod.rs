@@ -144,7 +144,10 @@ pub struct DatasetFs {
     options: FsOptions,
     rules: AttrRules,
     clock: Arc<dyn Clock>,
-    passthrough: AtomicBool,
+    /// The kernel takes staged files, and as far as is known published ones: their files are the cache's, which
+    /// may be on another file system.
+    passes_staged: AtomicBool,
+    passes_published: AtomicBool,
     kernel: OnceLock<Arc<dyn KernelCache>>,
 }
 
@@ -192,7 +195,8 @@ impl DatasetFs {
             options,
             rules,
             clock,
-            passthrough: AtomicBool::new(false),
+            passes_staged: AtomicBool::new(false),
+            passes_published: AtomicBool::new(false),
             kernel: OnceLock::new(),
         })
     }
@@ -227,15 +231,17 @@ impl DatasetFs {
         self.inodes.len()
     }
 
-    /// Whether whole local files are handed to the kernel.
+    /// Whether published files that are whole in the cache are handed to the kernel.
     #[must_use]
     pub fn passes_through(&self) -> bool {
-        self.passthrough.load(Ordering::Relaxed)
+        self.passes_published.load(Ordering::Relaxed)
     }
 
     /// Called once by whoever has mounted it: what the kernel can do, and how to reach it.
     pub fn attach(self: &Arc<Self>, kernel: Arc<dyn KernelCache>, passthrough: bool) {
-        self.passthrough.store(passthrough && self.options.passthrough, Ordering::Relaxed);
+        let passes = passthrough && self.options.passthrough;
+        self.passes_staged.store(passes, Ordering::Relaxed);
+        self.passes_published.store(passes, Ordering::Relaxed);
         self.tree.catalog().listen(Arc::new(Notices { fs: Arc::downgrade(self) }));
         // A second mount of the same file system does not happen; the first one stays attached.
         let _already_attached = self.kernel.set(kernel);

@@ -67,8 +67,7 @@ impl Backings {
                 Some(id)
             }
             Err(err) => {
-                tracing::debug!("inode {ino} is read through the daemon: {err}");
-                fs.open_table().fall_back(ino);
+                fs.not_taken(ino, &err);
                 None
             }
         }

@@ -4,6 +4,7 @@ use std::fs;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Child;
 use std::process::Command;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use dsfs::fs::open::IoMode;
 use dsfs::store::ObjectStore;
 use dsfs::store::StoreError;
 use dsfs::store::fault::Fault;
@@ -192,6 +194,36 @@ fn a_daemon_whose_log_finds_no_room_goes_on() {
     fs::write(mnt.join("run/small"), "fits again").unwrap();
     assert_eq!(home.run(&["umount", "mnt"]).code, 0);
     unmount_disk(&disk);
+}
+
+#[test]
+fn a_cache_that_the_kernel_does_not_read_is_read_through_the_daemon() {
+    let disk = tempfile::tempdir().unwrap();
+    let [lower, upper, work, merged] =
+        ["lower", "upper", "work", "merged"].map(|name| disk.path().join(name).display().to_string());
+    for dir in [&lower, &upper, &work, &merged] {
+        fs::create_dir(dir).unwrap();
+    }
+    let dirs = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let mounted = Command::new("mount").args(["-t", "overlay", "-o", &dirs, "none", &merged]).status();
+    assert!(mounted.unwrap().success(), "this test mounts an overlay, which takes root");
+    {
+        let setup = Setup { cache_dir: Some(Path::new(&merged).join("cache")), ..Setup::default() };
+        let mount = TestMount::with(&setup);
+        let body: Vec<u8> = (0..3_000_000_u32).map(|i| (i / 7) as u8).collect();
+        mount.publish("run/a", body.clone());
+        assert!(mount.fs.passes_through());
+        wait_until("the kernel to be given a cached file", || {
+            assert!(fs::read(mount.path("run/a")).unwrap() == body);
+            !mount.fs.passes_through()
+        });
+        assert!(fs::read(mount.path("run/a")).unwrap() == body);
+        fs::create_dir(mount.path("mine")).unwrap();
+        let staged = File::create(mount.path("mine/a")).unwrap();
+        let mode = mount.fs.open_table().mode(staged.metadata().unwrap().ino());
+        assert!(matches!(mode, Some(IoMode::Passthrough(_))), "staged files are elsewhere");
+    }
+    unmount_disk(Path::new(&merged));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Opening published files: when the kernel may have the cache's file, and what `open` waits for.
 
+use std::ffi::OsStr;
 use std::future::Future;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -22,6 +24,7 @@ use crate::cache::Pages;
 use crate::fs::KernelCache;
 use crate::fs::open::Handle;
 use crate::fs::open::IoMode;
+use crate::name::DatasetName;
 use crate::read::ObjectVersion;
 use crate::tree::inode::Ino;
 use crate::tree::inode::ROOT;
@@ -104,4 +107,35 @@ fn who_opens_what_is_read_through_us_already_waits_for_nothing() {
         panic!("it waits for a file that it cannot be given")
     };
     assert!(matches!(opened.unwrap().mode, IoMode::Cached));
+}
+
+#[test]
+fn where_the_kernel_refuses_the_file_system_of_the_cache_no_other_open_waits_for_it() {
+    let (bare, ino, version) = Bare::with_cached_file();
+    let object = bare.fs.reader.open(version);
+    assert!(object.entry.verify());
+    let refuse = |ino, errno| bare.fs.not_taken(ino, &io::Error::from_raw_os_error(errno));
+    let refused = |errno| {
+        let opened = bare.open(ino, libc::O_RDONLY).unwrap();
+        assert!(matches!(opened.mode, IoMode::Passthrough(_)));
+        refuse(ino, errno);
+        assert!(matches!(bare.fs.open.mode(ino), Some(IoMode::Cached)));
+        bare.fs.release(opened.fh);
+    };
+    let staged = |name: &str| {
+        let dataset = DatasetName::parse("mine").unwrap();
+        bare.fs.tree.staging().create_dataset(&dataset).unwrap();
+        let dir = bare.lookup(ROOT, "mine");
+        let create = bare.fs.create(dir, OsStr::new(name), 0o644, libc::O_RDWR | libc::O_CREAT);
+        let (entry, opened) = bare.runtime.block_on(create).unwrap();
+        assert!(matches!(opened.mode, IoMode::Passthrough(_)));
+        entry.attr.ino
+    };
+    refused(libc::ENOMEM); // a moment's trouble
+    refuse(staged("a"), libc::ELOOP); // staged files may be on another file system
+    assert!(bare.fs.passes_through());
+    refused(libc::ELOOP);
+    assert!(!bare.fs.passes_through());
+    assert!(matches!(bare.mode_of_new_open(ino), IoMode::Cached) && object.whole_file().is_some());
+    staged("b");
 }
