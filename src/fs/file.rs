@@ -242,6 +242,16 @@ impl DatasetFs {
         self.passes_staged.load(Ordering::Relaxed)
     }
 
+    /// The kernel gets no published files whole: it keeps what is read of those that are open, also those that
+    /// the program before this one had opened.
+    pub(super) fn kernel_keeps_pages(&self) {
+        for (_, handle) in self.open.handles() {
+            if let Handle::Published(_, read) = &*handle {
+                read.keep_elsewhere();
+            }
+        }
+    }
+
     /// The kernel does not take the file of an inode that is being opened: the inode is read and written
     /// through us. Where it refuses the cache's file system, no other published file is prepared for it.
     pub fn not_taken(&self, ino: Ino, err: &io::Error) {
@@ -253,6 +263,7 @@ impl DatasetFs {
                 "the kernel does not read cached files by itself ({err}), so they are read through the daemon: \
                  a --cache-dir on a plain local file system (ext4, XFS, btrfs) is faster"
             );
+            self.kernel_keeps_pages();
         }
         self.open.fall_back(ino);
     }

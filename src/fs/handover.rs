@@ -140,6 +140,7 @@ impl DatasetFs {
                 passed.files.insert(ino, file);
             }
             Item::Published(fh, ino, version) => {
+                // Who keeps what is read of it is known when the kernel is attached.
                 let handle = self.reader.open(version).handle();
                 self.open.restore(fh, Handle::Published(ino, handle), mode(ino), None);
             }

@@ -242,6 +242,9 @@ impl DatasetFs {
         let passes = passthrough && self.options.passthrough;
         self.passes_staged.store(passes, Ordering::Relaxed);
         self.passes_published.store(passes, Ordering::Relaxed);
+        if !passes {
+            self.kernel_keeps_pages();
+        }
         self.tree.catalog().listen(Arc::new(Notices { fs: Arc::downgrade(self) }));
         // A second mount of the same file system does not happen; the first one stays attached.
         let _already_attached = self.kernel.set(kernel);

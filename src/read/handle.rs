@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Weak;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -13,7 +14,6 @@ use tokio::time;
 
 use crate::block;
 use crate::cache::Lookup;
-use crate::cache::Pages;
 use crate::read::OpenObject;
 use crate::read::ReadError;
 use crate::read::STREAM_BYTES_MIN;
@@ -44,7 +44,8 @@ const ROUNDS_MAX: usize = 64;
 #[derive(Debug)]
 pub struct ReadHandle {
     object: Arc<OpenObject>,
-    pages: Pages,
+    /// What is read is kept by whoever has the handle.
+    kept_elsewhere: AtomicBool,
     /// Steps of [`BEHIND_BYTES`] that [`ReadHandle::left_behind`] has told of.
     behind: AtomicU64,
     pattern: Mutex<Pattern>,
@@ -62,8 +63,18 @@ struct Pattern {
 }
 
 impl ReadHandle {
-    pub(crate) fn new(object: Arc<OpenObject>, pages: Pages) -> Self {
-        Self { object, pages, behind: AtomicU64::new(0), pattern: Mutex::default() }
+    pub(crate) fn new(object: Arc<OpenObject>) -> Self {
+        let kept_elsewhere = AtomicBool::new(false);
+        Self { object, kept_elsewhere, behind: AtomicU64::new(0), pattern: Mutex::default() }
+    }
+
+    /// From now on as if it had been made with [`Pages::LetGo`] (see [`OpenObject::handle_with`]).
+    ///
+    /// [`Pages::LetGo`]: crate::cache::Pages::LetGo
+    pub fn keep_elsewhere(&self) {
+        if !self.kept_elsewhere.swap(true, Ordering::Relaxed) {
+            self.object.kept_elsewhere.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// The object.
@@ -241,7 +252,7 @@ impl Drop for ReadHandle {
         if let Some(streaming) = self.pattern.get_mut().streaming.upgrade() {
             streaming.end();
         }
-        self.object.handle_closed(self.pages);
+        self.object.handle_closed(*self.kept_elsewhere.get_mut());
         if let Some(recent) = self.object.recent.upgrade() {
             recent.remember(&self.object);
         }

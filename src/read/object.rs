@@ -116,10 +116,11 @@ impl OpenObject {
     #[must_use]
     pub fn handle_with(self: &Arc<Self>, pages: Pages) -> ReadHandle {
         self.handles.fetch_add(1, Ordering::Relaxed);
+        let handle = ReadHandle::new(Arc::clone(self));
         if pages == Pages::LetGo {
-            self.kept_elsewhere.fetch_add(1, Ordering::Relaxed);
+            handle.keep_elsewhere();
         }
-        ReadHandle::new(Arc::clone(self), pages)
+        handle
     }
 
     /// The version.
@@ -134,8 +135,8 @@ impl OpenObject {
 
     /// A handle was closed. After the last one, what was fetched ahead and not read only takes
     /// room from others; it is on the disk, or on its way there.
-    pub(crate) fn handle_closed(&self, pages: Pages) {
-        if pages == Pages::LetGo {
+    pub(crate) fn handle_closed(&self, was_kept_elsewhere: bool) {
+        if was_kept_elsewhere {
             self.kept_elsewhere.fetch_sub(1, Ordering::Relaxed);
         }
         if self.handles.fetch_sub(1, Ordering::Relaxed) > 1 {

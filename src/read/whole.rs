@@ -74,7 +74,7 @@ impl OpenObject {
     }
 
     /// What becomes of the pages of a run that is written to the cache.
-    pub(super) fn pages_of(&self, run_bytes: u64) -> Pages {
+    pub(crate) fn pages_of(&self, run_bytes: u64) -> Pages {
         if run_bytes == RUN_BYTES { self.pages() } else { Pages::Keep }
     }
 

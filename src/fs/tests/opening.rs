@@ -12,21 +12,28 @@ use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 use tokio::time;
 
 use super::Bare;
+use super::handed_over;
 use super::key;
 use crate::cache::BlockCache;
 use crate::cache::CacheOptions;
 use crate::cache::Pages;
+use crate::catalog::listing::RemoteFile;
 use crate::fs::KernelCache;
+use crate::fs::handover::Passed;
 use crate::fs::open::Handle;
 use crate::fs::open::IoMode;
 use crate::name::DatasetName;
+use crate::name::ETag;
+use crate::name::RelPath;
 use crate::read::ObjectVersion;
 use crate::tree::inode::Ino;
+use crate::tree::inode::Node;
 use crate::tree::inode::ROOT;
 
 const SIZE_BYTES: u64 = 1024 * 1024;
@@ -138,4 +145,32 @@ fn where_the_kernel_refuses_the_file_system_of_the_cache_no_other_open_waits_for
     assert!(!bare.fs.passes_through());
     assert!(matches!(bare.mode_of_new_open(ino), IoMode::Cached) && object.whole_file().is_some());
     staged("b");
+}
+
+#[test]
+fn a_stream_that_another_program_has_opened_is_in_memory_once() {
+    const RUN_BYTES: u64 = 1024 * 1024;
+    for (passthrough, pages) in [(false, Pages::LetGo), (true, Pages::Keep)] {
+        let (before, after) = (Bare::new(), Bare::new());
+        let version =
+            ObjectVersion { key: key("run/x"), etag: ETag::from_server("1"), size_bytes: 64 * RUN_BYTES };
+        let handle = Handle::Published(2, before.fs.reader.open(version.clone()).handle());
+        before.fs.open.insert(handle, IoMode::Cached, None);
+        for item in handed_over(&before.fs) {
+            after.fs.take_over(item, |_| unreachable!("no local file"), &mut Passed::default()).unwrap();
+        }
+        after.fs.attach(Arc::new(Kernel), passthrough);
+        let object = after.fs.reader.open(version);
+        assert_eq!(object.pages_of(RUN_BYTES), pages, "passthrough: {passthrough}");
+        if passthrough {
+            let file =
+                RemoteFile { key: key("run/y"), size_bytes: 1, etag: None, modified: SystemTime::UNIX_EPOCH };
+            let (run, y) = (DatasetName::parse("run").unwrap(), RelPath::parse("y").unwrap());
+            let refused = after.fs.inodes.lookup(Node::Published(run, y, Arc::new(file)));
+            after.fs.not_taken(refused, &io::Error::from_raw_os_error(libc::ELOOP));
+            assert_eq!(object.pages_of(RUN_BYTES), Pages::LetGo, "nor will it be handed over later");
+        }
+        after.fs.release(1);
+        assert_eq!(object.pages_of(RUN_BYTES), Pages::Keep);
+    }
 }
