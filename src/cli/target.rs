@@ -105,7 +105,9 @@ pub fn config(flags: Layer, cx: &mut Context) -> Result<Config, Failure> {
     let origin = named_by(&config.remote);
     let instead = match origin {
         Origin::Default => String::new(),
-        origin => format!(", and not on {}, which {origin} names", config.remote.remote()),
+        origin @ (Origin::Flag(_) | Origin::Environment(_) | Origin::File { .. }) => {
+            format!(", and not on {}, which {origin} names", config.remote.remote())
+        }
     };
     cx.out.note(format!("working on {remote}, which is mounted at {mountpoint}{instead}"));
     let selection = Selection { file: choice.config, profile: choice.profile };
@@ -204,7 +206,7 @@ pub fn not_mounted(config: &Config) -> Failure {
     }
     let by = match named_by(&config.remote) {
         Origin::Default => String::new(),
-        origin => format!(" ({origin})"),
+        origin @ (Origin::Flag(_) | Origin::Environment(_) | Origin::File { .. }) => format!(" ({origin})"),
     };
     Failure::new(FailureKind::NotFound, format!("{} is not mounted{by}", config.remote.remote()))
         .details(shown(&mounts))
@@ -260,10 +262,9 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Reply, Failure> {
 }
 
 fn status_of(socket: &Path) -> Result<MountStatus, Failure> {
-    match ask(socket, &Request::Status { files_of: None })? {
-        Reply::Status(status) => Ok(*status),
-        reply => Err(unexpected(&reply)),
-    }
+    let reply = ask(socket, &Request::Status { files_of: None })?;
+    let Reply::Status(status) = reply else { return Err(unexpected(&reply)) };
+    Ok(*status)
 }
 
 /// Connects to a daemon.
