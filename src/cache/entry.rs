@@ -266,23 +266,25 @@ impl Entry {
     }
 
     /// Queues whole blocks for [`Self::store`]. Waits for room in the queue, at most `patience`;
-    /// false if they were dropped. Dropped blocks are fetched again when they are needed again.
-    pub async fn store_later(
+    /// false if they were dropped. Dropped blocks are fetched again when they are needed again. They count as
+    /// on their way ([`Self::settle`]) from this call on, not from the future's first poll.
+    pub fn store_later(
         self: &Arc<Self>,
         first: u64,
         content: Bytes,
         pages: Pages,
         patience: Duration,
-    ) -> bool {
-        if !self.cache.admits() {
-            return false;
+    ) -> impl Future<Output = bool> + Send + use<> {
+        let entry = Arc::clone(self);
+        let noted = self.cache.admits().then(|| self.note_queued(&content));
+        async move {
+            let Some(bytes) = noted else { return false };
+            let queued = entry.cache.queue.push(Arc::clone(&entry), first, content, pages, patience).await;
+            if !queued {
+                entry.note_lost(bytes);
+            }
+            queued
         }
-        let bytes = self.note_queued(&content);
-        let queued = self.cache.queue.push(Arc::clone(self), first, content, pages, patience).await;
-        if !queued {
-            self.note_lost(bytes);
-        }
-        queued
     }
 
     /// The data file, if the whole object is in it and every block was verified by this process:

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::Context;
+use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -462,6 +464,20 @@ async fn queued_writes_arrive() {
     cache.drain().await;
     assert!(entry.whole_file().is_some());
     assert_eq!(cache.usage().written_bytes, 32 * MIB);
+}
+
+#[tokio::test]
+async fn what_will_be_stored_is_on_its_way_before_anybody_stores_it() {
+    let dir = TempDir::new().unwrap();
+    let cache = open(dir.path());
+    let whole = Bytes::from(content("a", MIB));
+    let entry = cache.entry(&id("a"), MIB);
+    let later = entry.store_later(0, whole, Pages::Keep, Duration::from_secs(10));
+    let mut settled = Box::pin(entry.settle(Duration::from_secs(3600)));
+    assert!(settled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert!(later.await);
+    settled.await;
+    assert!(entry.whole_file().is_some());
 }
 
 #[tokio::test]

@@ -222,16 +222,18 @@ async fn complete(reader: &Arc<Shared>, job: &mut Job, buffer: Buffer) {
     let from_reserve = buffer.is_from_reserve();
     let content = buffer.freeze();
     let to_disk = !from_reserve || reader.memory.reserve_is_ample();
-    // Queued before anybody is told: the last reader may leave, and this task end with it.
+    // Queued, or counted as on its way, before anybody is told: the last reader may leave, and this task end
+    // with it, and the next one open what was read.
     let entry = Arc::clone(&job.object.entry);
     let pages = job.object.pages_of(content.len() as u64);
     let queued = to_disk && entry.try_store_later(blocks.start, content.clone(), pages);
+    let later = to_disk && !queued;
+    let later = later.then(|| entry.store_later(blocks.start, content.clone(), pages, DISK_PATIENCE));
     job.object.publish(&job.part, &blocks, &content, !from_reserve);
-    sender.send_replace(Some(Ok(content.clone())));
+    sender.send_replace(Some(Ok(content)));
     drop(sender);
-    if to_disk && !queued {
+    if let Some(later) = later {
         // A task of its own, so that it outlives this one if that is cancelled now.
-        let store = async move { entry.store_later(blocks.start, content, pages, DISK_PATIENCE).await };
-        let _ = reader.runtime.spawn(store).await;
+        let _ = reader.runtime.spawn(later).await;
     }
 }
