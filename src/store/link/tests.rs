@@ -1,0 +1,122 @@
+//! Outages that begin and end, and requests over connections that lead nowhere.
+
+use super::*;
+use crate::clock::SystemClock;
+use crate::name::KeyPrefix;
+use crate::store::fault::Fault;
+use crate::store::fault::FaultyStore;
+use crate::store::fault::Operation;
+use crate::store::memory::MemoryStore;
+use crate::store::retry::RetryOptions;
+use crate::store::retry::RetryingStore;
+
+struct Setup {
+    faults: Arc<FaultyStore>,
+    link: Arc<Link>,
+    gated: Arc<GatedStore>,
+}
+
+fn setup() -> Setup {
+    let faults = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
+    let link = Link::new(Arc::new(SystemClock));
+    let watched = WatchedStore::new(Arc::clone(&faults) as Arc<dyn ObjectStore>, Arc::clone(&link));
+    let gated = Arc::new(GatedStore::new(Arc::new(watched), Arc::clone(&link)));
+    Setup { faults, link, gated }
+}
+
+fn silence() -> Fault {
+    Fault::Before(StoreError::unanswered("d/", "connection refused"))
+}
+
+fn everything() -> ListRequest {
+    ListRequest::recursive(KeyPrefix::from_listing(""))
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_remote_is_silent_requests_fail_at_once() {
+    let Setup { faults, link, gated } = setup();
+    faults.script(Operation::List, silence());
+    faults.script(Operation::CheckAccess, silence());
+    assert!(gated.list(&everything()).await.is_err());
+    assert!(link.outage().is_none(), "one request is no proof");
+    link.wait_until_due().await;
+    link.probe_when_due(&*faults).await;
+    let refused = gated.list(&everything()).await.unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::Offline { reason, .. } if reason == "connection refused"),
+        "{refused}"
+    );
+    time::advance(Duration::from_secs(2)).await;
+    link.probe_when_due(&*faults).await;
+    assert!(link.outage().is_none());
+    gated.list(&everything()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_when_the_line_goes_down_waits_no_longer() {
+    let Setup { faults, link, gated } = setup();
+    faults.script(Operation::List, Fault::Stall);
+    let stuck = tokio::spawn(async move { gated.list(&everything()).await });
+    time::advance(Duration::from_secs(1)).await;
+    tokio::task::yield_now().await;
+    link.probe_when_due(&*faults).await;
+    assert!(!stuck.is_finished() && link.outage().is_none());
+    time::advance(SILENCE_MAX).await;
+    faults.script(Operation::CheckAccess, Fault::Stall);
+    link.probe_when_due(&*faults).await;
+    assert!(matches!(stuck.await.unwrap(), Err(StoreError::Offline { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_over_an_old_connection_asks_again() {
+    let Setup { faults, link, .. } = setup();
+    let watched = WatchedStore::new(Arc::clone(&faults) as Arc<dyn ObjectStore>, Arc::clone(&link));
+    let store = RetryingStore::new(Arc::new(watched), RetryOptions::default());
+    faults.script(Operation::List, Fault::Stall);
+    let began = Instant::now();
+    let asked = tokio::spawn(async move { store.list(&everything()).await });
+    tokio::task::yield_now().await;
+    link.renewed();
+    asked.await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_over_an_old_connection_breaks_off() {
+    let Setup { faults, link, .. } = setup();
+    let watched = WatchedStore::new(faults, Arc::clone(&link));
+    let body = futures_util::stream::iter([Ok(Bytes::from_static(b"begun"))]);
+    let silent = body.chain(futures_util::stream::pending());
+    let mut body = watched.watched(&ObjectKey::from_listing("d/a"), Box::pin(silent));
+    assert_eq!(body.next().await.unwrap().unwrap(), "begun");
+    let rest = tokio::spawn(async move { (body.next().await, body.next().await.is_none()) });
+    tokio::task::yield_now().await;
+    link.renewed();
+    let (piece, ended) = rest.await.unwrap();
+    assert!(piece.unwrap().unwrap_err().is_transient() && ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_refuses_or_is_overloaded_is_there() {
+    let Setup { faults, link, gated } = setup();
+    let busy = StoreError::unavailable("d/", "SlowDown (HTTP 503)");
+    let denied = StoreError::Denied { key: "d".into(), reason: "expired".into() };
+    for answer in [busy, denied] {
+        faults.script(Operation::List, Fault::Before(answer.clone()));
+        faults.script(Operation::CheckAccess, Fault::Before(answer));
+        assert!(gated.list(&everything()).await.is_err());
+        link.look_now();
+        link.probe_when_due(&*faults).await;
+        assert!(link.outage().is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_answer_ends_an_outage() {
+    let Setup { faults, link, gated } = setup();
+    link.is_down(&StoreError::unanswered("d/", "no route"));
+    assert!(gated.list(&everything()).await.is_err());
+    let watched = WatchedStore::new(faults, Arc::clone(&link));
+    watched.list(&everything()).await.unwrap();
+    gated.list(&everything()).await.unwrap();
+}
