@@ -25,6 +25,10 @@
 //! read, and takes back no other version than the one that it wrote: so the second knows of the first,
 //! and neither takes the other's stamp away. What is left then, `gc` removes when it is old.
 //!
+//! A stamp that was too old for a while, as that of a machine that has slept, has kept nobody off meanwhile:
+//! nothing is deleted any more on what was looked at before ([`Intents::still_deleting`]), and who deletes
+//! begins anew.
+//!
 //! How old a stamp is, the server's clock says: it dates the objects, that with the stamp and the one
 //! that was written last by who asks. So it does not matter what committers take for the time.
 
@@ -32,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream;
 use parking_lot::Mutex;
@@ -42,6 +47,7 @@ use crate::clock::Clock;
 use crate::commit::CommitError;
 use crate::commit::Conflict;
 use crate::commit::ConflictReason;
+use crate::commit::send::Announced;
 use crate::commit::send::Sender;
 use crate::log::Log;
 use crate::log::read_listed;
@@ -54,6 +60,7 @@ use crate::name::RemotePrefix;
 use crate::record::Intent;
 use crate::record::RecordError;
 use crate::record::format_mtime;
+use crate::store::DELETE_WITHIN;
 use crate::store::Expect;
 use crate::store::ListRequest;
 use crate::store::ListedObject;
@@ -69,10 +76,18 @@ const TRIES: u32 = 6;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(400);
 /// After this long no request is carried out any more: servers refuse one whose signature is older
-/// than 15 minutes. The rest is for clocks that differ, and for roll backs that take a while.
+/// than [`SIGNATURE_AGE_MAX`]. The rest is for clocks that differ, and for roll backs that take a while.
 pub(super) const LATE_MAX: Duration = Duration::from_secs(30 * 60);
 /// How old a stamp may become before who deletes renews it.
 pub(super) const STAMP_AGE_MAX: Duration = Duration::from_secs(5 * 60);
+/// How old the signature of a request may become before servers refuse it.
+const SIGNATURE_AGE_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// How old a stamp may be when a deletion is asked for behind it: that is looked at once more, signed and
+/// carried out before the stamp is too old to keep others off.
+const STAMP_AGE_LAST: Duration =
+    Duration::from_secs(LATE_MAX.as_secs() - SIGNATURE_AGE_MAX.as_secs() - 2 * DELETE_WITHIN.as_secs());
+const _: () = assert!(STAMP_AGE_MAX.as_secs() < STAMP_AGE_LAST.as_secs());
 
 /// Metadata key of a stamped intent: its time. With it on, a lost answer can be told from a stamp that
 /// another has written for the same commit.
@@ -347,14 +362,24 @@ impl Intents {
     }
 
     /// Renews a stamp that grows old.
+    ///
+    /// # Errors
+    /// Also if it was too old for a while, or the new one is by now: somebody may have seen it so and be about
+    /// to create what is to be deleted. That has to be announced and looked at anew.
     pub async fn still_deleting(&self, deleting: &mut Deleting) -> Result<(), CommitError> {
-        if deleting.since + STAMP_AGE_MAX > self.clock.now() {
+        let Deleting { since: before, unsettled, .. } = *deleting;
+        if before + STAMP_AGE_MAX > self.clock.now() {
             return Ok(());
         }
-        let Deleting { unsettled, .. } = *deleting;
         *deleting = self.stamp(&deleting.intent, Some(&deleting.version)).await?;
         deleting.unsettled |= unsettled;
-        Ok(())
+        let now = self.clock.now();
+        if before + LATE_MAX > now && deleting.since + STAMP_AGE_LAST > now {
+            return Ok(());
+        }
+        let reason = "deleting was interrupted for so long (this machine may have slept) that others may have \
+                      published the same files meanwhile; what is there has to be looked at anew";
+        Err(StoreError::unavailable(self.key(&deleting.intent.txid), reason).into())
     }
 
     /// Removes what a commit has put at `keys`, several at once, behind a stamp that is kept young. Stops
@@ -374,12 +399,8 @@ impl Intents {
                     if failure.lock().is_some() {
                         return;
                     }
-                    let stamped = self.still_deleting(*stamp.lock().await).await;
-                    let removed = match stamped {
-                        Ok(()) => sender.remove_ours(key).await.map_err(CommitError::from),
-                        Err(err) => Err(err),
-                    };
-                    if let Err(err) = removed {
+                    let announced = Stamped { intents: self, stamp };
+                    if let Err(err) = sender.remove_announced(key, &announced).await {
                         failure.lock().get_or_insert(err);
                     }
                 }
@@ -417,6 +438,19 @@ impl Intents {
             Err(StoreError::NotFound { .. }) => Ok(()),
             Err(err) => Err(err),
         }
+    }
+}
+
+/// What several delete behind.
+struct Stamped<'a, 'd> {
+    intents: &'a Intents,
+    stamp: &'a tokio::sync::Mutex<&'d mut Deleting>,
+}
+
+#[async_trait]
+impl Announced for Stamped<'_, '_> {
+    async fn still_stands(&self) -> Result<(), CommitError> {
+        self.intents.still_deleting(*self.stamp.lock().await).await
     }
 }
 

@@ -133,6 +133,24 @@ pub(crate) trait UploadNotes: Sync {
     fn part(&self, part: &PartReceipt) -> Result<(), CommitError>;
 }
 
+/// What was said in the bucket before anything is deleted.
+#[async_trait]
+pub(crate) trait Announced: Sync {
+    /// Whether it holds others off, and has since it was written; asked after each look, right before the
+    /// deletion that follows from it.
+    async fn still_stands(&self) -> Result<(), CommitError>;
+}
+
+/// A plain upload announces nothing.
+struct Unannounced;
+
+#[async_trait]
+impl Announced for Unannounced {
+    async fn still_stands(&self) -> Result<(), CommitError> {
+        Ok(())
+    }
+}
+
 impl Sender {
     /// For the commit `txid`.
     pub fn new(
@@ -484,27 +502,40 @@ impl Sender {
         }
     }
 
-    /// Removes what this commit has put at a key; anything else stays.
-    pub async fn remove_ours(&self, key: &ObjectKey) -> Result<(), StoreError> {
+    /// Removes what an upload has put at a key; anything else stays.
+    pub async fn remove_ours(&self, key: &ObjectKey) -> Result<(), CommitError> {
+        self.remove_announced(key, &Unannounced).await
+    }
+
+    /// Removes what this commit has put at a key, if that is still announced after the look; anything else
+    /// stays.
+    pub async fn remove_announced(
+        &self,
+        key: &ObjectKey,
+        announced: &dyn Announced,
+    ) -> Result<(), CommitError> {
         let mut tried = 0;
         loop {
             tried += 1;
             let err = match self.look(key).await {
-                Ok(Found::Ours(etag) | Found::OurClaim(etag)) => match self.store.delete(key, &etag).await {
-                    Ok(()) => return Ok(()),
-                    Err(err) => {
-                        if matches!(err, StoreError::Unavailable { .. }) {
-                            self.lost_deletion.store(true, Ordering::Relaxed);
+                Ok(Found::Ours(etag) | Found::OurClaim(etag)) => {
+                    announced.still_stands().await?;
+                    match self.store.delete(key, &etag).await {
+                        Ok(()) => return Ok(()),
+                        Err(err) => {
+                            if matches!(err, StoreError::Unavailable { .. }) {
+                                self.lost_deletion.store(true, Ordering::Relaxed);
+                            }
+                            err
                         }
-                        err
                     }
-                },
+                }
                 Ok(Found::Nothing | Found::Other(_)) => return Ok(()),
                 Err(err) => err,
             };
             let again = err.is_transient() || matches!(err, StoreError::Changed { .. });
             if !again || tried == TRIES {
-                return Err(err);
+                return Err(err.into());
             }
             tokio::time::sleep(PAUSE * tried).await;
         }

@@ -23,6 +23,7 @@ pub mod fault;
 #[cfg(debug_assertions)]
 pub mod failpoint;
 pub mod guarantee;
+mod patience;
 pub mod rate;
 pub mod trace;
 
@@ -43,6 +44,8 @@ use futures_util::StreamExt;
 use crate::name::ETag;
 use crate::name::KeyPrefix;
 use crate::name::ObjectKey;
+
+pub(crate) use self::patience::DELETE_WITHIN;
 
 /// Metadata key of the transaction that wrote an object: how a lost reply is told from a conflict.
 pub const META_TXID: &str = "dsfs-txid";
@@ -191,7 +194,8 @@ pub trait ObjectStore: fmt::Debug + Send + Sync + 'static {
     /// Stores that cannot check the condition atomically compare first: see `Guarantee`.
     ///
     /// # Errors
-    /// [`StoreError::Changed`]: another version is there, and was left alone.
+    /// [`StoreError::Changed`]: another version is there, and was left alone. [`StoreError::Unavailable`], also if
+    /// so much time has passed since it was asked for that somebody else may have put the same there.
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError>;
 
     /// Writes and deletions whose answer was lost and that were asked again, since the store was made: each of

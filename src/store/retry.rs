@@ -6,7 +6,9 @@
 //!
 //! 1. Bounded: at most [`RetryOptions::attempts_max`] attempts, none begun after
 //!    [`RetryOptions::deadline`], at most [`RetryOptions::requests_max`] at the same time. The
-//!    pause before attempt *n* is drawn from `0..min(base · 2ⁿ, max)` (full jitter).
+//!    pause before attempt *n* is drawn from `0..min(base · 2ⁿ, max)` (full jitter). A deletion
+//!    is not begun long after it was asked for by the time of day either: a machine that wakes
+//!    up does not know whose the version is by then.
 //! 2. **A lost answer never becomes a wrong answer.** A write that failed ambiguously may have
 //!    been carried out; then its repetition finds our own object in the way and is told
 //!    "already exists". So after an ambiguous failure a conflict is believed only after a
@@ -46,6 +48,8 @@ use tokio::time::Instant;
 use tokio::time::sleep;
 use tokio::time::timeout_at;
 
+use crate::clock::Clock;
+use crate::clock::SystemClock;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::store::ByteStream;
@@ -60,6 +64,7 @@ use crate::store::PutAttributes;
 use crate::store::StoreError;
 use crate::store::UploadId;
 use crate::store::complete_allowance;
+use crate::store::patience::Asked;
 use crate::store::rate::Direction;
 use crate::store::rate::RateLimiter;
 use crate::store::rate::RateOptions;
@@ -117,6 +122,8 @@ pub struct RetryingStore {
     requests: Arc<Semaphore>,
     rate: RateLimiter,
     uploads: Mutex<LruCache<UploadId, OpenUpload>>,
+    /// The time of day.
+    clock: Arc<dyn Clock>,
     /// Writes that were asked again although they may have been carried out.
     lost_answers: AtomicU64,
 }
@@ -130,7 +137,7 @@ impl fmt::Debug for RetryingStore {
 /// How a request with retries ended.
 struct Outcome<T> {
     result: Result<T, StoreError>,
-    /// Whether an attempt before the last failed in a way that may have had its effect.
+    /// Whether an attempt failed in a way that may have had its effect.
     ambiguous: bool,
 }
 
@@ -162,7 +169,14 @@ impl RetryingStore {
         let remembered = std::num::NonZeroUsize::new(UPLOADS_REMEMBERED_MAX).expect("not zero");
         let uploads = Mutex::new(LruCache::new(remembered));
         let rate = RateLimiter::new(&options.rate);
-        Self { inner, options, requests, rate, uploads, lost_answers: AtomicU64::new(0) }
+        let clock = Arc::new(SystemClock);
+        Self { inner, options, requests, rate, uploads, clock, lost_answers: AtomicU64::new(0) }
+    }
+
+    /// With another clock than the system's.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, ..self }
     }
 
     async fn permit(&self) -> OwnedSemaphorePermit {
@@ -185,7 +199,7 @@ impl RetryingStore {
         direction: Direction,
         subject: &str,
         allowance: Duration,
-        again: fn(&StoreError) -> bool,
+        again: impl Fn(&StoreError) -> bool,
         mut attempt: impl FnMut() -> F,
     ) -> Outcome<(T, OwnedSemaphorePermit)>
     where
@@ -211,10 +225,10 @@ impl RetryingStore {
             if err.asks_to_slow_down() {
                 self.rate.back_off(direction);
             }
+            ambiguous |= matches!(err, StoreError::Unavailable { .. });
             if !again(&err) {
                 return Outcome { result: Err(err), ambiguous };
             }
-            ambiguous |= matches!(err, StoreError::Unavailable { .. });
             failures += 1;
             let pause = self.pause(failures);
             if failures >= self.options.attempts_max || Instant::now() + pause >= deadline {
@@ -436,8 +450,12 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
-        let attempt = || self.inner.delete(key, etag);
-        let again = StoreError::is_transient;
+        let asked = Asked::now(&self.clock);
+        let attempt = || async {
+            asked.check(key)?;
+            self.inner.delete(key, etag).await
+        };
+        let again = |err: &StoreError| err.is_transient() && !asked.is_stale();
         let outcome = self.attempts(Direction::Write, key.as_str(), Duration::ZERO, again, attempt).await;
         if outcome.ambiguous {
             self.lost_answers.fetch_add(1, Ordering::Relaxed);

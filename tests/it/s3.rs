@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
 
 use bytes::Bytes;
+use dsfs::clock::Clock;
 use dsfs::name::ETag;
 use dsfs::name::KeyPrefix;
 use dsfs::name::ObjectKey;
@@ -383,6 +386,29 @@ async fn keys_of_a_listing_that_only_claims_to_be_encoded_are_read_as_they_are()
     let page = list_all(&store, ListRequest::recursive(KeyPrefix::from_listing("x/"))).await.unwrap();
     let keys: Vec<&str> = page.objects.iter().map(|object| object.key.as_str()).collect();
     assert_eq!(keys, ["x/1+1", "x/100%", "x/with space"]);
+}
+
+/// The clock of a machine that sleeps for an hour whenever it has been looked at.
+#[derive(Debug, Default)]
+struct Sleepy(AtomicU64);
+
+impl Clock for Sleepy {
+    fn now(&self) -> SystemTime {
+        let hours = self.0.fetch_add(1, Ordering::SeqCst);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(hours * 60 * 60)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_slept_between_look_and_deletion_does_not_delete() {
+    let double = Double::start();
+    let etag = ETag::from_server(&double.put_out_of_band(key().as_str(), b"by now somebody else's"));
+    let store = double.store().await.with_clock(Arc::new(Sleepy::default()));
+    let err = store.delete(&key(), &etag).await.unwrap_err();
+    assert!(err.is_transient() && err.to_string().contains("looked at again"), "{err}");
+    assert_eq!((double.count(Operation::Head), double.count(Operation::Delete)), (1, 0));
+    double.store().await.delete(&key(), &etag).await.unwrap();
+    assert!(double.keys().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

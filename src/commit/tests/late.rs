@@ -106,10 +106,6 @@ impl ObjectStore for LateDeletion {
     }
 }
 
-fn clock() -> Arc<SetClock> {
-    Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))))
-}
-
 fn intents(bucket: &Arc<MemoryStore>, clock: &Arc<SetClock>) -> Intents {
     Intents {
         store: bucket.clone(),

@@ -1,5 +1,6 @@
 //! Commits over the store in memory: outcomes, conflicts, faults, and crashes at every request.
 
+mod asleep;
 mod committers;
 mod conflicts;
 mod crashes;
@@ -189,6 +190,10 @@ impl Clock for SetClock {
     fn now(&self) -> SystemTime {
         *self.0.lock()
     }
+}
+
+fn clock() -> Arc<SetClock> {
+    Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))))
 }
 
 fn overwriting(machine: &Machine, store: Arc<dyn ObjectStore>) -> CommitContext {

@@ -1,5 +1,7 @@
 //! What becomes of requests that fail, of answers that are lost, and of those who wait in line.
 
+use std::time::SystemTime;
+
 use super::*;
 use crate::store::fault::Fault;
 use crate::store::fault::FaultyStore;
@@ -213,4 +215,45 @@ async fn requests_are_limited_until_their_bodies_are_dropped() {
     setup.store.head(&key()).await.unwrap();
     drop(bodies);
     assert_eq!(setup.store.requests.available_permits(), 4);
+}
+
+/// A clock that is set by hand.
+#[derive(Debug)]
+struct SetClock(Mutex<SystemTime>);
+
+impl Clock for SetClock {
+    fn now(&self) -> SystemTime {
+        *self.0.lock()
+    }
+}
+
+/// Its deadline stands still meanwhile, and the same content may have been put there by somebody else.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_from_before_the_machine_slept_is_not_asked_for_again() {
+    let clock = Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH)));
+    let Setup { memory, faulty, store } = setup();
+    let store = store.with_clock(clock.clone());
+    let key = key();
+    let etag = memory.overwrite_out_of_band(&key, Bytes::from_static(b"anybody's"));
+    let sleep = || *clock.0.lock() += Duration::from_secs(8 * 60 * 60);
+
+    faulty.script(Operation::Delete, Fault::Stall);
+    let (given_up, ()) = tokio::join!(store.delete(&key, &etag), async { sleep() });
+    assert!(given_up.is_err_and(|err| err.is_transient()), "who asked may look, and ask again");
+    assert_eq!((faulty.requests().len(), store.lost_answers()), (1, 1));
+
+    // Nor begun, if it had to wait in line.
+    let line = Arc::clone(&store.requests).acquire_many_owned(4).await.unwrap();
+    let woken = async {
+        sleep();
+        drop(line);
+    };
+    let (refused, ()) = tokio::join!(store.delete(&key, &etag), woken);
+    assert!(refused.is_err_and(|err| err.to_string().contains("looked at again")));
+    assert_eq!(faulty.requests().len(), 1);
+    assert!(memory.head(&key).await.is_ok());
+
+    faulty.script(Operation::Delete, Fault::Stall);
+    store.delete(&key, &etag).await.unwrap();
+    assert_eq!(faulty.requests().len(), 3, "of a machine that is awake it is repeated as ever");
 }

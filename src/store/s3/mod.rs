@@ -11,10 +11,12 @@
 //!    answer's own `ETag`, range and length are checked, since some servers ignore `If-Match`
 //!    or `Range`. What does not fit ends in an error, never in other bytes.
 //! 3. Every wait ends: connecting, waiting for an answer, and each pause inside a body.
-//! 4. Every write carries its condition and a CRC32C that the server verifies. CRC32C and not
+//! 4. A deletion is not sent long after the look before it, as it would be by a machine that has
+//!    slept in between: by then somebody else may have put the same content there.
+//! 5. Every write carries its condition and a CRC32C that the server verifies. CRC32C and not
 //!    AWS's default CRC64NVME, because R2, ministack and SeaweedFS agree on its meaning for
 //!    parts (a checksum of checksums), and they do not on CRC64NVME's; and the CPU computes it.
-//! 5. A proxy that answers in the server's place, with "not found" or with a page, is not believed: the
+//! 6. A proxy that answers in the server's place, with "not found" or with a page, is not believed: the
 //!    request has failed as if nobody had answered, and may be asked again.
 //!
 //! # What this module does not know
@@ -23,6 +25,7 @@
 
 mod connect;
 mod credentials;
+mod delete;
 mod direct;
 mod error;
 mod get;
@@ -56,6 +59,8 @@ use parking_lot::RwLock;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
+use crate::clock::Clock;
+use crate::clock::SystemClock;
 use crate::name::ETag;
 use crate::name::ObjectKey;
 use crate::store::ByteStream;
@@ -100,6 +105,8 @@ pub struct S3Store {
     clock: ServerClock,
     /// Whether a part of an object has come as it was asked for: the server can do that.
     answers_ranges: AtomicBool,
+    /// The time of day here.
+    time: Arc<dyn Clock>,
 }
 
 impl fmt::Debug for S3Store {
@@ -126,7 +133,14 @@ impl S3Store {
             unsigned_bodies: !exposed && !matches!(options.credentials, S3Credentials::Anonymous),
             clock,
             answers_ranges: AtomicBool::new(false),
+            time: Arc::new(SystemClock),
         }
+    }
+
+    /// With another clock than the system's, to tell how old a look is.
+    #[must_use]
+    pub fn with_clock(self, time: Arc<dyn Clock>) -> Self {
+        Self { time, ..self }
     }
 
     /// The client, once the region is known.
@@ -477,32 +491,6 @@ impl ObjectStore for S3Store {
     }
 
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
-        // Looked at first for the servers that ignore the condition, sent for those that honour it.
-        match self.head(key).await {
-            Ok(meta) if meta.etag == *etag => {}
-            Ok(_) => return Err(StoreError::Changed { key: key.clone() }),
-            Err(StoreError::NotFound { .. }) => return Ok(()),
-            Err(err) => return Err(err),
-        }
-        let expect = Expect::Version(etag.clone());
-        let subject = Subject::Write(key, &expect);
-        let client = self.client().await?;
-        let call = || client.delete_object().bucket(&self.bucket).key(key.as_str());
-        let (_, if_match) = self.condition(&expect);
-        let outcome = self.answer(subject, Duration::ZERO, call().set_if_match(if_match).send()).await;
-        match outcome {
-            Ok(_) => Ok(()),
-            // "Not implemented" speaks of the condition, not of deleting.
-            Err(Failure { status: Some(501), .. }) => {
-                self.answer(subject, Duration::ZERO, call().send()).await?;
-                Ok(())
-            }
-            // Gone by now, or another version: a look tells which.
-            Err(Failure { error: StoreError::Changed { .. }, .. }) => match self.head(key).await {
-                Err(StoreError::NotFound { .. }) => Ok(()),
-                Ok(_) | Err(_) => Err(StoreError::Changed { key: key.clone() }),
-            },
-            Err(failure) => Err(failure.error),
-        }
+        self.delete_version(key, etag).await
     }
 }
