@@ -62,7 +62,7 @@ pub struct ClientArgs {
     /// Bound of every pause before a retry [default: 32s]
     #[arg(long, value_name = "TIME", global = true, hide_short_help = true)]
     retry_max_delay: Option<String>,
-    /// How long a request may take with all its retries [default: 60s]
+    /// How long a request is made again; the last one has its own time [default: 60s]
     #[arg(long, value_name = "TIME", global = true, hide_short_help = true)]
     retry_timeout: Option<String>,
     /// Reads and listings begun in a second [default: no limit]

@@ -127,7 +127,7 @@ pub struct ClientSettings {
     pub retry_initial_delay: Setting<Duration>,
     /// Bound of every pause.
     pub retry_max_delay: Setting<Duration>,
-    /// How long all attempts of one request may take together.
+    /// How long attempts of one request are begun.
     pub retry_timeout: Setting<Duration>,
     /// Reads and listings begun in a second; `None` for no limit.
     pub read_rate: Setting<Option<f64>>,

@@ -32,7 +32,6 @@ use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -64,22 +63,6 @@ pub const META_PART_BYTES: &str = "dsfs-part-bytes";
 pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
 /// Most parts in a multipart upload: S3's rule.
 pub const PARTS_MAX: u64 = 10_000;
-
-/// The slowest line that an upload is waited for, in bytes per second.
-const UPLOAD_RATE_MIN: u64 = 64 * 1024;
-/// How long a store may take over each part of an upload that it makes one object: AWS takes
-/// minutes for large ones, and a directory has to copy them.
-const COMPLETE_PER_PART: Duration = Duration::from_secs(5);
-
-/// The time that a request gets on top of its timeout for sending `len` bytes.
-pub(crate) fn upload_allowance(len: usize) -> Duration {
-    Duration::from_secs(len as u64 / UPLOAD_RATE_MIN)
-}
-
-/// The time that completing an upload of `parts` parts gets on top.
-pub(crate) fn complete_allowance(parts: usize) -> Duration {
-    COMPLETE_PER_PART.saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX))
-}
 
 /// The body of a get, in the pieces in which it arrived.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, StoreError>> + Send>>;

@@ -5,8 +5,8 @@
 //! # Promises
 //!
 //! 1. Bounded: at most [`RetryOptions::attempts_max`] attempts, none begun after
-//!    [`RetryOptions::deadline`], at most [`RetryOptions::requests_max`] at the same time. The
-//!    pause before attempt *n* is drawn from `0..min(base · 2ⁿ, max)` (full jitter). A deletion
+//!    [`RetryOptions::deadline`], at most [`RetryOptions::requests_max`] at the same time. One that
+//!    was begun has its time. The pause before attempt *n* is drawn from `0..min(base · 2ⁿ, max)` (full jitter). A deletion
 //!    is not begun long after it was asked for by the time of day either: a machine that wakes
 //!    up does not know whose the version is by then.
 //! 2. **A lost answer never becomes a wrong answer.** A write that failed ambiguously may have
@@ -63,12 +63,12 @@ use crate::store::PartReceipt;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
 use crate::store::UploadId;
-use crate::store::complete_allowance;
 use crate::store::patience::Asked;
+use crate::store::patience::Extra;
+use crate::store::patience::Line;
 use crate::store::rate::Direction;
 use crate::store::rate::RateLimiter;
 use crate::store::rate::RateOptions;
-use crate::store::upload_allowance;
 
 /// Uploads whose attributes are remembered; one that is forgotten is not resolved, only reported.
 const UPLOADS_REMEMBERED_MAX: usize = 4096;
@@ -82,10 +82,10 @@ pub struct RetryOptions {
     pub backoff_base: Duration,
     /// Bound of every pause.
     pub backoff_max: Duration,
-    /// How long one attempt may take; what a body needs on a very slow line, or
-    /// an upload to be completed, comes on top.
+    /// How long one attempt may take; what a body needs on a very slow line, with all others
+    /// that are sent at the same time, or an upload to be completed, comes on top.
     pub attempt_timeout: Duration,
-    /// How long all attempts together may take, pauses included; likewise.
+    /// How long attempts are begun, pauses included; likewise.
     pub deadline: Duration,
     /// Requests under way at once. A `get` counts until its body is read or dropped.
     pub requests_max: usize,
@@ -121,6 +121,7 @@ pub struct RetryingStore {
     options: RetryOptions,
     requests: Arc<Semaphore>,
     rate: RateLimiter,
+    line: Line,
     uploads: Mutex<LruCache<UploadId, OpenUpload>>,
     /// The time of day.
     clock: Arc<dyn Clock>,
@@ -169,8 +170,16 @@ impl RetryingStore {
         let remembered = std::num::NonZeroUsize::new(UPLOADS_REMEMBERED_MAX).expect("not zero");
         let uploads = Mutex::new(LruCache::new(remembered));
         let rate = RateLimiter::new(&options.rate);
-        let clock = Arc::new(SystemClock);
-        Self { inner, options, requests, rate, uploads, clock, lost_answers: AtomicU64::new(0) }
+        Self {
+            inner,
+            options,
+            requests,
+            rate,
+            line: Line::default(),
+            uploads,
+            clock: Arc::new(SystemClock),
+            lost_answers: AtomicU64::new(0),
+        }
     }
 
     /// With another clock than the system's.
@@ -198,7 +207,7 @@ impl RetryingStore {
         &self,
         direction: Direction,
         subject: &str,
-        allowance: Duration,
+        extra: Extra,
         again: impl Fn(&StoreError) -> bool,
         mut attempt: impl FnMut() -> F,
     ) -> Outcome<(T, OwnedSemaphorePermit)>
@@ -207,7 +216,7 @@ impl RetryingStore {
     {
         // The wait for a first turn is the user's wish, not the server's delay.
         self.rate.admit(direction).await;
-        let deadline = Instant::now() + self.options.deadline + allowance;
+        let mut deadline = Instant::now() + self.options.deadline;
         let mut ambiguous = false;
         let mut failures = 0;
         loop {
@@ -215,13 +224,15 @@ impl RetryingStore {
                 let result = Err(StoreError::unavailable(subject, "too many requests are waiting"));
                 return Outcome { result, ambiguous };
             };
-            let until = deadline.min(Instant::now() + self.options.attempt_timeout + allowance);
-            let err = match timeout_at(until, attempt()).await {
+            let began = Instant::now();
+            let err = match self.line.wait(self.options.attempt_timeout, extra, attempt()).await {
                 Ok(Ok(value)) => return Outcome { result: Ok((value, permit)), ambiguous },
                 Ok(Err(err)) => err,
-                Err(_) => StoreError::unanswered(subject, "no answer in time"),
+                Err(_waited) => StoreError::unanswered(subject, "no answer in time"),
             };
             drop(permit); // nobody waits for a request that is itself only waiting
+            // What its body took beside that leaves as much time for another attempt as before.
+            deadline += began.elapsed().saturating_sub(self.options.attempt_timeout);
             if err.asks_to_slow_down() {
                 self.rate.back_off(direction);
             }
@@ -245,13 +256,13 @@ impl RetryingStore {
         &self,
         direction: Direction,
         subject: &str,
-        allowance: Duration,
+        extra: Extra,
         attempt: impl FnMut() -> F,
     ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let outcome = self.attempts(direction, subject, allowance, StoreError::is_transient, attempt).await;
+        let outcome = self.attempts(direction, subject, extra, StoreError::is_transient, attempt).await;
         outcome.result.map(|(value, _permit)| value)
     }
 
@@ -320,22 +331,22 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn check_access(&self) -> Result<(), StoreError> {
-        self.plain(Direction::Read, "bucket", Duration::ZERO, || self.inner.check_access()).await
+        self.plain(Direction::Read, "bucket", Extra::Nothing, || self.inner.check_access()).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
-        self.plain(Direction::Read, request.prefix.as_str(), Duration::ZERO, || self.inner.list(request))
+        self.plain(Direction::Read, request.prefix.as_str(), Extra::Nothing, || self.inner.list(request))
             .await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
-        self.plain(Direction::Read, key.as_str(), Duration::ZERO, || self.inner.head(key)).await
+        self.plain(Direction::Read, key.as_str(), Extra::Nothing, || self.inner.head(key)).await
     }
 
     async fn get(&self, key: &ObjectKey, etag: &ETag, range: Range<u64>) -> Result<ByteStream, StoreError> {
         let attempt = || self.inner.get(key, etag, range.clone());
         let (body, permit) = self
-            .attempts(Direction::Read, key.as_str(), Duration::ZERO, StoreError::is_transient, attempt)
+            .attempts(Direction::Read, key.as_str(), Extra::Nothing, StoreError::is_transient, attempt)
             .await
             .result?;
         // The request is under way until its body is read or dropped.
@@ -354,7 +365,7 @@ impl ObjectStore for RetryingStore {
     ) -> Result<(ObjectMeta, ByteStream), StoreError> {
         let attempt = || self.inner.get_whole(key, etag, size_bytes);
         let ((meta, body), permit) = self
-            .attempts(Direction::Read, key.as_str(), Duration::ZERO, StoreError::is_transient, attempt)
+            .attempts(Direction::Read, key.as_str(), Extra::Nothing, StoreError::is_transient, attempt)
             .await
             .result?;
         let body = body.map(move |piece| {
@@ -376,7 +387,7 @@ impl ObjectStore for RetryingStore {
             .attempts(
                 Direction::Write,
                 key.as_str(),
-                upload_allowance(body.len()),
+                Extra::Body(body.len()),
                 StoreError::is_transient,
                 attempt,
             )
@@ -391,7 +402,7 @@ impl ObjectStore for RetryingStore {
         attributes: &PutAttributes,
     ) -> Result<UploadId, StoreError> {
         let upload = self
-            .plain(Direction::Write, key.as_str(), Duration::ZERO, || {
+            .plain(Direction::Write, key.as_str(), Extra::Nothing, || {
                 self.inner.create_multipart(key, attributes)
             })
             .await?;
@@ -408,8 +419,7 @@ impl ObjectStore for RetryingStore {
         body: Bytes,
     ) -> Result<PartReceipt, StoreError> {
         let attempt = || self.inner.put_part(key, upload, number, body.clone());
-        let receipt =
-            self.plain(Direction::Write, key.as_str(), upload_allowance(body.len()), attempt).await?;
+        let receipt = self.plain(Direction::Write, key.as_str(), Extra::Body(body.len()), attempt).await?;
         if let Some(open) = self.uploads.lock().get_mut(upload) {
             open.parts.insert(number, body.len() as u64);
         }
@@ -426,9 +436,8 @@ impl ObjectStore for RetryingStore {
         let attempt = || self.inner.complete_multipart(key, upload, parts, expect);
         // Two writers met: S3 has given the upload up, so asking for it again is of no use.
         let again = |err: &StoreError| matches!(err, StoreError::Unavailable { .. });
-        let outcome = self
-            .attempts(Direction::Write, key.as_str(), complete_allowance(parts.len()), again, attempt)
-            .await;
+        let outcome =
+            self.attempts(Direction::Write, key.as_str(), Extra::Parts(parts.len()), again, attempt).await;
         let open = self.uploads.lock().get(upload).cloned();
         let size_of = |open: &OpenUpload| parts.iter().map(|part| open.parts.get(&part.number)).sum();
         let ours = OurWrite {
@@ -441,7 +450,7 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {
-        self.plain(Direction::Write, key.as_str(), Duration::ZERO, || {
+        self.plain(Direction::Write, key.as_str(), Extra::Nothing, || {
             self.inner.abort_multipart(key, upload)
         })
         .await?;
@@ -456,7 +465,7 @@ impl ObjectStore for RetryingStore {
             self.inner.delete(key, etag).await
         };
         let again = |err: &StoreError| err.is_transient() && !asked.is_stale();
-        let outcome = self.attempts(Direction::Write, key.as_str(), Duration::ZERO, again, attempt).await;
+        let outcome = self.attempts(Direction::Write, key.as_str(), Extra::Nothing, again, attempt).await;
         if outcome.ambiguous {
             self.lost_answers.fetch_add(1, Ordering::Relaxed);
         }

@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use futures_util::future::join_all;
+
 use super::*;
 use crate::store::fault::Fault;
 use crate::store::fault::FaultyStore;
@@ -256,4 +258,33 @@ async fn a_deletion_from_before_the_machine_slept_is_not_asked_for_again() {
     faulty.script(Operation::Delete, Fault::Stall);
     store.delete(&key, &etag).await.unwrap();
     assert_eq!(faulty.requests().len(), 3, "of a machine that is awake it is repeated as ever");
+}
+
+/// Eight parts of 8 MiB at 2 Mbit/s: each of them takes eight times as long as it would alone.
+#[tokio::test(start_paused = true)]
+async fn parts_that_share_a_slow_line_are_all_waited_for() {
+    let faulty = setup().faulty;
+    let store = RetryingStore::new(Arc::clone(&faulty) as Arc<dyn ObjectStore>, RetryOptions::default());
+    let key = key();
+    let upload = store.create_multipart(&key, &ours()).await.unwrap();
+    for _ in 0..8 {
+        faulty.script(Operation::PutPart, Fault::Delay(Duration::from_secs(270)));
+    }
+    let body = Bytes::from(vec![0; 8 << 20]);
+    let parts = (1..=8).map(|number| store.put_part(&key, &upload, number, body.clone()));
+    for part in join_all(parts).await {
+        part.unwrap();
+    }
+    assert_eq!(faulty.requests().len(), 1 + 8, "nothing was sent twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_was_begun_has_its_time() {
+    let faulty = setup().faulty;
+    let store = RetryingStore::new(Arc::clone(&faulty) as Arc<dyn ObjectStore>, RetryOptions::default());
+    let upload = store.create_multipart(&key(), &ours()).await.unwrap();
+    faulty.script(Operation::PutPart, Fault::Stall);
+    faulty.script(Operation::PutPart, Fault::Delay(Duration::from_secs(120)));
+    store.put_part(&key(), &upload, 1, Bytes::from(vec![0; 8 << 20])).await.unwrap();
+    assert_eq!(faulty.requests().len(), 1 + 2);
 }

@@ -1,7 +1,5 @@
 //! Deleting a version: a look first, then the request, and not long after.
 
-use std::time::Duration;
-
 use aws_sdk_s3::config::ConfigBag;
 use aws_sdk_s3::config::Intercept;
 use aws_sdk_s3::config::RuntimeComponents;
@@ -17,6 +15,7 @@ use crate::store::Expect;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::patience::Asked;
+use crate::store::patience::Extra;
 
 /// Keeps a deletion from being signed long after what it deletes was looked at: from then on its signature,
 /// which the server finds too old after a quarter of an hour, bounds when it can be carried out.
@@ -60,11 +59,11 @@ impl S3Store {
             let request = client.delete_object().bucket(&self.bucket).key(key.as_str());
             request.set_if_match(if_match).customize().interceptor(only_soon).send()
         };
-        match self.answer(subject, Duration::ZERO, call(if_match)).await {
+        match self.answer(subject, Extra::Nothing, call(if_match)).await {
             Ok(_) => Ok(()),
             // "Not implemented" speaks of the condition, not of deleting.
             Err(Failure { status: Some(501), .. }) => {
-                self.answer(subject, Duration::ZERO, call(None)).await?;
+                self.answer(subject, Extra::Nothing, call(None)).await?;
                 Ok(())
             }
             // Gone by now, or another version: a look tells which.

@@ -31,6 +31,7 @@ use crate::store::ObjectMeta;
 use crate::store::ObjectStore;
 use crate::store::StoreError;
 use crate::store::StoredChecksum;
+use crate::store::patience::Extra;
 
 impl S3Store {
     /// The body of `range` of the version `etag`, its head checked.
@@ -86,7 +87,7 @@ impl S3Store {
             .if_match(quoted(etag))
             .range(format!("bytes={}-{}", range.start, range.end - 1))
             .send();
-        let reply = match self.answer(Subject::Read(key), Duration::ZERO, request).await {
+        let reply = match self.answer(Subject::Read(key), Extra::Nothing, request).await {
             Err(Failure { status: Some(416), .. }) => {
                 return Err(self.explain_bad_range(key, etag, range).await);
             }
@@ -112,7 +113,7 @@ impl S3Store {
             .if_match(quoted(etag))
             .checksum_mode(ChecksumMode::Enabled)
             .send();
-        let mut reply = self.answer(Subject::Read(key), Duration::ZERO, request).await?;
+        let mut reply = self.answer(Subject::Read(key), Extra::Nothing, request).await?;
         self.check_reply(key, etag, &(0..size_bytes), &ReplyHead::of(&reply))?;
         let metadata = reply.metadata.take().unwrap_or_default();
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
@@ -211,7 +212,7 @@ impl S3Store {
             Err(err) => return err,
         };
         let request = client.get_object().bucket(&self.bucket).key(key.as_str()).range("bytes=0-0").send();
-        match self.answer(Subject::Read(key), Duration::ZERO, request).await {
+        match self.answer(Subject::Read(key), Extra::Nothing, request).await {
             // An empty object has no first byte.
             Ok(_) | Err(Failure { status: Some(416), .. }) => {
                 StoreError::unavailable(key, format!("HEAD: HTTP 404; {NOT_S3}"))

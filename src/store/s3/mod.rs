@@ -57,7 +57,6 @@ use data_encoding::BASE64;
 use futures_util::stream;
 use parking_lot::RwLock;
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
 
 use crate::clock::Clock;
 use crate::clock::SystemClock;
@@ -74,8 +73,8 @@ use crate::store::PutAttributes;
 use crate::store::StoreError;
 use crate::store::StoredChecksum;
 use crate::store::UploadId;
-use crate::store::complete_allowance;
-use crate::store::upload_allowance;
+use crate::store::patience::Extra;
+use crate::store::patience::Line;
 
 pub use self::connect::CaBundle;
 pub use self::connect::S3Options;
@@ -99,6 +98,7 @@ pub struct S3Store {
     bucket: String,
     endpoint: Option<String>,
     request_timeout: Duration,
+    line: Line,
     /// Whether bodies travel unsigned: over TLS, and within one machine, the signature of a body adds
     /// nothing but the time for its SHA-256.
     unsigned_bodies: bool,
@@ -130,6 +130,7 @@ impl S3Store {
             bucket: options.bucket.clone(),
             endpoint: options.endpoint.clone(),
             request_timeout: options.request_timeout,
+            line: Line::default(),
             unsigned_bodies: !exposed && !matches!(options.credentials, S3Credentials::Anonymous),
             clock,
             answers_ranges: AtomicBool::new(false),
@@ -199,26 +200,24 @@ impl S3Store {
         self.clock.now()
     }
 
-    /// Waits for an answer, for the time that a request has and the `allowance` that this one gets on top.
+    /// Waits for an answer, for the time that a request has and what comes on top of it.
     async fn answer<T, E>(
         &self,
         subject: Subject<'_>,
-        allowance: Duration,
+        extra: Extra,
         request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     ) -> Result<T, Failure>
     where
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
     {
-        let limit = self.request_timeout + allowance;
-        match timeout(limit, request).await {
+        match self.line.wait(self.request_timeout, extra, request).await {
             Ok(Ok(output)) => Ok(output),
             Ok(Err(err)) => Err(Failure {
                 status: err.raw_response().map(|response| response.status().as_u16()),
                 error: error::from_sdk(&self.bucket, subject, err),
             }),
-            Err(_) => {
-                let reason = format!("no answer within {} s", limit.as_secs_f32());
-                let error = StoreError::unanswered(subject.describe(&self.bucket), reason);
+            Err(waited) => {
+                let error = StoreError::unanswered(subject.describe(&self.bucket), no_answer_within(waited));
                 Err(Failure { status: None, error })
             }
         }
@@ -261,6 +260,11 @@ fn upload_named_in<E>(err: &SdkError<E, HttpResponse>) -> Option<String> {
     is_plain.then(|| id.to_owned())
 }
 
+/// What is said of a request that nobody has answered.
+fn no_answer_within(waited: Duration) -> String {
+    format!("no answer within {} s", (waited.as_secs_f32() * 10.0).round() / 10.0)
+}
+
 fn quoted(etag: &ETag) -> String {
     format!("\"{etag}\"")
 }
@@ -280,7 +284,7 @@ impl ObjectStore for S3Store {
 
     async fn check_access(&self) -> Result<(), StoreError> {
         let request = self.client().await?.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
-        self.answer(Subject::Bucket, Duration::ZERO, request).await?;
+        self.answer(Subject::Bucket, Extra::Nothing, request).await?;
         Ok(())
     }
 
@@ -311,7 +315,7 @@ impl ObjectStore for S3Store {
             .key(key.as_str())
             .checksum_mode(ChecksumMode::Enabled)
             .send();
-        let output = match self.answer(subject, Duration::ZERO, request).await {
+        let output = match self.answer(subject, Extra::Nothing, request).await {
             Err(Failure { status: Some(404), error: StoreError::Unavailable { .. } }) => {
                 return Err(self.explain_missing(key).await);
             }
@@ -357,11 +361,11 @@ impl ObjectStore for S3Store {
         expect: &Expect,
         attributes: &PutAttributes,
     ) -> Result<ETag, StoreError> {
-        let allowance = upload_allowance(body.len());
+        let extra = Extra::Body(body.len());
         self.look_before_write(key, expect).await?;
         let signature = BodySignature::of(&body, attributes.body_sha256, self.unsigned_bodies).await;
         if let Some(request) = self.direct_put(key, &body, expect, attributes, signature.signable()).await {
-            let etag = self.written_directly(request, key, expect, allowance).await?;
+            let etag = self.written_directly(request, key, expect, extra).await?;
             return self.written_etag(key, etag.as_deref()).await;
         }
         let (if_none_match, if_match) = self.condition(expect);
@@ -378,7 +382,7 @@ impl ObjectStore for S3Store {
             call = call.metadata(name, value);
         }
         let call = call.body(SdkStream::from(body)).customize().interceptor(signature);
-        let output = self.answer(Subject::Write(key, expect), allowance, call.send()).await?;
+        let output = self.answer(Subject::Write(key, expect), extra, call.send()).await?;
         self.written_etag(key, output.e_tag()).await
     }
 
@@ -403,7 +407,7 @@ impl ObjectStore for S3Store {
                 Err(err) => upload_named_in(&err).map(Some).ok_or(err),
             }
         };
-        match self.answer(Subject::Write(key, &Expect::Absent), Duration::ZERO, call).await? {
+        match self.answer(Subject::Write(key, &Expect::Absent), Extra::Nothing, call).await? {
             Some(id) => Ok(UploadId(id)),
             None => {
                 let reason = "the answer names no upload".into();
@@ -419,7 +423,7 @@ impl ObjectStore for S3Store {
         number: u32,
         body: Bytes,
     ) -> Result<PartReceipt, StoreError> {
-        let allowance = upload_allowance(body.len());
+        let extra = Extra::Body(body.len());
         let checksum = crc32c_header(&body);
         let signature = BodySignature::of(&body, None, self.unsigned_bodies).await;
         let call = self
@@ -434,7 +438,7 @@ impl ObjectStore for S3Store {
             .body(SdkStream::from(body))
             .customize()
             .interceptor(signature);
-        let output = self.answer(Subject::Upload(key), allowance, call.send()).await?;
+        let output = self.answer(Subject::Upload(key), extra, call.send()).await?;
         let Some(etag) = output.e_tag().map(ETag::from_server) else {
             let reason = format!("the answer to part {number} has no ETag: {NOT_S3}");
             return Err(StoreError::unavailable(key, reason));
@@ -470,8 +474,8 @@ impl ObjectStore for S3Store {
             .set_if_none_match(if_none_match)
             .set_if_match(if_match)
             .send();
-        let allowance = complete_allowance(parts.len());
-        let output = self.answer(Subject::Write(key, expect), allowance, call).await?;
+        let extra = Extra::Parts(parts.len());
+        let output = self.answer(Subject::Write(key, expect), extra, call).await?;
         self.written_etag(key, output.e_tag()).await
     }
 
@@ -484,7 +488,7 @@ impl ObjectStore for S3Store {
             .key(key.as_str())
             .upload_id(&upload.0)
             .send();
-        match self.answer(Subject::Upload(key), Duration::ZERO, call).await {
+        match self.answer(Subject::Upload(key), Extra::Nothing, call).await {
             Ok(_) | Err(Failure { error: StoreError::NoSuchUpload { .. }, .. }) => Ok(()),
             Err(failure) => Err(failure.error),
         }

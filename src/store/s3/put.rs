@@ -1,12 +1,9 @@
 //! Writing an object past the SDK.
 
-use std::time::Duration;
-
 use aws_sigv4::http_request::SignableBody;
 use aws_smithy_runtime_api::client::http::HttpConnectorFuture;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use bytes::Bytes;
-use tokio::time::timeout;
 
 use super::S3Store;
 use super::crc32c_header;
@@ -17,10 +14,12 @@ use super::error::Answer;
 use super::error::NOT_S3;
 use super::error::Subject;
 use super::error::chain;
+use super::no_answer_within;
 use crate::name::ObjectKey;
 use crate::store::Expect;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
+use crate::store::patience::Extra;
 
 /// What the SDK says of objects, too.
 const CONTENT_TYPE: &str = "application/octet-stream";
@@ -74,16 +73,12 @@ impl S3Store {
         request: HttpConnectorFuture,
         key: &ObjectKey,
         expect: &Expect,
-        allowance: Duration,
+        extra: Extra,
     ) -> Result<Option<String>, StoreError> {
-        let limit = self.request_timeout + allowance;
-        let reply = match timeout(limit, self.reply(request)).await {
+        let reply = match self.line.wait(self.request_timeout, extra, self.reply(request)).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(err)) => return Err(StoreError::unanswered(key, chain(&err))),
-            Err(_) => {
-                let reason = format!("no answer within {} s", limit.as_secs_f32());
-                return Err(StoreError::unanswered(key, reason));
-            }
+            Err(waited) => return Err(StoreError::unanswered(key, no_answer_within(waited))),
         };
         let (code, message) = direct::error_document(&reply.body);
         // Some say yes before they know, and no in the body.
