@@ -45,6 +45,9 @@ const SPARE_THREADS: usize = 2;
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// A jump between two looks that no busy machine explains.
 const SLEEP_MIN: Duration = Duration::from_secs(10);
+/// An outage that lasts so long takes the connections with it; a shorter one may be a line that is full of
+/// what is being sent.
+const LOSS_MIN: Duration = Duration::from_secs(60);
 
 /// Notices that the machine, or this process, was stopped for a while.
 #[derive(Debug)]
@@ -157,6 +160,7 @@ impl OpenRemote {
     pub async fn keep_watch(&self, on_return: impl Fn(), stop: CancellationToken) {
         let mut sleep = SleepDetector::new();
         let mut outage = self.link.subscribe();
+        let mut down_since = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -166,6 +170,7 @@ impl OpenRemote {
             if sleep.has_slept(Instant::now(), SystemClock.now()) {
                 tracing::info!("this machine has slept, or its clock was set: looking for the remote");
                 self.reconnect();
+                self.link.lost();
                 self.link.look_now();
             }
             self.link.probe_when_due(&*self.plain).await;
@@ -173,9 +178,14 @@ impl OpenRemote {
                 let is_down = outage.borrow_and_update().is_some();
                 // Connections from before lead nowhere, as after a change of the network.
                 self.reconnect();
-                if !is_down {
-                    on_return();
+                if is_down {
+                    down_since.get_or_insert_with(Instant::now);
+                    continue;
                 }
+                if down_since.take().is_some_and(|since| since.elapsed() >= LOSS_MIN) {
+                    self.link.lost();
+                }
+                on_return();
             }
         }
     }

@@ -30,6 +30,7 @@ use crate::store::ByteStream;
 use crate::store::Expect;
 use crate::store::ListPage;
 use crate::store::ListRequest;
+use crate::store::META_TXID;
 use crate::store::ObjectMeta;
 use crate::store::ObjectStore;
 use crate::store::PartReceipt;
@@ -53,6 +54,8 @@ pub struct Link {
     outage: watch::Sender<Option<Arc<Outage>>>,
     /// Counts how often connections were made anew.
     renewals: watch::Sender<u64>,
+    /// Counts how often it was certain that those from before were gone.
+    losses: watch::Sender<u64>,
     due: Notify,
 }
 
@@ -86,6 +89,7 @@ impl Link {
             waiting: Mutex::default(),
             outage: watch::Sender::new(None),
             renewals: watch::Sender::new(0),
+            losses: watch::Sender::new(0),
             due: Notify::new(),
         })
     }
@@ -108,11 +112,20 @@ impl Link {
         self.due.notify_one();
     }
 
-    /// Connections from before lead nowhere, and new ones are made: who waits for an answer over an old
-    /// one gives up, and may ask again. Requests that change something are left to their own timeouts,
-    /// since they may have been carried out.
+    /// Connections from before may lead nowhere, and new ones are made: who waits for an answer over an old
+    /// one gives up, and may ask again. What changes something is left to its own timeout: a body takes minutes
+    /// on a slow line, and is not begun anew for a doubt.
     pub fn renewed(&self) {
         self.renewals.send_modify(|count| *count += 1);
+    }
+
+    /// Connections from before are gone, as after the machine has slept. What is being sent over them is given
+    /// up too, where sending it again is safe: parts, of which nothing is visible, and objects that carry the
+    /// id of their transaction, by which whoever asks again knows its own. All else is left to its own timeout:
+    /// a deletion that is repeated could meet what somebody else has put there, and a completion takes
+    /// minutes at the server.
+    pub fn lost(&self) {
+        self.losses.send_modify(|count| *count += 1);
     }
 
     /// The remote was asked and did not answer, by somebody who looked: it is offline from now on.
@@ -200,14 +213,16 @@ impl Link {
         subject: &str,
         answer: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let mut renewals = self.renewals.subscribe();
-        tokio::select! {
-            biased;
-            result = answer => result,
-            Ok(()) = renewals.changed() => {
-                Err(StoreError::unanswered(subject, "its connection is from before an interruption"))
-            }
-        }
+        until(&self.renewals, subject, answer).await
+    }
+
+    /// Waits for the answer to what is being sent, until its connection is certain to be gone.
+    async fn unless_lost<T>(
+        &self,
+        subject: &str,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        until(&self.losses, subject, answer).await
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -228,6 +243,22 @@ impl Link {
                 let down = down.as_ref().map_or_else(|| unreachable!("just waited for"), Arc::clone);
                 Err(StoreError::offline(&down))
             }
+        }
+    }
+}
+
+/// Waits for an answer until the count goes up.
+async fn until<T>(
+    count: &watch::Sender<u64>,
+    subject: &str,
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let mut count = count.subscribe();
+    tokio::select! {
+        biased;
+        result = answer => result,
+        Ok(()) = count.changed() => {
+            Err(StoreError::unanswered(subject, "its connection is from before an interruption"))
         }
     }
 }
@@ -330,7 +361,11 @@ impl ObjectStore for WatchedStore {
         expect: &Expect,
         attributes: &PutAttributes,
     ) -> Result<ETag, StoreError> {
-        self.reported(self.inner.put(key, body, expect, attributes)).await
+        let request = self.inner.put(key, body, expect, attributes);
+        if attributes.metadata.contains_key(META_TXID) {
+            return self.reported(self.link.unless_lost(key.as_str(), request)).await;
+        }
+        self.reported(request).await
     }
 
     async fn create_multipart(
@@ -348,7 +383,8 @@ impl ObjectStore for WatchedStore {
         number: u32,
         body: Bytes,
     ) -> Result<PartReceipt, StoreError> {
-        self.reported(self.inner.put_part(key, upload, number, body)).await
+        let request = self.inner.put_part(key, upload, number, body);
+        self.reported(self.link.unless_lost(key.as_str(), request)).await
     }
 
     async fn complete_multipart(

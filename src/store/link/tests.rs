@@ -120,3 +120,55 @@ async fn any_answer_ends_an_outage() {
     watched.list(&everything()).await.unwrap();
     gated.list(&everything()).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_being_sent_over_a_lost_connection_is_sent_again() {
+    let Setup { faults, link, .. } = setup();
+    let watched = WatchedStore::new(Arc::clone(&faults) as Arc<dyn ObjectStore>, Arc::clone(&link));
+    let store = RetryingStore::new(Arc::new(watched), RetryOptions::default());
+    let (key, nobodys) = (ObjectKey::from_listing("d/a"), ObjectKey::from_listing("d/b"));
+    let ours = PutAttributes {
+        metadata: BTreeMap::from([(META_TXID.to_owned(), "tx-1".to_owned())]),
+        ..PutAttributes::default()
+    };
+    let upload = store.create_multipart(&key, &ours).await.unwrap();
+    let body = Bytes::from(vec![0; 8 << 20]);
+    let began = Instant::now();
+    for operation in [Operation::PutPart, Operation::Put] {
+        faults.script(operation, Fault::Stall);
+    }
+    let sent = async {
+        let part = store.put_part(&key, &upload, 1, body.clone());
+        let (part, object) = tokio::join!(part, store.put(&key, body.clone(), &Expect::Absent, &ours));
+        part.unwrap();
+        object.unwrap();
+    };
+    let lost = async {
+        link.renewed();
+        time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(faults.requests().len(), 3, "a doubt is no reason to begin anew");
+        link.lost();
+    };
+    tokio::join!(sent, lost);
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    assert_eq!(faults.requests().len(), 5);
+
+    // What cannot be told from others' work has its whole time.
+    let etag = store.head(&key).await.unwrap().etag;
+    for operation in [Operation::Delete, Operation::Put] {
+        faults.script(operation, Fault::Stall);
+    }
+    let anonymous = PutAttributes::default();
+    let lost = async {
+        link.lost();
+        time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(faults.requests().len(), 8, "one look, and these two");
+    };
+    let (deleted, put, ()) = tokio::join!(
+        store.delete(&key, &etag),
+        store.put(&nobodys, Bytes::new(), &Expect::Absent, &anonymous),
+        lost,
+    );
+    deleted.unwrap();
+    put.unwrap();
+}
