@@ -173,7 +173,7 @@ impl OpenRemote {
                 self.link.lost();
                 self.link.look_now();
             }
-            self.link.probe_when_due(&*self.plain).await;
+            self.link.probe_when_due(&*self.plain, || self.reconnect()).await;
             if outage.has_changed().unwrap_or(false) {
                 let is_down = outage.borrow_and_update().is_some();
                 // Connections from before lead nowhere, as after a change of the network.

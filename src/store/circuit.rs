@@ -1,14 +1,14 @@
 //! Whether the remote answers: a circuit breaker as a state machine. Pure; times are handed in.
 //!
 //! ```text
-//!            a request had no answer          the probe had none either
+//!            a request had no answer          the probes had none either
 //!   Online ───────────────────────► Suspected ────────────────────────► Offline
 //!     ▲            any answer, to whomever │                               │ ▲ │
 //!     └────────────────────────────────────┴───────────────────────────────┘ └─┘ probe again
 //! ```
 //!
 //! One silent request condemns nothing: the probe decides, which is small and has a short
-//! deadline of its own. While offline, requests fail at once instead of each waiting for its
+//! deadline of its own, and a second one over a new connection. While offline, requests fail at once instead of each waiting for its
 //! own timeout, and probes go on, ever more seldom.
 
 use std::time::Duration;

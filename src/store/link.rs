@@ -45,6 +45,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A question that has waited so long for the beginning of its answer, with no other answered
 /// meanwhile, has the remote probed.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// One that has waited so long although the remote answers probes waits over a connection that leads nowhere,
+/// or is a long one.
+const STUCK_MIN: Duration = Duration::from_secs(10);
 
 /// What is known of the line.
 pub struct Link {
@@ -65,12 +68,24 @@ struct Waiting {
     last: u64,
     begun: BTreeMap<u64, Instant>,
     answered: Option<Instant>,
+    /// Whether stuck ones were told to ask again, and none was answered soon since: then they are long ones.
+    are_long: bool,
+}
+
+impl Waiting {
+    /// How long somebody has waited without any answer to anybody.
+    fn silence(&self, now: Instant) -> Duration {
+        let Some(oldest) = self.begun.values().next() else { return Duration::ZERO };
+        let since = self.answered.map_or(*oldest, |answered| answered.max(*oldest));
+        now.saturating_duration_since(since)
+    }
 }
 
 /// A question that waits; forgotten when dropped.
 struct Question<'l> {
     link: &'l Link,
     number: u64,
+    asked: Instant,
 }
 
 impl fmt::Debug for Link {
@@ -137,9 +152,9 @@ impl Link {
     fn ask(&self) -> Question<'_> {
         let mut waiting = self.waiting.lock();
         waiting.last += 1;
-        let number = waiting.last;
-        waiting.begun.insert(number, Instant::now());
-        Question { link: self, number }
+        let (number, asked) = (waiting.last, Instant::now());
+        waiting.begun.insert(number, asked);
+        Question { link: self, number, asked }
     }
 
     /// What an attempt met, answer or error.
@@ -174,31 +189,42 @@ impl Link {
         self.outage.send_replace(outage);
     }
 
-    /// Whether somebody has waited for too long without any answer to anybody.
-    fn is_silent(&self, now: Instant) -> bool {
-        let waiting = self.waiting.lock();
-        let Some(oldest) = waiting.begun.values().next() else { return false };
-        let since = waiting.answered.map_or(*oldest, |answered| answered.max(*oldest));
-        now.saturating_duration_since(since) >= SILENCE_MAX
+    /// Whether somebody waits although the remote is there, and may do better to ask again.
+    fn is_stuck(&self, now: Instant) -> bool {
+        let mut waiting = self.waiting.lock();
+        let is_stuck = !waiting.are_long && waiting.silence(now) >= STUCK_MIN;
+        waiting.are_long |= is_stuck;
+        is_stuck
     }
 
     /// Probes `store`, if there is a reason to. To be called every second or so, and whenever
     /// [`Self::wait_until_due`] returns.
-    pub async fn probe_when_due(&self, store: &dyn ObjectStore) {
-        if self.is_silent(Instant::now()) {
+    ///
+    /// Connections may lead nowhere although the remote is there, as after a change of the network. So there is
+    /// a second probe, after `reconnect` has made new ones, before the remote counts as silent; and who waits for
+    /// long while probes are answered is made to ask again over a new one.
+    pub async fn probe_when_due(&self, store: &dyn ObjectStore, reconnect: impl Fn()) {
+        if self.waiting.lock().silence(Instant::now()) >= SILENCE_MAX {
             self.circuit.lock().unanswered();
         }
         if !self.circuit.lock().is_due(Instant::now()) {
             return;
         }
-        let result = time::timeout(PROBE_TIMEOUT, store.check_access()).await.unwrap_or_else(|_| {
-            let reason = format!("no answer within {} seconds", PROBE_TIMEOUT.as_secs());
-            Err(StoreError::unanswered(store.describe(), reason))
-        });
-        match result {
+        let mut answer = probe(store).await;
+        let is_doubtful = answer.as_ref().is_err_and(StoreError::is_unanswered) && self.outage().is_none();
+        if is_doubtful {
+            reconnect();
+            answer = probe(store).await;
+        }
+        match answer {
             Err(err) if err.is_unanswered() => self.probe_failed(&err),
             // Refused, or overloaded: an answer.
-            Ok(()) | Err(_) => self.answered(),
+            Ok(()) | Err(_) => {
+                self.answered();
+                if !is_doubtful && self.is_stuck(Instant::now()) {
+                    reconnect();
+                }
+            }
         }
     }
 
@@ -245,6 +271,14 @@ impl Link {
             }
         }
     }
+}
+
+/// A small request with a short deadline.
+async fn probe(store: &dyn ObjectStore) -> Result<(), StoreError> {
+    time::timeout(PROBE_TIMEOUT, store.check_access()).await.unwrap_or_else(|_| {
+        let reason = format!("no answer within {} seconds", PROBE_TIMEOUT.as_secs());
+        Err(StoreError::unanswered(store.describe(), reason))
+    })
 }
 
 /// Waits for an answer until the count goes up.
@@ -302,8 +336,12 @@ impl WatchedStore {
         subject: &str,
         request: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let _question = self.link.ask();
-        self.reported(self.link.over_this_connection(subject, request)).await
+        let question = self.link.ask();
+        let result = self.reported(self.link.over_this_connection(subject, request)).await;
+        if result.is_ok() && question.asked.elapsed() < STUCK_MIN {
+            self.link.waiting.lock().are_long = false;
+        }
+        result
     }
 
     async fn reported<T>(

@@ -1,5 +1,8 @@
 //! Outages that begin and end, and requests over connections that lead nowhere.
 
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::clock::SystemClock;
 use crate::name::KeyPrefix;
@@ -36,18 +39,20 @@ fn everything() -> ListRequest {
 async fn while_the_remote_is_silent_requests_fail_at_once() {
     let Setup { faults, link, gated } = setup();
     faults.script(Operation::List, silence());
-    faults.script(Operation::CheckAccess, silence());
+    for _ in 0..2 {
+        faults.script(Operation::CheckAccess, silence());
+    }
     assert!(gated.list(&everything()).await.is_err());
     assert!(link.outage().is_none(), "one request is no proof");
     link.wait_until_due().await;
-    link.probe_when_due(&*faults).await;
+    link.probe_when_due(&*faults, || ()).await;
     let refused = gated.list(&everything()).await.unwrap_err();
     assert!(
         matches!(&refused, StoreError::Offline { reason, .. } if reason == "connection refused"),
         "{refused}"
     );
     time::advance(Duration::from_secs(2)).await;
-    link.probe_when_due(&*faults).await;
+    link.probe_when_due(&*faults, || ()).await;
     assert!(link.outage().is_none());
     gated.list(&everything()).await.unwrap();
 }
@@ -59,11 +64,13 @@ async fn who_waits_when_the_line_goes_down_waits_no_longer() {
     let stuck = tokio::spawn(async move { gated.list(&everything()).await });
     time::advance(Duration::from_secs(1)).await;
     tokio::task::yield_now().await;
-    link.probe_when_due(&*faults).await;
+    link.probe_when_due(&*faults, || ()).await;
     assert!(!stuck.is_finished() && link.outage().is_none());
     time::advance(SILENCE_MAX).await;
-    faults.script(Operation::CheckAccess, Fault::Stall);
-    link.probe_when_due(&*faults).await;
+    for _ in 0..2 {
+        faults.script(Operation::CheckAccess, Fault::Stall);
+    }
+    link.probe_when_due(&*faults, || ()).await;
     assert!(matches!(stuck.await.unwrap(), Err(StoreError::Offline { .. })));
 }
 
@@ -106,7 +113,7 @@ async fn a_server_that_refuses_or_is_overloaded_is_there() {
         faults.script(Operation::CheckAccess, Fault::Before(answer));
         assert!(gated.list(&everything()).await.is_err());
         link.look_now();
-        link.probe_when_due(&*faults).await;
+        link.probe_when_due(&*faults, || ()).await;
         assert!(link.outage().is_none());
     }
 }
@@ -171,4 +178,64 @@ async fn what_was_being_sent_over_a_lost_connection_is_sent_again() {
     );
     deleted.unwrap();
     put.unwrap();
+}
+
+/// A mount's way to the remote, with whoever watches the line every second until `work` is done; how often
+/// connections were made anew.
+async fn watched<T>(setup: &Setup, work: impl AsyncFnOnce(GatedStore) -> T) -> (T, u32) {
+    let Setup { faults, link, .. } = setup;
+    let watched = WatchedStore::new(Arc::clone(faults) as Arc<dyn ObjectStore>, Arc::clone(link));
+    let retrying = Arc::new(RetryingStore::new(Arc::new(watched), RetryOptions::default()));
+    let reconnects = AtomicU32::new(0);
+    let reconnect = || {
+        reconnects.fetch_add(1, Ordering::Relaxed);
+        link.renewed();
+    };
+    let watch = async {
+        loop {
+            time::sleep(Duration::from_secs(1)).await;
+            link.probe_when_due(&**faults, reconnect).await;
+        }
+    };
+    let done = tokio::select! {
+        done = work(GatedStore::new(retrying, Arc::clone(link))) => done,
+        () = watch => unreachable!("it watches for ever"),
+    };
+    (done, reconnects.into_inner())
+}
+
+/// What is asked over it, and the probe behind it.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_leads_nowhere_is_no_outage() {
+    let setup = setup();
+    setup.faults.script(Operation::List, Fault::Stall);
+    setup.faults.script(Operation::CheckAccess, Fault::Stall);
+    let (listed, reconnects) = watched(&setup, async |store| store.list(&everything()).await).await;
+    listed.unwrap();
+    assert_eq!(reconnects, 1);
+    assert!(setup.link.outage().is_none());
+}
+
+/// The probe had another connection.
+#[tokio::test(start_paused = true)]
+async fn who_waits_while_probes_are_answered_asks_again_once() {
+    let setup = setup();
+    let began = Instant::now();
+    setup.faults.script(Operation::List, Fault::Stall);
+    let (listed, reconnects) = watched(&setup, async |store| store.list(&everything()).await).await;
+    listed.unwrap();
+    assert_eq!(reconnects, 1);
+    assert!(began.elapsed() < RetryOptions::default().attempt_timeout);
+
+    // Of a server that takes its time each answer is waited for, but for the first.
+    let slow = Duration::from_secs(15);
+    for _ in 0..3 {
+        setup.faults.script(Operation::List, Fault::Delay(slow));
+    }
+    let twice = async |store: GatedStore| {
+        store.list(&everything()).await.unwrap();
+        store.list(&everything()).await.unwrap();
+    };
+    let ((), reconnects) = watched(&setup, twice).await;
+    assert_eq!(reconnects, 1);
 }
