@@ -21,6 +21,7 @@ use crate::record::RecordError;
 use crate::staging::Holder;
 use crate::staging::StagingError;
 use crate::store::StoreError;
+use crate::store::s3::lacks_credentials;
 use crate::transfer::TransferError;
 
 /// A wrong setting.
@@ -63,39 +64,48 @@ pub fn of_store(err: &StoreError) -> Failure {
 #[expect(clippy::wildcard_enum_match_arm, reason = "hints are for some errors only")]
 fn hint_for(err: &StoreError, s3: &S3Settings) -> Option<String> {
     match err {
-        StoreError::NoBucket { .. } => {
-            Some(format!("the bucket comes from: {}; the endpoint from: {}", s3.bucket.origin, s3.endpoint.origin))
-        }
-        StoreError::Denied { .. } => Some(match &s3.credentials.value {
-            Credentials::Keys { .. } => {
-                format!("the key comes from: {}; may it list this bucket?", s3.credentials.origin)
-            }
-            Credentials::AwsChain { profile: Some(profile) } | Credentials::Profile { name: Some(profile), .. } => {
-                format!("the keys come from the AWS profile {profile:?} ({})", s3.credentials.origin)
-            }
-            Credentials::Profile { name: None, .. } => {
-                format!("the keys come from the AWS profile \"default\" ({})", s3.credentials.origin)
-            }
-            Credentials::Ecs => {
-                format!("the keys come from the container's endpoint ({})", s3.credentials.origin)
-            }
-            Credentials::Imds { .. } => {
-                format!("the keys come from the instance metadata service ({})", s3.credentials.origin)
-            }
-            Credentials::Anonymous => {
-                format!("requests are not signed ({}); only public buckets answer them", s3.credentials.origin)
-            }
-            Credentials::AwsChain { profile: None } => {
-                "no key was given to dsfs: set R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY, or their AWS_ counterparts; \
-                 `--credentials anonymous` for a public bucket"
-                    .to_owned()
-            }
-        }),
+        StoreError::NoBucket { .. } => Some(format!(
+            "the bucket comes from: {}; the endpoint from: {}",
+            s3.bucket.origin, s3.endpoint.origin
+        )),
+        StoreError::Denied { .. } => Some(whose_keys(s3)),
+        err if lacks_credentials(err) => Some(whose_keys(s3)),
         StoreError::Unavailable { .. } | StoreError::Rejected { .. } => Some(match &s3.endpoint.origin {
-            Origin::Default => "without an endpoint, AWS itself was asked; --endpoint names another server".to_owned(),
+            Origin::Default => {
+                "without an endpoint, AWS itself was asked; --endpoint names another server".to_owned()
+            }
             origin => format!("the endpoint comes from: {origin}; `dsfs doctor` looks closer"),
         }),
         _ => None,
+    }
+}
+
+/// Where the keys come from, for who was refused with them or did not get any.
+fn whose_keys(s3: &S3Settings) -> String {
+    match &s3.credentials.value {
+        Credentials::Keys { .. } => {
+            format!("the key comes from: {}; may it list this bucket?", s3.credentials.origin)
+        }
+        Credentials::AwsChain { profile: Some(profile) } | Credentials::Profile { name: Some(profile), .. } => {
+            format!("the keys come from the AWS profile {profile:?} ({})", s3.credentials.origin)
+        }
+        Credentials::Profile { name: None, .. } => {
+            format!("the keys come from the AWS profile \"default\" ({})", s3.credentials.origin)
+        }
+        Credentials::Ecs => {
+            format!("the keys come from the container's endpoint ({})", s3.credentials.origin)
+        }
+        Credentials::Imds { .. } => {
+            format!("the keys come from the instance metadata service ({})", s3.credentials.origin)
+        }
+        Credentials::Anonymous => {
+            format!("requests are not signed ({}); only public buckets answer them", s3.credentials.origin)
+        }
+        Credentials::AwsChain { profile: None } => {
+            "no key was given to dsfs: set R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY, or their AWS_ counterparts; \
+             `--credentials anonymous` for a public bucket"
+                .to_owned()
+        }
     }
 }
 

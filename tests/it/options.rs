@@ -19,6 +19,7 @@ use dsfs::store::s3::S3Credentials;
 use dsfs::store::s3::S3Options;
 use dsfs::store::s3::S3Proxy;
 use dsfs::store::s3::S3Store;
+use serde_json::Value;
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
@@ -36,6 +37,7 @@ use crate::common::home::Home;
 use crate::common::http::Answer;
 use crate::common::http::Asked;
 use crate::common::http::Recorder;
+use crate::common::mount::wait_until;
 
 fn listing_server() -> Recorder {
     Recorder::start(|_| Answer::empty_listing())
@@ -246,6 +248,79 @@ fn a_profile_of_aws_files_signs() {
     assert_eq!(list(&home, &endpoint, &["--credentials", "environment"], &env).code, 0);
     list(&home, &endpoint, &["--credentials", "anonymous"], &env).failed(5, &["denied", "not signed"]);
     list(&home, &endpoint, &["--credentials", "environment"], &[]).failed(2, &["R2_ACCESS_KEY_ID"]);
+}
+
+/// A program that gives out keys, and has to be asked again for each request, or fails.
+fn key_program(home: &Home, does: &str) -> String {
+    fs::write(home.path("keys.sh"), does).unwrap();
+    let file = home.path("config");
+    fs::write(&file, format!("[default]\ncredential_process = sh {}\n", home.path("keys.sh").display()))
+        .unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_program_that_gives_out_no_keys_is_quoted() {
+    let double = Double::start();
+    let (home, endpoint) = keyless(&double);
+    let file = key_program(&home, "echo 'the SSO session has expired' >&2\nexit 1\n");
+    let flags = ["--aws-config-file", &file, "--retries", "1", "--retry-max-delay", "10ms"];
+    list(&home, &endpoint, &flags, &[]).failed(5, &["the SSO session has expired", "a login", "default"]);
+}
+
+/// As after a night without a network: the keys have expired, and nobody renews them.
+#[test]
+fn while_keys_cannot_be_renewed_a_mount_is_offline() {
+    let double = Double::start();
+    double.put_out_of_band("datasets/run/a", b"cached");
+    double.put_out_of_band("datasets/run/sub/b", b"not cached");
+    let (home, endpoint) = keyless(&double);
+    // They expire so soon that each request asks for new ones.
+    let gives = format!(
+        "echo '{{\"Version\":1,\"AccessKeyId\":\"{ACCESS_KEY}\",\"SecretAccessKey\":\"{SECRET_KEY}\",\
+         \"Expiration\":\"'$(date -u -d '+1 second' +%FT%TZ)'\"}}'\n"
+    );
+    let fails = "echo 'Could not connect to the endpoint' >&2\nexit 1\n";
+    let file = key_program(&home, &gives);
+    let dsfs = |arguments: &[&str]| {
+        let env = [
+            ("R2_BUCKET", BUCKET),
+            ("R2_ENDPOINT", &endpoint),
+            ("R2_REGION_NAME", "us-east-1"),
+            ("DSFS_CREDENTIALS", "profile"),
+            ("AWS_CONFIG_FILE", &file),
+        ];
+        let said = home.run_with(arguments, &env);
+        assert_eq!(said.code, 0, "{arguments:?}: {}", said.err);
+        said
+    };
+    let mnt = |path: &str| home.path("mnt").join(path);
+    let offline = || home.status()["mounts"][0]["offline"].clone();
+    dsfs(&["mount", "mnt"]);
+    assert_eq!(fs::read(mnt("run/a")).unwrap(), b"cached");
+    assert_eq!(fs::read_dir(mnt("run/sub")).unwrap().count(), 1);
+    wait_until("the listings are on disk", || {
+        let cache: Value = serde_json::from_str(&dsfs(&["cache", "--json"]).out).unwrap();
+        cache["usage"]["catalog_bytes"] != 0
+    });
+
+    key_program(&home, fails);
+    let unread = fs::read(mnt("run/sub/b")).unwrap_err();
+    assert_eq!(unread.raw_os_error(), Some(libc::ENETUNREACH), "{unread}");
+    assert!(offline()["reason"].to_string().contains("Could not connect to the endpoint"), "{}", offline());
+    fs::write(mnt("run/new"), "a recorder goes on").unwrap();
+    dsfs(&["umount", "mnt"]);
+    let said = dsfs(&["mount", "mnt"]);
+    assert!(said.err.contains("Could not connect to the endpoint"), "{}", said.err);
+    assert_eq!(fs::read(mnt("run/a")).unwrap(), b"cached");
+    fs::write(mnt("run/newer"), "and on").unwrap();
+
+    key_program(&home, &gives);
+    wait_until("there are keys again", || offline().is_null());
+    assert_eq!(fs::read(mnt("run/sub/b")).unwrap(), b"not cached");
+    dsfs(&["commit", "run"]);
+    assert_eq!(double.object("datasets/run/newer").unwrap().0, "and on");
+    dsfs(&["umount", "mnt"]);
 }
 
 /// A time `seconds` from now, as the metadata services write it.

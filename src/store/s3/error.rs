@@ -240,18 +240,34 @@ where
     if find_cause::<ForeignAnswer>(&err).is_some() {
         return StoreError::unavailable(key, NOT_S3);
     }
-    if let Some(credentials) = find_cause::<CredentialsError>(&err) {
-        let reason = if matches!(credentials, CredentialsError::CredentialsNotLoaded(_)) {
-            "no credentials were found".to_owned()
-        } else {
-            chain(credentials)
-        };
-        return StoreError::Denied { key, reason };
+    match find_cause::<CredentialsError>(&err) {
+        Some(CredentialsError::CredentialsNotLoaded(_)) => {
+            return StoreError::Denied { key, reason: "no credentials were found".to_owned() };
+        }
+        Some(credentials @ CredentialsError::InvalidConfiguration(_)) => {
+            return StoreError::Denied { key, reason: chain(credentials) };
+        }
+        // Who gives them out was asked and did not, which without a network is no wonder: nobody was
+        // asked who could refuse.
+        Some(credentials) => {
+            let words = chain(credentials);
+            let words = words.trim_end(); // a program's, perhaps
+            let reason = format!("no credentials could be had, for want of a network or a login: {words}");
+            return StoreError::Unavailable { key, reason, throttled: false, source: Some(Arc::new(err)) };
+        }
+        None => {}
     }
     if matches!(err, SdkError::ConstructionFailure(_)) {
         return StoreError::Rejected { key, reason: chain(&err) };
     }
     StoreError::Unavailable { key, reason: chain(&err), throttled: false, source: Some(Arc::new(err)) }
+}
+
+/// Whether a request failed because nobody gave out credentials for it.
+#[must_use]
+pub fn lacks_credentials(err: &StoreError) -> bool {
+    let StoreError::Unavailable { source: Some(source), .. } = err else { return false };
+    find_cause::<CredentialsError>(&**source).is_some()
 }
 
 fn find_cause<'e, T: Error + 'static>(err: &'e (dyn Error + 'static)) -> Option<&'e T> {
@@ -282,6 +298,11 @@ pub(super) fn chain(err: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use aws_sdk_s3::operation::head_object::HeadObjectError;
+    use aws_smithy_runtime_api::client::result::ConnectorError;
+
     use super::*;
     use crate::name::ETag;
 
@@ -409,6 +430,31 @@ mod tests {
         let moved = Answer { status: 301, code: "PermanentRedirect", region, ..Answer::default() };
         let text = classify("assets", Subject::Bucket, &moved).to_string();
         assert!(text.contains("bucket assets") && text.contains("eu-west-1"), "{text}");
+    }
+
+    #[test]
+    fn credentials_that_could_not_be_renewed_are_no_refusal() {
+        let from = |err: CredentialsError| {
+            let failure = ConnectorError::other(Box::new(err), None);
+            let err: SdkError<HeadObjectError, HttpResponse> = SdkError::dispatch_failure(failure);
+            from_sdk("assets", Subject::Bucket, err)
+        };
+        for err in [
+            CredentialsError::provider_error("the SSO session has expired"),
+            CredentialsError::unhandled("the SSO session has expired"),
+            CredentialsError::provider_timed_out(Duration::from_secs(5)),
+        ] {
+            let words = chain(&err);
+            let err = from(err);
+            assert!(err.is_unanswered() && lacks_credentials(&err), "{err}");
+            assert!(err.to_string().contains(&words), "{err}");
+        }
+        for err in [
+            CredentialsError::not_loaded("nobody is configured"),
+            CredentialsError::invalid_configuration("a profile that is its own source"),
+        ] {
+            assert_eq!(kind(&from(err)), "denied");
+        }
     }
 
     #[test]

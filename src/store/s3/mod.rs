@@ -82,6 +82,7 @@ pub use self::connect::S3Proxy;
 pub use self::credentials::KeySource;
 pub use self::credentials::S3Credentials;
 pub use self::credentials::S3Keys;
+pub use self::error::lacks_credentials;
 
 use self::connect::BodySignature;
 use self::connect::ServerClock;
