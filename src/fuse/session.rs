@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
@@ -137,7 +138,7 @@ impl MountedFs {
         let passthrough = passthrough_permitted(&session, &fs.options().state_dir);
         let notices = NoticeQueue::start(session.notifier(), Arc::clone(&standstill.gate))?;
         fs.attach(Arc::new(notices), passthrough);
-        let session = thread::Builder::new().name("dsfs-fuse".into()).spawn(move || session.run())?;
+        let session = serve(session)?;
         Ok(Self { mountpoint: mountpoint.to_owned(), passthrough, standstill, session })
     }
 
@@ -182,6 +183,16 @@ impl MountedFs {
             Err(_) => Err(io::Error::other("a FUSE thread panicked")),
         }
     }
+}
+
+/// Serves a session from threads of its own. When it has ended, it unmounts nothing: the crate would unmount by
+/// name, and by then that may be another mount, or what ours was mounted over.
+fn serve(session: Session<FuseAdapter>) -> io::Result<JoinHandle<io::Result<()>>> {
+    let mut served = session.spawn()?;
+    let nothing = thread::Builder::new().spawn(|| Ok(()))?;
+    let session = mem::replace(&mut served.guard, nothing);
+    mem::forget(served); // dropped, it would unmount
+    Ok(session)
 }
 
 /// The session's settings.

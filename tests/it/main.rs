@@ -27,5 +27,6 @@ mod stores;
 mod stuck;
 mod tools;
 mod transfers;
+mod unmount;
 mod upgrade;
 mod which;
