@@ -1,29 +1,19 @@
 //! The life of one mount, from the checks before it to the last file closed after it.
 //!
 //! Up: local checks, the staging lock, the remote, the mount, a stat of it through the kernel; only then
-//! it is ready. Down, in this order: unmount, the FUSE session's end, the control socket, background
-//! work, the runtime. Each wait has an end; staged files need none of them to be safe.
+//! it is ready. Down: `daemon::ending`.
 //!
 //! A mount that another program has served is gone on with: `daemon::upgrade`.
-//!
-//! A signal unmounts. If the mount is busy then, its users are named and have [`BUSY_GRACE`]; after that,
-//! or at a second signal, it is detached, and they can go on with the files that they have open as long
-//! as this process waits for them: [`DETACHED_GRACE`].
 
 use std::fs;
-use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
-use tokio::signal::unix::Signal;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
 use tokio::sync::RwLock;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
@@ -46,9 +36,13 @@ use crate::daemon::background::Ready;
 use crate::daemon::background::Reporter;
 use crate::daemon::compose;
 use crate::daemon::compose::Workspace;
+use crate::daemon::ending;
+use crate::daemon::ending::DRAIN_TIMEOUT;
+use crate::daemon::ending::Running;
+use crate::daemon::ending::SessionEnd;
+use crate::daemon::ending::Signals;
 use crate::daemon::failure;
 use crate::daemon::guarantee;
-use crate::daemon::holders;
 use crate::daemon::keep::Keeper;
 use crate::daemon::metrics;
 use crate::daemon::mountpoint;
@@ -58,12 +52,10 @@ use crate::daemon::process;
 use crate::daemon::remote;
 use crate::daemon::remote::OpenRemote;
 use crate::daemon::service::Service;
-use crate::daemon::service::UnmountRequest;
 use crate::daemon::upgrade::Inheritance;
 use crate::daemon::upgrade::Program;
 use crate::daemon::upgrade::Upgrade;
 use crate::fuse::MountedFs;
-use crate::fuse::Unmounter;
 use crate::staging::Holder;
 
 /// How long the remote is waited for where it is known from before.
@@ -75,18 +67,6 @@ const WARM_PATIENCE: Duration = Duration::from_millis(300);
 const LEARN_AFTER: Duration = Duration::from_secs(3);
 /// How long a new mount may take to answer its first stat.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the users of a busy mount have after a signal.
-pub const BUSY_GRACE: Duration = Duration::from_secs(10);
-/// How long a mount may be busy with nobody who could be named: processes that have just been killed.
-const LAST_BREATH: Duration = Duration::from_secs(1);
-/// How often unmounting is tried meanwhile.
-const BUSY_LOOK: Duration = Duration::from_millis(50);
-/// How often unmounting is tried while its users have time to leave.
-const BUSY_POLL: Duration = Duration::from_millis(250);
-/// How long files that are open in a detached mount are still served.
-pub const DETACHED_GRACE: Duration = Duration::from_secs(5);
-/// How long background work may take to end.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests to unmount that may wait.
 const UNMOUNTS_MAX: usize = 4;
 
@@ -112,7 +92,7 @@ pub struct MountRequest {
 /// Mounts, or goes on with a mount; serves, and returns when the mount is gone.
 ///
 /// # Errors
-/// The mount could not be made. What happens to it later is logged.
+/// The mount could not be made, or its session broke.
 pub fn run(
     request: &MountRequest,
     reporter: &Reporter,
@@ -130,18 +110,6 @@ pub fn run(
     result
 }
 
-/// A mount that answers, and all that belongs to it.
-struct Running {
-    unmounter: Unmounter,
-    mountpoint: PathBuf,
-    /// The FUSE session's end.
-    ended: oneshot::Receiver<io::Result<()>>,
-    unmounts: mpsc::Receiver<UnmountRequest>,
-    tasks: JoinSet<()>,
-    stop: CancellationToken,
-    signals: Signals,
-}
-
 async fn live(
     request: &MountRequest,
     reporter: &Reporter,
@@ -156,8 +124,7 @@ async fn live(
             start_at(&mountpoint, request, reporter, runtime, signals, Some(inherited)).await?
         }
     };
-    serve(running).await;
-    Ok(())
+    ending::serve(running).await
 }
 
 async fn start(
@@ -260,7 +227,15 @@ async fn start_at(
     let writable = !config.read_only.value;
     spawn_background(&mut tasks, &workspace, &catalog, &keeper, writable, &stop);
     announce(mountpoint, &workspace.remote, reporter);
-    Ok(Running { unmounter, mountpoint: path, ended: watch_session(mounted), unmounts, tasks, stop, signals })
+    Ok(Running {
+        unmounter,
+        mountpoint: path,
+        session: SessionEnd::watch(mounted),
+        unmounts,
+        tasks,
+        stop,
+        signals,
+    })
 }
 
 /// Says that the mount answers, to everybody who waits for that.
@@ -397,19 +372,6 @@ async fn wait_for_answer(path: &Path, mounted: &MountedFs) -> Result<(), Failure
     Ok(())
 }
 
-/// Waits for the session on a thread of its own: it ends when the kernel says so.
-fn watch_session(mounted: MountedFs) -> oneshot::Receiver<io::Result<()>> {
-    let (tell, ended) = oneshot::channel();
-    // If no thread can be started, the sender is dropped, which reads as an end.
-    let spawned = thread::Builder::new().name("dsfs-session".into()).spawn(move || {
-        let _ = tell.send(mounted.wait());
-    });
-    if let Err(err) = spawned {
-        warn!("the FUSE session cannot be watched: {err}");
-    }
-    ended
-}
-
 /// Finds out in the background what the remote enforces, so that `status` and the first commit know.
 async fn learn_guarantee(workspace: Arc<Workspace>, stop: CancellationToken) {
     if workspace.guarantee().is_some() {
@@ -426,145 +388,5 @@ async fn learn_guarantee(workspace: Arc<Workspace>, stop: CancellationToken) {
             // Most likely a key that may only read; a commit will say so again.
             Err(failure) => info!("what the remote enforces is not known: {failure}"),
         },
-    }
-}
-
-/// Runs until the session has ended, then takes the rest down.
-async fn serve(mut running: Running) {
-    loop {
-        tokio::select! {
-            ended = &mut running.ended => {
-                match ended {
-                    Ok(Ok(())) => info!("unmounted {}", running.mountpoint.display()),
-                    Ok(Err(err)) => warn!("the FUSE session of {} broke: {err}", running.mountpoint.display()),
-                    Err(_) => {}
-                }
-                break;
-            }
-            Some(request) = running.unmounts.recv() => {
-                let result = unmount(&running.unmounter, &running.mountpoint, request.lazy).await;
-                let unmounted = result.is_ok();
-                let _ = request.done.send(result); // the command may have given up
-                if unmounted {
-                    finish_session(&mut running, request.lazy).await;
-                    break;
-                }
-            }
-            name = running.signals.next() => {
-                info!("{name}: unmounting {}", running.mountpoint.display());
-                let at_most = BUSY_GRACE + DETACHED_GRACE + DRAIN_TIMEOUT;
-                notify::stopping(&format!("unmounting {}", running.mountpoint.display()), at_most);
-                let lazy = unmount_at_signal(&mut running).await;
-                finish_session(&mut running, lazy).await;
-                break;
-            }
-        }
-    }
-    running.stop.cancel();
-    let tasks = &mut running.tasks;
-    let drained = async { while tasks.join_next().await.is_some() {} };
-    if time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
-        warn!("background work was cut off");
-    }
-}
-
-/// Unmounts, without waiting for anybody who could be named.
-async fn unmount(unmounter: &Unmounter, mountpoint: &Path, lazy: bool) -> Result<(), Failure> {
-    let deadline = time::Instant::now() + LAST_BREATH;
-    loop {
-        let err = match unmount_once(unmounter, lazy).await {
-            Ok(()) => return Ok(()),
-            Err(err) => err,
-        };
-        if err.kind() != io::ErrorKind::ResourceBusy {
-            let message = format!("{} cannot be unmounted: {err}", mountpoint.display());
-            return Err(Failure::new(FailureKind::Failed, message));
-        }
-        let holders = holders::holders(mountpoint);
-        if !holders.is_empty() || time::Instant::now() >= deadline {
-            return Err(Failure::new(FailureKind::Failed, format!("{} is busy", mountpoint.display()))
-                .details(holders)
-                .hint("close those, or --lazy"));
-        }
-        time::sleep(BUSY_LOOK).await;
-    }
-}
-
-/// Not on the runtime's own threads: the kernel may have to wait for one of our replies.
-async fn unmount_once(unmounter: &Unmounter, lazy: bool) -> io::Result<()> {
-    let unmounter = unmounter.clone();
-    let result = tokio::task::spawn_blocking(move || unmounter.unmount(lazy)).await;
-    result.unwrap_or_else(|err| Err(io::Error::other(err)))
-}
-
-/// Unmounts because of a signal, which has to succeed in bounded time. Tells whether it had to detach.
-async fn unmount_at_signal(running: &mut Running) -> bool {
-    let deadline = time::Instant::now() + BUSY_GRACE;
-    let mut named = false;
-    loop {
-        let Err(failure) = unmount(&running.unmounter, &running.mountpoint, false).await else {
-            return false;
-        };
-        if !named {
-            named = true;
-            warn!("{failure}");
-            failure.details.iter().for_each(|holder| warn!("  {holder}"));
-            notify::status(&format!("{failure}: {}", failure.details.join(", ")));
-        }
-        if time::Instant::now() >= deadline {
-            break;
-        }
-        tokio::select! {
-            _ = &mut running.ended => return false,
-            () = time::sleep(BUSY_POLL) => {}
-            name = running.signals.next() => {
-                info!("{name} once more: detaching {}", running.mountpoint.display());
-                break;
-            }
-        }
-    }
-    if let Err(failure) = unmount(&running.unmounter, &running.mountpoint, true).await {
-        warn!("{failure}");
-    }
-    true
-}
-
-/// Waits for the session after its mount is gone; after a lazy unmount only for so long.
-async fn finish_session(running: &mut Running, lazy: bool) {
-    let grace = if lazy { DETACHED_GRACE } else { DRAIN_TIMEOUT };
-    match time::timeout(grace, &mut running.ended).await {
-        Ok(_) => info!("unmounted {}", running.mountpoint.display()),
-        Err(_) => warn!("files are still open in {}, which is detached", running.mountpoint.display()),
-    }
-}
-
-/// The signals that end a mount.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|err| {
-                Failure::new(FailureKind::Failed, format!("no signals can be received: {err}"))
-            })
-        };
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            hangup: listen(SignalKind::hangup())?,
-        })
-    }
-
-    /// The name of the next one.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.hangup.recv() => "SIGHUP",
-        }
     }
 }

@@ -5,6 +5,7 @@ mod bucket;
 pub mod compose;
 pub mod dataset;
 mod descriptor;
+mod ending;
 pub mod failure;
 pub mod guarantee;
 pub mod history;

@@ -38,3 +38,23 @@ fn what_a_mount_was_made_over_is_there_after_it() {
     Command::new("umount").arg(&mnt).status().unwrap();
     assert_eq!(left, ["tmpfs"]);
 }
+
+#[test]
+fn a_session_that_broke_is_a_failure_and_an_unmount_from_outside_is_none() {
+    let home = Home::new();
+    let mut daemon = foreground(&home);
+    assert!(Command::new("umount").arg(home.path("mnt")).status().unwrap().success());
+    assert!(daemon.wait().unwrap().success());
+
+    let mut daemon = foreground(&home);
+    let device = rustix::fs::stat(home.path("mnt")).unwrap().st_dev;
+    let control = home.path("connections");
+    fs::create_dir(&control).unwrap();
+    let mut mount = Command::new("mount");
+    assert!(mount.args(["-t", "fusectl", "none"]).arg(&control).status().unwrap().success());
+    let aborted = fs::write(control.join(rustix::fs::minor(device).to_string()).join("abort"), "1");
+    Command::new("umount").arg(&control).status().unwrap();
+    aborted.unwrap();
+    assert_eq!(daemon.wait().unwrap().code(), Some(1));
+    assert!(mounted_at(&home.path("mnt")).is_empty(), "nobody was in it");
+}
