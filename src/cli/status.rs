@@ -116,8 +116,10 @@ fn show(status: &Status, files: bool, cx: &mut Context) {
     for mount in &status.mounts {
         let upgraded = mount.upgraded.as_ref().map(|at| format!(", upgraded {at}")).unwrap_or_default();
         let read_only = if mount.read_only { ", read-only" } else { "" };
+        let detached =
+            if mount.detached { ", detached: only files that are still open are served" } else { "" };
         cx.out.line(format!(
-            "{} (pid {}, since {}{upgraded}{read_only})",
+            "{} (pid {}, since {}{upgraded}{read_only}{detached})",
             mount.mountpoint.display(),
             mount.pid,
             mount.mounted

@@ -14,15 +14,17 @@ use crate::cli::target;
 use crate::control::client::Client;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
+use crate::control::message::Reply;
 use crate::control::message::Request;
+use crate::control::peer::Peer;
 use crate::daemon::holders;
 use crate::daemon::mountinfo;
 use crate::daemon::mountpoint;
 use crate::fuse::Unmounter;
 
-/// How long the daemon may take to end after its mount is gone.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is looked for.
+/// How long the daemon may take to end after its mount is gone: a little more than it gives itself.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often its socket is looked for, where its process cannot be waited for.
 const EXIT_POLL: Duration = Duration::from_millis(20);
 
 /// Unmount, and end the daemon
@@ -40,7 +42,7 @@ pub struct UmountArgs {
     /// Where it is mounted
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
-    /// Take it out of sight now; files that are open stay usable until they are closed
+    /// Take it out of sight now; files that are open stay usable until they are closed, or this is said again
     #[arg(long, short = 'z')]
     lazy: bool,
 }
@@ -56,8 +58,13 @@ pub fn run(args: &UmountArgs, cx: &mut Context) -> Result<(), Failure> {
     if let Some(socket) = target::socket_of(&directories, &path)
         && let Ok(client) = Client::connect(&socket)
     {
+        let daemon = client.peer().ok();
         client.call(&Request::Unmount { lazy: args.lazy }, &mut |_| {})?;
-        wait_for_end(&socket);
+        if args.lazy && is_detached(&socket) {
+            cx.out.note(still_in_use(daemon.as_ref(), &path));
+        } else {
+            wait_for_end(daemon.as_ref(), &socket, &path, cx);
+        }
         return Ok(());
     }
     let mount = mountinfo::mount_at(&path).map_err(|err| {
@@ -77,12 +84,46 @@ pub fn run(args: &UmountArgs, cx: &mut Context) -> Result<(), Failure> {
     result.map_err(|err| refused(&path, &err))
 }
 
-/// The daemon answers when the mount is gone; what it still has to close is quickly done.
-fn wait_for_end(socket: &Path) {
+/// The daemon answers when the mount is gone. What it has to end then is quickly done, and as long as that takes it
+/// has the staging area, so that its remote cannot be mounted again.
+fn wait_for_end(daemon: Option<&Peer>, socket: &Path, path: &Path, cx: &mut Context) {
+    let ended = match daemon {
+        Some(daemon) => daemon.wait_for_end(EXIT_TIMEOUT),
+        None => wait_for_no_socket(socket),
+    };
+    if !ended {
+        cx.out.warn(format!(
+            "{} is unmounted, but {} has not ended yet; until then its remote cannot be mounted",
+            path.display(),
+            named(daemon)
+        ));
+    }
+}
+
+fn still_in_use(daemon: Option<&Peer>, path: &Path) -> String {
+    format!("files are still open in {}: {} serves them until they are closed", path.display(), named(daemon))
+}
+
+fn named(daemon: Option<&Peer>) -> String {
+    daemon.map_or_else(|| "its daemon".to_owned(), |daemon| format!("process {}", daemon.pid()))
+}
+
+/// Whether the daemon goes on for files that are open. One that is ending does not say.
+fn is_detached(socket: &Path) -> bool {
+    let Ok(client) = Client::connect(socket) else { return false };
+    let status = client.call(&Request::Status { files_of: None }, &mut |_| {});
+    matches!(status, Ok(Reply::Status(status)) if status.detached)
+}
+
+fn wait_for_no_socket(socket: &Path) -> bool {
     let deadline = Instant::now() + EXIT_TIMEOUT;
-    while socket.exists() && Instant::now() < deadline {
+    while socket.exists() {
+        if Instant::now() >= deadline {
+            return false;
+        }
         thread::sleep(EXIT_POLL);
     }
+    true
 }
 
 fn refused(path: &Path, err: &io::Error) -> Failure {

@@ -47,7 +47,9 @@ pub fn run(args: &UpgradeArgs, cx: &mut Context) -> Result<(), Failure> {
     let directories = cx.directories()?;
     let path = args.mountpoint.as_deref().map(mountpoint::resolve);
     let mut mounts = target::live_mounts(&directories, None);
-    mounts.retain(|(_, status)| path.as_ref().is_none_or(|path| status.mountpoint == *path));
+    mounts.retain(|(_, status)| {
+        !status.detached && path.as_ref().is_none_or(|path| status.mountpoint == *path)
+    });
     if mounts.is_empty() {
         return Err(match path {
             Some(path) => target::no_mount_at(&path),

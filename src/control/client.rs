@@ -20,6 +20,7 @@ use crate::control::message::Frame;
 use crate::control::message::Progress;
 use crate::control::message::Reply;
 use crate::control::message::Request;
+use crate::control::peer::Peer;
 
 /// Hearing nothing for this long means that the daemon hangs: it speaks every [`super::KEEPALIVE`].
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -40,6 +41,14 @@ impl Client {
         stream.set_read_timeout(Some(SILENCE_MAX))?;
         stream.set_write_timeout(Some(SILENCE_MAX))?;
         Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// The daemon's process.
+    ///
+    /// # Errors
+    /// As [`Peer::of`].
+    pub fn peer(&self) -> io::Result<Peer> {
+        Peer::of(self.stream.get_ref())
     }
 
     /// What ends a call from another thread.

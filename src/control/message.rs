@@ -194,6 +194,9 @@ pub struct MountStatus {
     pub offline: Option<Offline>,
     /// Nothing can be written.
     pub read_only: bool,
+    /// It is out of sight, and files that are open in it are still served.
+    #[serde(default)]
+    pub detached: bool,
     /// The block cache.
     pub cache: CacheStatus,
     /// What is staged.

@@ -32,6 +32,7 @@ pub mod client;
 pub mod history;
 pub mod keep;
 pub mod message;
+pub mod peer;
 pub mod server;
 pub mod stat;
 

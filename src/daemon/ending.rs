@@ -1,6 +1,10 @@
 //! How a mount ends: the session, then the control socket, background work, the runtime.
 //!
-//! Each wait has an end; staged files need none of them to be safe.
+//! Each wait has an end, but for one that was asked for; staged files need none of them to be safe.
+//!
+//! `umount --lazy` detaches the mount: files that are open in it are served until the last one is closed, however
+//! long that takes, or until a signal or a second `umount --lazy`. Meanwhile commands are answered, and the
+//! staging area stays locked.
 //!
 //! A signal unmounts. If the mount is busy then, its users are named and have [`BUSY_GRACE`]; after that,
 //! or at a second signal, it is detached, and they can go on with the files that they have open as long
@@ -12,6 +16,7 @@
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -32,6 +37,7 @@ use crate::daemon::holders;
 use crate::daemon::mountinfo;
 use crate::daemon::mountpoint;
 use crate::daemon::notify;
+use crate::daemon::service::Service;
 use crate::daemon::service::UnmountRequest;
 use crate::fuse::MountedFs;
 use crate::fuse::Unmounter;
@@ -53,6 +59,7 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Running {
     pub unmounter: Unmounter,
     pub mountpoint: PathBuf,
+    pub service: Arc<Service>,
     pub session: SessionEnd,
     pub unmounts: mpsc::Receiver<UnmountRequest>,
     pub tasks: JoinSet<()>,
@@ -105,6 +112,10 @@ async fn serve_session(running: &mut Running) -> Result<(), Failure> {
     loop {
         tokio::select! {
             ended = running.session.wait() => {
+                if running.service.is_detached() {
+                    info!("the last file of {} is closed", running.mountpoint.display());
+                    return Ok(());
+                }
                 let outcome = how_it_ended(ended, &running.mountpoint);
                 if outcome.is_ok() {
                     info!("unmounted {}", running.mountpoint.display());
@@ -116,15 +127,15 @@ async fn serve_session(running: &mut Running) -> Result<(), Failure> {
                 return outcome;
             }
             Some(request) = running.unmounts.recv() => {
-                let result = unmount(&running.unmounter, &running.mountpoint, request.lazy).await;
-                let unmounted = result.is_ok();
-                let _ = request.done.send(result); // the command may have given up
-                if unmounted {
-                    finish_session(running, request.lazy).await;
+                if unmount_on_request(running, request).await {
                     return Ok(());
                 }
             }
             name = running.signals.next() => {
+                if running.service.is_detached() {
+                    info!("{name}: files that are still open in {} are given up", running.mountpoint.display());
+                    return Ok(());
+                }
                 info!("{name}: unmounting {}", running.mountpoint.display());
                 let at_most = BUSY_GRACE + DETACHED_GRACE + DRAIN_TIMEOUT;
                 notify::stopping(&format!("unmounting {}", running.mountpoint.display()), at_most);
@@ -134,6 +145,33 @@ async fn serve_session(running: &mut Running) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// Unmounts because a command asks for it. Whether there is nothing left to serve.
+async fn unmount_on_request(running: &mut Running, request: UnmountRequest) -> bool {
+    let UnmountRequest { lazy, done } = request;
+    let (at, again) = (running.mountpoint.display().to_string(), running.service.is_detached());
+    let result = if !again && is_mounted(&running.mountpoint) {
+        unmount(&running.unmounter, &running.mountpoint, lazy).await
+    } else if lazy {
+        Ok(()) // of what was detached before, by us or by somebody else
+    } else {
+        Err(Failure::new(FailureKind::Failed, format!("{at} is detached already, and files are open in it"))
+            .hint("close them, or give them up with --lazy"))
+    };
+    let unmounted = result.is_ok();
+    let in_use =
+        unmounted && lazy && !again && time::timeout(LAST_BREATH, running.session.wait()).await.is_err();
+    if in_use {
+        info!("{at} is detached; files that are open in it are served until they are closed");
+        notify::status("detached; files that are open are served until they are closed");
+        running.service.detach();
+    }
+    let _ = done.send(result); // the command may have given up
+    if unmounted && !again && !in_use {
+        finish_session(running, false).await;
+    }
+    unmounted && !in_use
 }
 
 /// What it means that a session has ended which we have not unmounted.

@@ -292,6 +292,14 @@ pub fn of_staging(err: &StagingError) -> Failure {
 pub fn of_holder(holder: &Holder) -> Failure {
     let pid = holder.pid;
     match &holder.mountpoint {
+        Some(mountpoint) if holder.detached => Failure::new(
+            FailureKind::Failed,
+            format!(
+                "this remote is in use: process {pid} serves files that are open in its mount, which was detached from {}",
+                mountpoint.display()
+            ),
+        )
+        .hint(format!("close them, or end it with `dsfs umount --lazy {}`", mountpoint.display())),
         Some(mountpoint) => Failure::new(
             FailureKind::Failed,
             format!("this remote is mounted already: at {} by process {pid}", mountpoint.display()),
@@ -303,6 +311,17 @@ pub fn of_holder(holder: &Holder) -> Failure {
         )
         .hint("wait until it has ended"),
     }
+}
+
+/// There can be no control socket for a mount at `mountpoint`.
+#[must_use]
+pub fn of_socket(err: &io::Error, socket: &Path, mountpoint: &Path) -> Failure {
+    if err.kind() != io::ErrorKind::AddrInUse {
+        return of_directory("control socket", socket, err);
+    }
+    let at = mountpoint.display();
+    Failure::new(FailureKind::Failed, format!("the daemon of another mount at {at} is still running"))
+        .hint(format!("`dsfs status` says why; if files are open in what was detached there, close them, or `dsfs umount --lazy {at}`"))
 }
 
 /// A directory of ours could not be used.
@@ -367,8 +386,14 @@ mod tests {
 
     #[test]
     fn whoever_holds_the_staging_area_is_named() {
-        let holder = Holder { pid: 42, socket: None, mountpoint: Some("/mnt/d".into()) };
-        let failure = of_staging(&StagingError::Locked { holder });
+        let holder = Holder { pid: 42, mountpoint: Some("/mnt/d".into()), ..Holder::default() };
+        let failure = of_staging(&StagingError::Locked { holder: holder.clone() });
         assert!(failure.message.contains("/mnt/d") && failure.message.contains("42"), "{failure}");
+        assert!(failure.message.contains("mounted already"), "{failure}");
+        let failure = of_staging(&StagingError::Locked { holder: Holder { detached: true, ..holder } });
+        assert!(
+            failure.message.contains("detached from /mnt/d") && failure.message.contains("42"),
+            "{failure}"
+        );
     }
 }

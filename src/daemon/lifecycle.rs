@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -189,8 +190,7 @@ async fn start_at(
         None => (now, None),
         Some(inherited) => (inherited.mounted().to_owned(), Some(now)),
     };
-    let server =
-        Server::bind(&socket).map_err(|err| failure::of_directory("control socket", &socket, &err))?;
+    let server = Server::bind(&socket).map_err(|err| failure::of_socket(&err, &socket, &path))?;
     let (fs, mounted) =
         compose::mount(config, &workspace, Arc::clone(&catalog), &path, runtime, inheritance)?;
     let unmounter = mounted.unmounter();
@@ -218,24 +218,18 @@ async fn start_at(
         log: request.log.clone(),
         started: Instant::now(),
         unmount,
+        detached: AtomicBool::new(false),
     };
     let service = Arc::new(service);
     if let Some(listener) = metrics {
         tasks.spawn(metrics::serve(listener, Arc::clone(&service), stop.clone()));
     }
-    tasks.spawn(server.serve(service, stop.clone()));
+    tasks.spawn(server.serve(Arc::<Service>::clone(&service), stop.clone()));
     let writable = !config.read_only.value;
     spawn_background(&mut tasks, &workspace, &catalog, &keeper, writable, &stop);
     announce(mountpoint, &workspace.remote, reporter);
-    Ok(Running {
-        unmounter,
-        mountpoint: path,
-        session: SessionEnd::watch(mounted),
-        unmounts,
-        tasks,
-        stop,
-        signals,
-    })
+    let session = SessionEnd::watch(mounted);
+    Ok(Running { unmounter, mountpoint: path, service, session, unmounts, tasks, stop, signals })
 }
 
 /// Says that the mount answers, to everybody who waits for that.
@@ -294,6 +288,7 @@ async fn open_workspace(
         pid: std::process::id(),
         socket: Some(socket.clone()),
         mountpoint: Some(mountpoint.to_owned()),
+        detached: false,
     };
     let workspace = Workspace::open(config, remote, &holder)?;
     Ok((workspace, socket))

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -9,6 +11,7 @@ use tokio::sync::RwLock;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::control::message::CacheStatus;
 use crate::control::message::Failure;
@@ -64,6 +67,8 @@ pub struct Service {
     pub started: Instant,
     /// To who owns the mount.
     pub unmount: mpsc::Sender<UnmountRequest>,
+    /// The mount is out of sight, and files that are open in it are still served.
+    pub detached: AtomicBool,
 }
 
 #[async_trait]
@@ -118,6 +123,11 @@ impl Handler for Service {
                 outcome.map(Reply::Refreshed)
             }
             Request::Keep(request) => self.keeper.handle(request, progress).await.map(Reply::Kept),
+            Request::Upgrade if self.is_detached() => {
+                let message =
+                    format!("{} is detached: there is nothing to go on with", self.mountpoint.display());
+                Err(Failure::new(FailureKind::Failed, message))
+            }
             Request::Upgrade => {
                 let _alone = self.commands.try_write().map_err(|_| {
                     Failure::new(FailureKind::Failed, "a command is under way")
@@ -139,6 +149,20 @@ impl Handler for Service {
 }
 
 impl Service {
+    /// Says to whoever asks that the mount is out of sight, and that files which are open in it are still served.
+    pub fn detach(&self) {
+        self.detached.store(true, Ordering::Relaxed);
+        if let Err(err) = self.workspace.staging.mark_detached() {
+            warn!("the lock of the staging area does not say that the mount is detached: {err}");
+        }
+    }
+
+    /// Whether [`Self::detach`] was called.
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Relaxed)
+    }
+
     /// The live counters.
     #[must_use]
     pub fn stat(&self) -> MountStat {
@@ -175,6 +199,7 @@ impl Service {
                 reason: outage.reason.clone(),
             }),
             read_only: self.fs.options().read_only,
+            detached: self.is_detached(),
             cache: CacheStatus {
                 dir: self.workspace.cache_dir.clone(),
                 used_bytes: usage.used_bytes,

@@ -190,7 +190,7 @@ mod tests {
 
     /// A handle of a staged file; each call makes another file.
     fn staged(ino: Ino, dir: &tempfile::TempDir) -> Handle {
-        let holder = Holder { pid: std::process::id(), socket: None, mountpoint: None };
+        let holder = Holder { pid: std::process::id(), ..Holder::default() };
         let dir = tempfile::tempdir_in(dir).unwrap();
         let staging = Staging::open(dir.path(), &holder).unwrap();
         let dataset = staging.create_dataset(&DatasetName::parse("run").unwrap()).unwrap();

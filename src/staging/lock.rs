@@ -7,6 +7,7 @@ use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::Read;
+use std::io::Seek;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -33,6 +34,9 @@ pub struct Holder {
     pub socket: Option<PathBuf>,
     /// Where it has mounted the datasets, if it has.
     pub mountpoint: Option<PathBuf>,
+    /// The mount is out of sight, and files that are open in it are still served.
+    #[serde(default)]
+    pub detached: bool,
 }
 
 /// The lock, held until dropped.
@@ -45,6 +49,14 @@ impl Lock {
     /// The open file that holds the lock: whoever has it after an exec has the lock.
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Says in the file that the mount is out of sight.
+    pub(super) fn mark_detached(&self) -> io::Result<()> {
+        let mut file = &self.file;
+        file.rewind()?;
+        let holder = Holder { detached: true, ..read_holder(&mut file) };
+        write_holder(file, &holder)
     }
 
     /// The lock of the program that ran before in this process.
@@ -77,8 +89,7 @@ pub(super) fn acquire(dir: &Path, holder: &Holder) -> Result<Lock, StagingError>
             Err(err) => return Err(failed(err.into())),
         }
     }
-    let text = serde_json::to_vec(holder).map_err(|err| failed(err.into()))?;
-    file.set_len(0).and_then(|()| file.write_all(&text)).map_err(failed)?;
+    write_holder(&file, holder).map_err(failed)?;
     Ok(Lock { file })
 }
 
@@ -95,7 +106,14 @@ pub(super) fn holder(dir: &Path) -> io::Result<Option<Holder>> {
     }
 }
 
-fn read_holder(file: &mut File) -> Holder {
+fn write_holder(mut file: &File, holder: &Holder) -> io::Result<()> {
+    let text = serde_json::to_vec(holder)?;
+    file.rewind()?;
+    file.set_len(0)?;
+    file.write_all(&text)
+}
+
+fn read_holder(file: &mut impl Read) -> Holder {
     let mut text = Vec::new();
     let read = file.read_to_end(&mut text);
     read.ok().and_then(|_| serde_json::from_slice(&text).ok()).unwrap_or_default()

@@ -282,6 +282,14 @@ impl Staging {
         self.lock.file()
     }
 
+    /// Tells whoever asks for the lock that the mount of who has it is out of sight.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn mark_detached(&self) -> io::Result<()> {
+        self.lock.mark_detached()
+    }
+
     fn locked(dir: &Path, lock: lock::Lock) -> Result<Self, StagingError> {
         let root = datasets_dir(dir);
         let mut datasets = BTreeMap::new();

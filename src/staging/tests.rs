@@ -400,14 +400,16 @@ fn many_finished_files_go_while_nobody_waits() {
 #[test]
 fn two_processes_cannot_share_a_staging_area() {
     let root = tempfile::tempdir().unwrap();
-    let holder = Holder { pid: 42, socket: Some("/run/s".into()), mountpoint: None };
+    let holder = Holder { pid: 42, socket: Some("/run/s".into()), ..Holder::default() };
     assert_eq!(Staging::holder(root.path()).unwrap(), None);
     let first = Staging::open(root.path(), &holder).unwrap();
     match Staging::open(root.path(), &Holder::default()) {
         Err(StagingError::Locked { holder: named }) => assert_eq!(named, holder),
         other => panic!("{other:?}"),
     }
-    assert_eq!(Staging::holder(root.path()).unwrap(), Some(holder));
+    assert_eq!(Staging::holder(root.path()).unwrap(), Some(holder.clone()));
+    first.mark_detached().unwrap();
+    assert_eq!(Staging::holder(root.path()).unwrap(), Some(Holder { detached: true, ..holder }));
     drop(first);
     assert_eq!(Staging::holder(root.path()).unwrap(), None);
     Staging::open(root.path(), &Holder::default()).unwrap();

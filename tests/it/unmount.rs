@@ -1,10 +1,16 @@
 //! How mounts end: by command, by signal, from outside, and by what breaks.
 
 use std::fs;
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
+
+use rustix::process::Pid;
+use rustix::process::Signal;
+use rustix::process::kill_process;
 
 use crate::common::home::Home;
 use crate::common::mount::wait_until;
@@ -57,4 +63,76 @@ fn a_session_that_broke_is_a_failure_and_an_unmount_from_outside_is_none() {
     aborted.unwrap();
     assert_eq!(daemon.wait().unwrap().code(), Some(1));
     assert!(mounted_at(&home.path("mnt")).is_empty(), "nobody was in it");
+}
+
+/// A home with a mount in which a file is open for writing, and the daemon's process.
+fn in_use(home: &Home) -> (File, Pid) {
+    let mnt = home.mount();
+    fs::create_dir(mnt.join("run")).unwrap();
+    let mut file = File::create(mnt.join("run/recording")).unwrap();
+    file.write_all(b"before, ").unwrap();
+    (file, daemon_of(home))
+}
+
+fn daemon_of(home: &Home) -> Pid {
+    let pid = home.status()["mounts"][0]["pid"].as_i64().unwrap();
+    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+}
+
+fn has_ended(daemon: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.as_raw_nonzero()));
+    stat.map_or(true, |stat| stat.contains(") Z "))
+}
+
+#[test]
+fn files_that_are_open_in_a_detached_mount_are_served_until_they_are_closed() {
+    let home = Home::new();
+    let (mut file, daemon) = in_use(&home);
+    let said = home.run(&["umount", "mnt", "--lazy"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(
+        said.err.contains("still open") && said.err.contains(&daemon.as_raw_nonzero().to_string()),
+        "{}",
+        said.err
+    );
+    assert!(mounted_at(&home.path("mnt")).is_empty());
+
+    let mount = &home.status()["mounts"][0];
+    assert_eq!((&mount["detached"], &mount["staged"][0]["files"]), (&true.into(), &1.into()), "{mount}");
+    assert!(home.run(&["status"]).out.contains("detached"), "it is said to people too");
+    home.run(&["mount", "mnt", "--remote", &home.remote()])
+        .failed(1, &["detached from", "serves files", "--lazy"]);
+    fs::create_dir(home.path("another")).unwrap();
+    let another = format!("file://{}/", home.path("another").display());
+    home.run(&["mount", "mnt", "--remote", &another]).failed(1, &["still running", "--lazy"]);
+    home.run(&["umount", "mnt"]).failed(1, &["detached already", "--lazy"]);
+    home.run(&["upgrade"]).failed(4, &["no dsfs mount"]);
+    home.run(&["commit", "run"]).failed(1, &["open for writing"]);
+
+    file.write_all(b"after").unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 13);
+    drop(file);
+    wait_until("the daemon has ended", || has_ended(daemon));
+    let mnt = home.mount();
+    assert_eq!(fs::read(mnt.join("run/recording")).unwrap(), b"before, after");
+}
+
+#[test]
+fn what_is_open_in_a_detached_mount_is_given_up_when_that_is_said_again() {
+    for by_signal in [true, false] {
+        let home = Home::new();
+        let (_file, daemon) = in_use(&home);
+        assert_eq!(home.run(&["umount", "mnt", "--lazy"]).code, 0);
+        assert!(!has_ended(daemon));
+        if by_signal {
+            kill_process(daemon, Signal::TERM).unwrap();
+            wait_until("the daemon has ended", || has_ended(daemon));
+        } else {
+            let said = home.run(&["umount", "mnt", "--lazy"]);
+            assert_eq!(said.code, 0, "{}", said.err);
+            assert!(has_ended(daemon), "umount waits for it");
+        }
+        assert_eq!(fs::read(home.mount().join("run/recording")).unwrap(), b"before, ");
+    }
 }

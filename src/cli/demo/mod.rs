@@ -78,6 +78,7 @@ pub fn run(args: &DemoArgs, cx: &mut Context) -> Result<(), Failure> {
     let path = mountpoint::resolve(&mountpoint);
     let running = target::live_mounts(&config.directories, None)
         .into_iter()
+        .filter(|(_, status)| !status.detached)
         .any(|(_, status)| status.mountpoint == path && status.remote_id == config.remote.remote().id());
     if running {
         cx.out.note(format!("the demo is mounted already at {}", path.display()));

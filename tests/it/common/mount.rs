@@ -95,7 +95,7 @@ impl TestMount {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let prefix = RemotePrefix::parse("datasets/").unwrap();
-        let holder = Holder { pid: std::process::id(), socket: None, mountpoint: None };
+        let holder = Holder { pid: std::process::id(), ..Holder::default() };
         let state_dir = setup.state_dir.clone().unwrap_or_else(|| dir.path().join("state"));
         let staging = Arc::new(Staging::open(&state_dir, &holder).unwrap());
         let catalog = Arc::new(Catalog::new(Arc::clone(&store), prefix, setup.catalog_ttl));
