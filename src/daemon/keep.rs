@@ -333,8 +333,11 @@ impl Keeper {
     /// Keeps what is pinned up to date, until `stop`.
     pub async fn follow_pins(self: Arc<Self>, stop: CancellationToken) {
         loop {
-            if let Err(failure) = self.follow_once().await {
-                info!("what is pinned is not up to date yet: {failure}");
+            // A round may fetch for hours, and goes on with the next mount.
+            match stop.run_until_cancelled(self.follow_once()).await {
+                None => return,
+                Some(Ok(())) => {}
+                Some(Err(failure)) => info!("what is pinned is not up to date yet: {failure}"),
             }
             tokio::select! {
                 () = stop.cancelled() => return,

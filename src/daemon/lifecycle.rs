@@ -343,7 +343,8 @@ async fn watch_link(remote: OpenRemote, catalog: Arc<Catalog>, keeper: Arc<Keepe
         catalog.expire(None);
         keeper.look_now();
     };
-    remote.keep_watch(on_return, stop).await;
+    // Also in the middle of a probe, which a silent remote holds up.
+    stop.run_until_cancelled(remote.keep_watch(on_return, stop.clone())).await.unwrap_or_default();
 }
 
 /// The first stat goes through the kernel, to our own FUSE threads and back.

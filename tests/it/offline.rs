@@ -8,11 +8,13 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
+use dsfs::store::fault::Operation;
 use serde_json::Value;
 
 use crate::common::double::ACCESS_KEY;
 use crate::common::double::BUCKET;
 use crate::common::double::Double;
+use crate::common::double::HttpFault;
 use crate::common::double::SECRET_KEY;
 use crate::common::home::Home;
 use crate::common::home::Said;
@@ -289,4 +291,25 @@ fn damaged_blocks_are_found_and_the_cache_can_be_cleared() {
     assert_eq!(fs::read(user.mnt("run/a")).unwrap(), vec![b'x'; 400_000]);
     assert!(user.must(&["cache", "clear"]).out.contains("2 files"));
     assert_eq!(user.json(&["cache", "--json"])["usage"]["used_bytes"], 0);
+}
+
+#[test]
+fn pins_that_are_being_fetched_hold_nobody_up_who_mounts_again() {
+    let user = User::new(&[("run/a", "a")]);
+    user.must(&["mount", "mnt"]);
+    user.must(&["pin", "run"]);
+    let log = user.home.status()["mounts"][0]["log"].as_str().unwrap().to_owned();
+    user.server.put_out_of_band("datasets/run/later", b"came later");
+    user.server.script(Operation::Get, HttpFault::Stall);
+    user.must(&["refresh", "run"]);
+    wait_until("the new file is being fetched", || {
+        user.server
+            .requests()
+            .iter()
+            .any(|request| request.operation == Some(Operation::Get) && request.key.ends_with("run/later"))
+    });
+    user.must(&["umount", "mnt"]);
+    user.must(&["mount", "mnt"]);
+    let log = fs::read_to_string(log).unwrap();
+    assert!(!log.contains("cut off"), "{log}");
 }
