@@ -18,6 +18,7 @@ use crate::cli::target::Target;
 use crate::cli::target::TargetArgs;
 use crate::config::Config;
 use crate::config::units;
+use crate::control::client::CallError;
 use crate::control::message::CommitOutcome;
 use crate::control::message::CommitRequest;
 use crate::control::message::Failure;
@@ -154,7 +155,7 @@ async fn by_daemon(
     let asked = Request::Commit(request.clone());
     // Not one of the runtime's threads, which would be waited for at the end.
     thread::spawn(move || {
-        let said = client.call(&asked, &mut |now| {
+        let said = client.ask(&asked, &mut |now| {
             progress.send_replace(now.clone());
         });
         let _ = answer.send(said); // nobody waits for a daemon that hangs
@@ -169,8 +170,23 @@ async fn by_daemon(
     match reporter.follow(seen, work).await {
         Some(Ok(Reply::Committed(outcome))) => Ok(outcome),
         Some(Ok(reply)) => Err(target::unexpected(&reply)),
-        Some(Err(failure)) if !cancel.is_cancelled() => Err(failure),
+        Some(Err(err)) if !cancel.is_cancelled() => Err(unanswered(&request, err)),
         Some(Err(_)) | None => Err(interrupted(&request)),
+    }
+}
+
+/// The failure of a commit that the daemon has refused, or whose outcome it has not told: because it was unmounted or
+/// ended meanwhile, most likely.
+fn unanswered(request: &CommitRequest, err: CallError) -> Failure {
+    match err {
+        CallError::Silent(_) | CallError::Lost(_) if !request.dry_run => {
+            let name = &request.dataset;
+            let message = format!("{name}: cut off before the commit had ended: {err}");
+            Failure::new(FailureKind::Partial, message).hint(failure::resume(name))
+        }
+        CallError::Refused(_) | CallError::Silent(_) | CallError::Lost(_) | CallError::Garbled(_) => {
+            err.into()
+        }
     }
 }
 
@@ -228,5 +244,33 @@ fn show(outcome: &CommitOutcome, cx: &mut Context) {
         cx.out.warn(format!(
             "this remote's guarantee is {grade}: it cannot always refuse to overwrite what other tools write at the same time"
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn a_commit_whose_daemon_is_lost_can_be_gone_on_with() {
+        let mut request = CommitRequest {
+            dataset: DatasetName::parse("run").expect("a name"),
+            dry_run: false,
+            overwrite: false,
+            message: None,
+            allow_unenforced: false,
+            unfinished: Unfinished::Resume,
+            workers: None,
+        };
+        let lost = || CallError::Lost(io::ErrorKind::UnexpectedEof.into());
+        let failure = unanswered(&request, lost());
+        assert_eq!(failure.kind, FailureKind::Partial);
+        assert!(failure.message.starts_with("run: "), "{failure}");
+        assert_eq!(failure.hint, Some(failure::resume(&request.dataset)));
+        let said = Failure::new(FailureKind::Conflict, "no");
+        assert_eq!(unanswered(&request, CallError::Refused(said.clone())), said);
+        request.dry_run = true;
+        assert_eq!(unanswered(&request, lost()).kind, FailureKind::Failed, "nothing was begun");
     }
 }

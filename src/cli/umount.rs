@@ -101,7 +101,11 @@ fn wait_for_end(daemon: Option<&Peer>, socket: &Path, path: &Path, cx: &mut Cont
 }
 
 fn still_in_use(daemon: Option<&Peer>, path: &Path) -> String {
-    format!("files are still open in {}: {} serves them until they are closed", path.display(), named(daemon))
+    format!(
+        "{} is still in use: {} goes on until open files are closed and commands under way have ended",
+        path.display(),
+        named(daemon)
+    )
 }
 
 fn named(daemon: Option<&Peer>) -> String {

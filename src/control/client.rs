@@ -29,6 +29,37 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<UnixStream>,
+    patience: Duration,
+}
+
+/// Why a call has no outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The daemon says why.
+    #[error(transparent)]
+    Refused(Failure),
+    /// The daemon says nothing: it hangs, or is stopped.
+    #[error("the daemon has not answered for {} seconds", .0.as_secs())]
+    Silent(Duration),
+    /// The connection has ended before an outcome came. The daemon has ended, most likely.
+    #[error("the connection to the daemon broke: {0}")]
+    Lost(#[source] io::Error),
+    /// What the daemon says is nothing of this protocol.
+    #[error("the daemon is not understood: {0}")]
+    Garbled(#[source] io::Error),
+}
+
+impl From<CallError> for Failure {
+    fn from(err: CallError) -> Self {
+        let message = err.to_string();
+        match err {
+            CallError::Refused(failure) => failure,
+            CallError::Silent(_) | CallError::Lost(_) | CallError::Garbled(_) => {
+                Failure::new(FailureKind::Failed, message)
+                    .hint("its log says more: `dsfs status` names the file")
+            }
+        }
+    }
 }
 
 impl Client {
@@ -37,10 +68,18 @@ impl Client {
     /// # Errors
     /// `NotFound` and `ConnectionRefused` mean that there is none.
     pub fn connect(socket: &Path) -> io::Result<Self> {
+        Self::connect_for(socket, SILENCE_MAX)
+    }
+
+    /// As [`Self::connect`], to hang up when nothing has been heard for `patience`.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn connect_for(socket: &Path, patience: Duration) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(SILENCE_MAX))?;
-        stream.set_write_timeout(Some(SILENCE_MAX))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        Ok(Self { stream: BufReader::new(stream), patience })
     }
 
     /// The daemon's process.
@@ -64,7 +103,16 @@ impl Client {
     /// # Errors
     /// What the daemon says; or that it says nothing, or not what was expected.
     pub fn call(self, request: &Request, on_progress: &mut dyn FnMut(&Progress)) -> Result<Reply, Failure> {
-        self.call_until_end(request, on_progress)?.ok_or_else(|| lost(io::ErrorKind::UnexpectedEof.into()))
+        Ok(self.ask(request, on_progress)?)
+    }
+
+    /// As [`Self::call`], for who goes on in another way if the daemon cannot be asked.
+    ///
+    /// # Errors
+    /// As [`Self::call`], told apart.
+    pub fn ask(self, request: &Request, on_progress: &mut dyn FnMut(&Progress)) -> Result<Reply, CallError> {
+        self.converse(request, on_progress)?
+            .ok_or_else(|| CallError::Lost(io::ErrorKind::UnexpectedEof.into()))
     }
 
     /// As [`Self::call`]; `None` if the connection ends without an outcome.
@@ -72,12 +120,28 @@ impl Client {
     /// # Errors
     /// As [`Self::call`].
     pub fn call_until_end(
-        mut self,
+        self,
         request: &Request,
         on_progress: &mut dyn FnMut(&Progress),
     ) -> Result<Option<Reply>, Failure> {
-        let mut line = serde_json::to_vec(&Frame { version: PROTOCOL_VERSION, request })
-            .map_err(|err| lost(err.into()))?;
+        Ok(self.converse(request, on_progress)?)
+    }
+
+    fn converse(
+        mut self,
+        request: &Request,
+        on_progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Option<Reply>, CallError> {
+        let patience = self.patience;
+        let lost = |err: io::Error| {
+            if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+                CallError::Silent(patience)
+            } else {
+                CallError::Lost(err)
+            }
+        };
+        let garbled = |err: serde_json::Error| CallError::Garbled(err.into());
+        let mut line = serde_json::to_vec(&Frame { version: PROTOCOL_VERSION, request }).map_err(garbled)?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).map_err(lost)?;
         let mut parts = String::new();
@@ -91,22 +155,22 @@ impl Client {
             if line.pop() != Some(b'\n') {
                 return Err(lost(io::ErrorKind::UnexpectedEof.into()));
             }
-            let mut answer: Answer = serde_json::from_slice(&line).map_err(|err| lost(err.into()))?;
+            let mut answer: Answer = serde_json::from_slice(&line).map_err(garbled)?;
             if let Answer::Part { text, last } = answer {
                 if parts.len() + text.len() > ANSWER_BYTES_MAX {
-                    return Err(lost(io::ErrorKind::FileTooLarge.into()));
+                    return Err(CallError::Garbled(io::ErrorKind::FileTooLarge.into()));
                 }
                 parts.push_str(&text);
                 if !last {
                     continue;
                 }
-                answer = serde_json::from_str(&parts).map_err(|err| lost(err.into()))?;
+                answer = serde_json::from_str(&parts).map_err(garbled)?;
             }
             match answer {
                 Answer::Progress(progress) => on_progress(&progress),
                 Answer::Done(reply) => return Ok(Some(reply)),
-                Answer::Failed(failure) => return Err(failure),
-                Answer::Part { .. } => return Err(lost(io::ErrorKind::InvalidData.into())),
+                Answer::Failed(failure) => return Err(CallError::Refused(failure)),
+                Answer::Part { .. } => return Err(CallError::Garbled(io::ErrorKind::InvalidData.into())),
             }
         }
     }
@@ -121,14 +185,4 @@ impl HangUp {
     pub fn now(self) {
         let _ = self.0.shutdown(Shutdown::Write); // a connection that is gone already has said it
     }
-}
-
-fn lost(err: io::Error) -> Failure {
-    let silent = matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-    let what = if silent {
-        format!("the daemon has not answered for {} seconds", SILENCE_MAX.as_secs())
-    } else {
-        format!("the connection to the daemon broke: {err}")
-    };
-    Failure::new(FailureKind::Failed, what).hint("its log says more: `dsfs status` names the file")
 }

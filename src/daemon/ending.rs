@@ -2,9 +2,9 @@
 //!
 //! Each wait has an end, but for one that was asked for; staged files need none of them to be safe.
 //!
-//! `umount --lazy` detaches the mount: files that are open in it are served until the last one is closed, however
-//! long that takes, or until a signal or a second `umount --lazy`. Meanwhile commands are answered, and the
-//! staging area stays locked.
+//! `umount --lazy` detaches the mount: files that are open in it are served until the last one is closed, and
+//! commands under way end, however long that takes, or until a signal or a second `umount --lazy`. Meanwhile
+//! commands are answered, and the staging area stays locked.
 //!
 //! A signal unmounts. If the mount is busy then, its users are named and have [`BUSY_GRACE`]; after that,
 //! or at a second signal, it is detached, and they can go on with the files that they have open as long
@@ -114,6 +114,7 @@ async fn serve_session(running: &mut Running) -> Result<(), Failure> {
             ended = running.session.wait() => {
                 if running.service.is_detached() {
                     info!("the last file of {} is closed", running.mountpoint.display());
+                    finish_commands(running).await;
                     return Ok(());
                 }
                 let outcome = how_it_ended(ended, &running.mountpoint);
@@ -161,10 +162,10 @@ async fn unmount_on_request(running: &mut Running, request: UnmountRequest) -> b
     };
     let unmounted = result.is_ok();
     let in_use =
-        unmounted && lazy && !again && time::timeout(LAST_BREATH, running.session.wait()).await.is_err();
+        unmounted && lazy && !again && time::timeout(LAST_BREATH, out_of_use(running)).await.is_err();
     if in_use {
-        info!("{at} is detached; files that are open in it are served until they are closed");
-        notify::status("detached; files that are open are served until they are closed");
+        info!("{at} is detached; open files are served until they are closed, and commands under way end");
+        notify::status("detached; open files are served until they are closed, and commands under way end");
         running.service.detach();
     }
     let _ = done.send(result); // the command may have given up
@@ -172,6 +173,33 @@ async fn unmount_on_request(running: &mut Running, request: UnmountRequest) -> b
         finish_session(running, false).await;
     }
     unmounted && !in_use
+}
+
+/// Waits until nobody uses a mount any more that is out of sight.
+async fn out_of_use(running: &mut Running) {
+    // What broke a session that nobody can reach has no consequence.
+    let _ended = running.session.wait().await;
+    running.service.commands.idle().await;
+}
+
+/// Waits for commands under way, or until they are to be cut off.
+async fn finish_commands(running: &mut Running) {
+    let service = Arc::clone(&running.service);
+    let mut ended = std::pin::pin!(service.commands.end("the daemon is ending"));
+    loop {
+        tokio::select! {
+            () = &mut ended => return,
+            Some(request) = running.unmounts.recv() => {
+                if unmount_on_request(running, request).await {
+                    return;
+                }
+            }
+            name = running.signals.next() => {
+                info!("{name}: commands under way are cut off");
+                return;
+            }
+        }
+    }
 }
 
 /// What it means that a session has ended which we have not unmounted.

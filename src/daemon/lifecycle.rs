@@ -15,7 +15,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
-use tokio::sync::RwLock;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -35,6 +34,7 @@ use crate::control::message::FailureKind;
 use crate::control::server::Server;
 use crate::daemon::background::Ready;
 use crate::daemon::background::Reporter;
+use crate::daemon::commands::Commands;
 use crate::daemon::compose;
 use crate::daemon::compose::Workspace;
 use crate::daemon::ending;
@@ -214,7 +214,7 @@ async fn start_at(
         mounted: mounted_at,
         upgraded: upgraded_at,
         upgrade: Upgrade { program: request.program.clone(), standstill: mounted.standstill() },
-        commands: RwLock::default(),
+        commands: Commands::default(),
         log: request.log.clone(),
         started: Instant::now(),
         unmount,

@@ -2,6 +2,7 @@
 
 pub mod background;
 mod bucket;
+pub mod commands;
 pub mod compose;
 pub mod dataset;
 mod descriptor;

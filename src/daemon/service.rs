@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use tokio::sync::RwLock;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::control::keep::KeepRequest;
 use crate::control::message::CacheStatus;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
@@ -23,6 +23,7 @@ use crate::control::message::Reply;
 use crate::control::message::Request;
 use crate::control::server::Handler;
 use crate::control::stat::MountStat;
+use crate::daemon::commands::Commands;
 use crate::daemon::compose::Workspace;
 use crate::daemon::guarantee;
 use crate::daemon::history::Source;
@@ -59,8 +60,8 @@ pub struct Service {
     pub upgraded: Option<String>,
     /// What changes the program.
     pub upgrade: Upgrade,
-    /// Held for reading by commands under way, for writing by an upgrade.
-    pub commands: RwLock<()>,
+    /// The commands under way.
+    pub commands: Commands,
     /// The log file, unless stderr is the log.
     pub log: Option<PathBuf>,
     /// When it was mounted.
@@ -74,22 +75,7 @@ pub struct Service {
 #[async_trait]
 impl Handler for Service {
     async fn handle(&self, request: Request, progress: watch::Sender<Progress>) -> Result<Reply, Failure> {
-        let _under_way = match &request {
-            Request::Status { .. }
-            | Request::Stat
-            | Request::Select { .. }
-            | Request::Upgrade
-            | Request::Unmount { .. } => None,
-            Request::List
-            | Request::Commit(_)
-            | Request::Discard { .. }
-            | Request::History(_)
-            | Request::Refresh { .. }
-            | Request::Keep(_) => {
-                let upgrading = |_| Failure::new(FailureKind::Failed, "the daemon is being upgraded");
-                Some(self.commands.try_read().map_err(upgrading)?)
-            }
-        };
+        let _under_way = what_is_asked(&request).map(|what| self.commands.begin(what)).transpose()?;
         match request {
             Request::Status { files_of } => {
                 self.status(files_of.as_ref()).map(|status| Reply::Status(Box::new(status)))
@@ -129,26 +115,56 @@ impl Handler for Service {
                 Err(Failure::new(FailureKind::Failed, message))
             }
             Request::Upgrade => {
-                let _alone = self.commands.try_write().map_err(|_| {
-                    Failure::new(FailureKind::Failed, "a command is under way")
-                        .hint("nothing has changed; try again when it has ended")
-                })?;
+                let _closed = self
+                    .commands
+                    .close("the daemon is being upgraded")
+                    .map_err(|busy| busy.hint("nothing has changed; try again when it has ended"))?;
                 Err(self
                     .upgrade
                     .run(&self.fs, &self.workspace.staging, &self.mountpoint, &self.mounted)
                     .await)
             }
-            Request::Unmount { lazy } => {
-                let (done, outcome) = oneshot::channel();
-                let ending = || Failure::new(FailureKind::Failed, "the daemon is ending already");
-                self.unmount.send(UnmountRequest { lazy, done }).await.map_err(|_| ending())?;
-                outcome.await.map_err(|_| ending())?.map(|()| Reply::Unmounted)
+            Request::Unmount { lazy: true } => self.unmount(true).await.map(|()| Reply::Unmounted),
+            Request::Unmount { lazy: false } => {
+                let closed = self.commands.close("the mount is being unmounted").map_err(|busy| {
+                    busy.hint("wait until it has ended, or stop it with Ctrl-C; with --lazy, the daemon waits for it")
+                })?;
+                self.unmount(false).await?;
+                closed.for_good();
+                Ok(Reply::Unmounted)
             }
         }
     }
 }
 
+/// What an upgrade or an unmount would cut off, if it is of any length.
+fn what_is_asked(request: &Request) -> Option<String> {
+    match request {
+        Request::Status { .. }
+        | Request::Stat
+        | Request::Select { .. }
+        | Request::Upgrade
+        | Request::Unmount { .. } => None,
+        Request::Commit(request) => Some(format!("a commit of {}", request.dataset)),
+        Request::Discard { dataset, .. } => Some(format!("a discard of {dataset}")),
+        Request::Keep(KeepRequest::Pin(part) | KeepRequest::Prefetch(part)) => {
+            Some(format!("a fetch of {part}"))
+        }
+        Request::List | Request::History(_) | Request::Refresh { .. } | Request::Keep(_) => {
+            Some("a command".to_owned())
+        }
+    }
+}
+
 impl Service {
+    /// Has the mount unmounted by who owns it.
+    async fn unmount(&self, lazy: bool) -> Result<(), Failure> {
+        let (done, outcome) = oneshot::channel();
+        let ending = || Failure::new(FailureKind::Failed, "the daemon is ending already");
+        self.unmount.send(UnmountRequest { lazy, done }).await.map_err(|_| ending())?;
+        outcome.await.map_err(|_| ending())?
+    }
+
     /// Says to whoever asks that the mount is out of sight, and that files which are open in it are still served.
     pub fn detach(&self) {
         self.detached.store(true, Ordering::Relaxed);

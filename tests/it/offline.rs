@@ -313,3 +313,45 @@ fn pins_that_are_being_fetched_hold_nobody_up_who_mounts_again() {
     let log = fs::read_to_string(log).unwrap();
     assert!(!log.contains("cut off"), "{log}");
 }
+
+impl User {
+    /// A mount with `run` staged and its commit under way: a request of it is not answered. Before it is made anew, 5 s go by.
+    fn committing(&self) -> Child {
+        self.must(&["mount", "mnt", "--request-timeout", "5s"]);
+        fs::create_dir_all(self.mnt("run")).unwrap();
+        fs::write(self.mnt("run/new"), "staged").unwrap();
+        // So that the commit has nothing to find out first.
+        wait_until("the guarantee", || !self.home.status()["mounts"][0]["guarantee"].is_null());
+        self.server.forget_requests();
+        self.server.script(Operation::Put, HttpFault::Stall);
+        let mut commit = self.home.command(&["commit", "run"]);
+        let commit = commit.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_until("the commit is under way", || self.server.count(Operation::Put) > 0);
+        commit
+    }
+}
+
+#[test]
+fn a_commit_under_way_is_not_cut_off_by_an_unmount() {
+    let user = User::new(&[]);
+    let commit = user.committing();
+    user.dsfs(&["umount", "mnt"]).failed(1, &["a commit of run is under way", "Ctrl-C", "--lazy"]);
+    let said = user.must(&["umount", "mnt", "--lazy"]);
+    assert!(said.err.contains("still in use"), "{}", said.err);
+    assert!(!user.mnt("run").exists());
+    let said = Said::of(commit.wait_with_output().unwrap());
+    assert_eq!(said.code, 0, "{}", said.err);
+    wait_until("the daemon has ended", || user.home.status()["mounts"].as_array().unwrap().is_empty());
+    user.must(&["mount", "mnt"]);
+}
+
+#[test]
+fn a_commit_that_a_signal_has_cut_off_can_be_gone_on_with() {
+    let user = User::new(&[]);
+    let commit = user.committing();
+    let daemon = user.home.status()["mounts"][0]["pid"].to_string();
+    assert!(Command::new("kill").arg(daemon).status().unwrap().success());
+    Said::of(commit.wait_with_output().unwrap()).failed(6, &["run: cut off", "dsfs commit run", "--abort"]);
+    user.must(&["commit", "run"]);
+    assert_eq!(&*user.server.object("datasets/run/new").unwrap().0, b"staged");
+}

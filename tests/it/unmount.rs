@@ -91,7 +91,7 @@ fn files_that_are_open_in_a_detached_mount_are_served_until_they_are_closed() {
     let said = home.run(&["umount", "mnt", "--lazy"]);
     assert_eq!(said.code, 0, "{}", said.err);
     assert!(
-        said.err.contains("still open") && said.err.contains(&daemon.as_raw_nonzero().to_string()),
+        said.err.contains("still in use") && said.err.contains(&daemon.as_raw_nonzero().to_string()),
         "{}",
         said.err
     );
