@@ -24,6 +24,7 @@ mod local;
 mod log;
 mod meter;
 mod mount;
+mod mounts;
 pub mod output;
 mod progress;
 mod r2;

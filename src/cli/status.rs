@@ -7,9 +7,11 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::cli::Context;
+use crate::cli::mounts;
+use crate::cli::mounts::Mounts;
+use crate::cli::mounts::Mute;
 use crate::cli::output::counted;
 use crate::cli::output::printable;
-use crate::cli::target;
 use crate::config::Config;
 use crate::config::units;
 use crate::control::message::CacheStatus;
@@ -47,8 +49,19 @@ pub struct StatusArgs {
 #[derive(Debug, Serialize)]
 struct Status {
     mounts: Vec<MountStatus>,
+    /// Mounts whose daemons cannot be asked.
+    unanswered: Vec<Unanswered>,
     /// Staging areas that no daemon works on.
     unmounted: Vec<Unmounted>,
+}
+
+/// A mount whose daemon cannot be asked.
+#[derive(Debug, Serialize)]
+struct Unanswered {
+    #[serde(flatten)]
+    daemon: Mute,
+    /// Of the remote whose staging area it has, as far as that is known.
+    staged: Vec<StagedDataset>,
 }
 
 /// A staging area without a mount.
@@ -69,10 +82,12 @@ pub fn run(args: &StatusArgs, cx: &mut Context) -> Result<(), Failure> {
     if let Some(name) = &args.name {
         let keep = |staged: &mut Vec<StagedDataset>| staged.retain(|dataset| dataset.name == *name);
         status.mounts.iter_mut().for_each(|mount| keep(&mut mount.staged));
+        status.unanswered.iter_mut().for_each(|mount| keep(&mut mount.staged));
         status.unmounted.iter_mut().for_each(|area| keep(&mut area.staged));
         status.mounts.retain(|mount| !mount.staged.is_empty());
+        status.unanswered.retain(|mount| !mount.staged.is_empty());
         status.unmounted.retain(|area| !area.staged.is_empty());
-        if status.mounts.is_empty() && status.unmounted.is_empty() {
+        if status.mounts.is_empty() && status.unanswered.is_empty() && status.unmounted.is_empty() {
             return Err(Failure::new(FailureKind::NotFound, format!("nothing is staged for {name}")));
         }
     }
@@ -85,8 +100,10 @@ pub fn run(args: &StatusArgs, cx: &mut Context) -> Result<(), Failure> {
 }
 
 fn gather(config: &Config, files_of: Option<&DatasetName>) -> Result<Status, Failure> {
-    let live = target::live_mounts(&config.directories, files_of);
+    let Mounts { live, mute } = mounts::all(&config.directories, files_of);
     let mounts: Vec<MountStatus> = live.into_iter().map(|(_, status)| status).collect();
+    let mut unanswered: Vec<Unanswered> =
+        mute.into_iter().map(|daemon| Unanswered { daemon, staged: Vec::new() }).collect();
     let mut unmounted = Vec::new();
     let areas = fs::read_dir(&config.state_dir.value).into_iter().flatten().flatten();
     for dir in areas.map(|area| area.path()).filter(|dir| dir.join("datasets").is_dir()) {
@@ -95,6 +112,13 @@ fn gather(config: &Config, files_of: Option<&DatasetName>) -> Result<Status, Fai
             continue;
         }
         let mut staged = operations::inspect(&dir)?;
+        if !unanswered.is_empty()
+            && let Ok(Some(Holder { socket: Some(socket), .. })) = Staging::holder(&dir)
+            && let Some(mount) = unanswered.iter_mut().find(|mount| mount.daemon.socket == socket)
+        {
+            mount.staged = staged;
+            continue;
+        }
         if let Some(dataset) = staged.iter_mut().find(|dataset| Some(&dataset.name) == files_of)
             && let Ok(staging) = Staging::open(&dir, &Holder { pid: std::process::id(), ..Holder::default() })
         {
@@ -106,11 +130,11 @@ fn gather(config: &Config, files_of: Option<&DatasetName>) -> Result<Status, Fai
         }
     }
     unmounted.sort_by(|a, b| a.dir.cmp(&b.dir));
-    Ok(Status { mounts, unmounted })
+    Ok(Status { mounts, unanswered, unmounted })
 }
 
 fn show(status: &Status, files: bool, cx: &mut Context) {
-    if status.mounts.is_empty() && status.unmounted.is_empty() {
+    if status.mounts.is_empty() && status.unanswered.is_empty() && status.unmounted.is_empty() {
         cx.out.line("nothing is mounted, and nothing is staged");
     }
     for mount in &status.mounts {
@@ -132,6 +156,12 @@ fn show(status: &Status, files: bool, cx: &mut Context) {
         ];
         rows.extend(mount.log.iter().map(|log| row("log", log.display().to_string())));
         cx.out.table(&rows);
+        show_staged(&mount.staged, files, cx);
+    }
+    for mount in &status.unanswered {
+        let failure = mount.daemon.failure();
+        cx.out.line(failure.message);
+        failure.hint.iter().for_each(|hint| cx.out.line(format!("  {hint}")));
         show_staged(&mount.staged, files, cx);
     }
     for area in &status.unmounted {

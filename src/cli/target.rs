@@ -6,13 +6,13 @@
 //! A remote that is mounted is worked on by its daemon ([`find`]), but for commands that need no more of a mount than
 //! to know its remote ([`config`]).
 
-use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::cli::Context;
+use crate::cli::mounts;
 use crate::config::Config;
 use crate::config::Directories;
 use crate::config::Layer;
@@ -238,19 +238,7 @@ pub fn socket_of(directories: &Directories, mountpoint: &Path) -> Option<PathBuf
 /// All daemons of this user that answer, and what they say; with a dataset's staged files.
 #[must_use]
 pub fn live_mounts(directories: &Directories, files_of: Option<&DatasetName>) -> Vec<(PathBuf, MountStatus)> {
-    let request = Request::Status { files_of: files_of.cloned() };
-    let files = directories.runtime.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
-    let sockets =
-        files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|ext| ext == "sock"));
-    let mut mounts: Vec<(PathBuf, MountStatus)> = sockets
-        .filter_map(|socket| match Client::connect(&socket).ok()?.call(&request, &mut |_| {}) {
-            Ok(Reply::Status(status)) => Some((socket, *status)),
-            Ok(_) | Err(_) => None,
-        })
-        .collect();
-    mounts.sort_by(|a, b| a.1.mountpoint.cmp(&b.1.mountpoint));
-    mounts.dedup_by(|a, b| a.1.pid == b.1.pid);
-    mounts
+    mounts::all(directories, files_of).live
 }
 
 /// Asks a daemon.

@@ -10,8 +10,13 @@ use std::time::Instant;
 use clap::Args;
 
 use crate::cli::Context;
+use crate::cli::mounts;
+use crate::cli::mounts::Problem;
 use crate::cli::target;
+use crate::control::client::CallError;
 use crate::control::client::Client;
+use crate::control::client::LOOK_PATIENCE;
+use crate::control::client::SILENCE_MAX;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::control::message::Reply;
@@ -55,33 +60,82 @@ pub fn run(args: &UmountArgs, cx: &mut Context) -> Result<(), Failure> {
     // Nothing but where sockets are: a mistake in the settings must not keep anybody from unmounting.
     let directories = cx.directories()?;
     let path = mountpoint::resolve(&args.mountpoint);
-    if let Some(socket) = target::socket_of(&directories, &path)
-        && let Ok(client) = Client::connect(&socket)
-    {
-        let daemon = client.peer().ok();
-        client.call(&Request::Unmount { lazy: args.lazy }, &mut |_| {})?;
-        if args.lazy && is_detached(&socket) {
+    let Some(socket) = target::socket_of(&directories, &path) else { return directly(args, &path, cx) };
+    // Who is lazy has said what to do about a daemon that hangs.
+    let patience = if args.lazy { LOOK_PATIENCE } else { SILENCE_MAX };
+    let Ok(client) = Client::connect_for(&socket, patience) else { return directly(args, &path, cx) };
+    let daemon = client.peer().ok();
+    match client.ask(&Request::Unmount { lazy: args.lazy }, &mut |_| {}) {
+        Ok(_) if args.lazy && is_detached(&socket) => {
             cx.out.note(still_in_use(daemon.as_ref(), &path));
-        } else {
-            wait_for_end(daemon.as_ref(), &socket, &path, cx);
+            Ok(())
         }
-        return Ok(());
+        Ok(_) => {
+            wait_for_end(daemon.as_ref(), &socket, &path, cx);
+            Ok(())
+        }
+        Err(err) => without_daemon(err, args, &Silent { daemon, socket, path }, cx),
     }
-    let mount = mountinfo::mount_at(&path).map_err(|err| {
+}
+
+/// A daemon that cannot be asked.
+struct Silent {
+    daemon: Option<Peer>,
+    socket: PathBuf,
+    path: PathBuf,
+}
+
+/// Unmounts although the daemon does not, if it is not the one to decide.
+fn without_daemon(
+    err: CallError,
+    args: &UmountArgs,
+    Silent { daemon, socket, path }: &Silent,
+    cx: &mut Context,
+) -> Result<(), Failure> {
+    let (at, who) = (path.display(), named(daemon.as_ref()));
+    match err {
+        CallError::Refused(failure) => match mounts::problem_of(socket) {
+            Some(Problem::OtherVersion) => {}
+            Some(Problem::Silent) | None => return Err(failure),
+        },
+        CallError::Silent(_) if args.lazy => {
+            directly(args, path, cx)?;
+            cx.out.warn(format!(
+                "{at} is unmounted without {who}, which does not answer and goes on; `kill -9` ends it"
+            ));
+            return Ok(());
+        }
+        CallError::Silent(_) => {
+            let failure = Failure::new(FailureKind::Failed, format!("{at} is not unmounted: {err} ({who})"));
+            return Err(failure.hint(format!("`dsfs umount --lazy {at}` unmounts without it")));
+        }
+        CallError::Garbled(_) => {}
+        CallError::Lost(_) => return directly(args, path, cx), // it has ended, most likely
+    }
+    directly(args, path, cx)?;
+    cx.out.note(format!("{at} is unmounted without {who}, which is of another version of dsfs"));
+    if !args.lazy {
+        wait_for_end(daemon.as_ref(), socket, path, cx);
+    }
+    Ok(())
+}
+
+/// Unmounts what no daemon can be asked about.
+fn directly(args: &UmountArgs, path: &Path, cx: &mut Context) -> Result<(), Failure> {
+    let mount = mountinfo::mount_at(path).map_err(|err| {
         Failure::new(FailureKind::Failed, format!("the table of mounts cannot be read: {err}"))
     })?;
-    let Some(mount) = mount.filter(mountinfo::Mount::is_dsfs) else { return Err(target::no_mount_at(&path)) };
-    if mountpoint::is_stale(&path) {
-        Unmounter::new(&path).unmount(true).map_err(|err| refused(&path, &err))?;
+    let Some(mount) = mount.filter(mountinfo::Mount::is_dsfs) else { return Err(target::no_mount_at(path)) };
+    // Detached without being looked at: that might wait for a daemon that hangs.
+    let stale = !args.lazy && mountpoint::is_stale(path);
+    Unmounter::new(path).unmount(args.lazy || stale).map_err(|err| refused(path, &err))?;
+    if stale {
         cx.out.note(format!(
             "the daemon of {} was dead already; the mount is cleared",
             mount.mountpoint.display()
         ));
-        return Ok(());
     }
-    let result =
-        if args.lazy { Unmounter::new(&path).unmount(true) } else { Unmounter::new(&path).unmount(false) };
-    result.map_err(|err| refused(&path, &err))
+    Ok(())
 }
 
 /// The daemon answers when the mount is gone. What it has to end then is quickly done, and as long as that takes it

@@ -9,6 +9,8 @@ use std::time::Instant;
 use clap::Args;
 
 use crate::cli::Context;
+use crate::cli::mounts;
+use crate::cli::mounts::Mounts;
 use crate::cli::target;
 use crate::control::client::Client;
 use crate::control::message::Failure;
@@ -46,11 +48,12 @@ pub struct UpgradeArgs {
 pub fn run(args: &UpgradeArgs, cx: &mut Context) -> Result<(), Failure> {
     let directories = cx.directories()?;
     let path = args.mountpoint.as_deref().map(mountpoint::resolve);
-    let mut mounts = target::live_mounts(&directories, None);
+    let Mounts { live: mut mounts, mut mute } = mounts::all(&directories, None);
     mounts.retain(|(_, status)| {
         !status.detached && path.as_ref().is_none_or(|path| status.mountpoint == *path)
     });
-    if mounts.is_empty() {
+    mute.retain(|mute| path.is_none() || mute.mountpoint == path);
+    if mounts.is_empty() && mute.is_empty() {
         return Err(match path {
             Some(path) => target::no_mount_at(&path),
             None => Failure::new(FailureKind::NotFound, "there is no dsfs mount of this user"),
@@ -68,7 +71,7 @@ pub fn run(args: &UpgradeArgs, cx: &mut Context) -> Result<(), Failure> {
             before.version
         ));
     }
-    Ok(())
+    mute.first().map_or(Ok(()), |mute| Err(mute.failure()))
 }
 
 /// Waits until the next program answers.

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::control::ANSWER_BYTES_MAX;
+use crate::control::KEEPALIVE;
 use crate::control::LINE_BYTES_MAX;
 use crate::control::PROTOCOL_VERSION;
 use crate::control::message::Answer;
@@ -24,6 +25,9 @@ use crate::control::peer::Peer;
 
 /// Hearing nothing for this long means that the daemon hangs: it speaks every [`super::KEEPALIVE`].
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// The same for who only looks how a daemon is.
+pub const LOOK_PATIENCE: Duration = KEEPALIVE.saturating_mul(3);
 
 /// A connection to a daemon.
 #[derive(Debug)]

@@ -59,10 +59,11 @@ pub fn resolve(given: &Path) -> PathBuf {
     if let Ok(Some(_)) = mountinfo::mount_at(&absolute) {
         return absolute;
     }
-    match fs::canonicalize(&absolute) {
-        Ok(path) => path,
-        Err(_) => fs::canonicalize(parent).map_or(absolute.clone(), |parent| parent.join(name)),
+    let below = fs::canonicalize(parent).map_or_else(|_| absolute.clone(), |parent| parent.join(name));
+    if let Ok(Some(_)) = mountinfo::mount_at(&below) {
+        return below; // whoever is asked for more may be a daemon that hangs
     }
+    fs::canonicalize(&absolute).unwrap_or(below)
 }
 
 /// Whether what is mounted at `path` has no daemon any more: each access fails with ENOTCONN.

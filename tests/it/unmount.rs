@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::fs::File;
+use std::io::BufRead;
+use std::io::BufReader;
 use std::io::Write;
 use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 
+use dsfs::control;
 use rustix::process::Pid;
 use rustix::process::Signal;
 use rustix::process::kill_process;
@@ -135,4 +138,79 @@ fn what_is_open_in_a_detached_mount_is_given_up_when_that_is_said_again() {
         }
         assert_eq!(fs::read(home.mount().join("run/recording")).unwrap(), b"before, ");
     }
+}
+
+#[test]
+fn a_daemon_that_hangs_is_shown_and_can_be_unmounted_without_it() {
+    let home = Home::new();
+    let mnt = home.mount();
+    fs::create_dir(mnt.join("run")).unwrap();
+    fs::write(mnt.join("run/a"), "a").unwrap();
+    let daemon = daemon_of(&home);
+    kill_process(daemon, Signal::STOP).unwrap();
+    let status = home.status();
+    let shown = &status["unanswered"][0];
+    assert_eq!(
+        (shown["problem"].as_str(), shown["mountpoint"].as_str()),
+        (Some("silent"), mnt.to_str()),
+        "{status}"
+    );
+    assert_eq!(
+        (&shown["pid"], &shown["staged"][0]["name"]),
+        (&daemon.as_raw_nonzero().get().into(), &"run".into())
+    );
+    assert!(status["unmounted"].as_array().unwrap().is_empty(), "{status}");
+    home.run(&["upgrade"]).failed(1, &["does not answer", "--lazy"]);
+    let said = home.run(&["umount", "--lazy", "mnt"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("does not answer"), "{}", said.err);
+    assert!(mounted_at(&mnt).is_empty());
+    kill_process(daemon, Signal::CONT).unwrap();
+    wait_until("the daemon has ended", || has_ended(daemon));
+}
+
+/// Listens where a daemon does, as long as it has a mount, and answers as one of another version: everything alike.
+const ANOTHER_VERSION: &str = r#"
+import os, socket, sys
+path, mountpoint = sys.argv[1:]
+os.unlink(path)
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen()
+server.settimeout(0.02)
+print('ready', flush=True)
+while mountpoint in open('/proc/self/mountinfo').read():
+    try:
+        client, _ = server.accept()
+        client.makefile().readline()
+        client.sendall(b'{"failed":{"kind":"failed","message":"the daemon speaks version 1","hint":null}}\n')
+        client.close()
+    except OSError: pass
+"#;
+
+#[test]
+fn a_daemon_of_another_version_is_shown_and_can_be_unmounted() {
+    let home = Home::new();
+    let mnt = home.mount();
+    let daemon = daemon_of(&home);
+    let mut other = Command::new("python3");
+    other
+        .args(["-c", ANOTHER_VERSION])
+        .arg(control::socket_path(&home.runtime().join("dsfs"), &mnt))
+        .arg(&mnt);
+    let mut other = other.stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(other.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let status = home.status();
+    assert_eq!(status["unanswered"][0]["problem"], "other-version", "{status}");
+    assert_eq!(status["unanswered"][0]["mountpoint"].as_str(), mnt.to_str(), "{status}");
+    assert!(home.run(&["status"]).out.contains("another version"));
+    home.run(&["upgrade", "mnt"]).failed(1, &["another version", "dsfs umount"]);
+    let file = File::open(&mnt).unwrap();
+    home.run(&["umount", "mnt"]).failed(1, &["busy"]);
+    drop(file);
+    let said = home.run(&["umount", "mnt"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(mounted_at(&mnt).is_empty());
+    wait_until("the daemon has ended", || has_ended(daemon));
+    other.wait().unwrap();
 }

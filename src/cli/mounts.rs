@@ -1,0 +1,139 @@
+//! The mounts of this user: those whose daemons answer, and those whose do not.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::thread;
+
+use serde::Serialize;
+
+use crate::config::Directories;
+use crate::control;
+use crate::control::client::CallError;
+use crate::control::client::Client;
+use crate::control::client::LOOK_PATIENCE;
+use crate::control::message::Failure;
+use crate::control::message::FailureKind;
+use crate::control::message::MountStatus;
+use crate::control::message::Reply;
+use crate::control::message::Request;
+use crate::daemon::mountinfo;
+use crate::name::DatasetName;
+
+/// All that listen where this user's daemons do.
+#[derive(Debug, Default)]
+pub struct Mounts {
+    /// Who answers, by the mount point, with the socket.
+    pub live: Vec<(PathBuf, MountStatus)>,
+    /// Who does not.
+    pub mute: Vec<Mute>,
+}
+
+/// A daemon that nothing can be asked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Mute {
+    /// Where it has mounted the datasets, if that is still in the kernel's table.
+    pub mountpoint: Option<PathBuf>,
+    /// Its process, where the kernel says.
+    pub pid: Option<i32>,
+    /// What is wrong with it.
+    pub problem: Problem,
+    /// Where it listens.
+    #[serde(skip)]
+    pub socket: PathBuf,
+}
+
+/// Why a daemon cannot be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Problem {
+    /// It says nothing: it hangs, or is stopped.
+    Silent,
+    /// It does not understand this command, or the other way round.
+    OtherVersion,
+}
+
+/// What a daemon says when it is asked how it is; `None` if it has ended meanwhile.
+enum Heard {
+    Status(Box<MountStatus>),
+    Nothing(Problem, Option<i32>),
+}
+
+/// Asks all daemons of this user at once; for a dataset's staged files too.
+#[must_use]
+pub fn all(directories: &Directories, files_of: Option<&DatasetName>) -> Mounts {
+    let files = directories.runtime.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+    let sockets: Vec<PathBuf> = files
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|ext| ext == "sock"))
+        .collect();
+    let heard: Vec<Option<Heard>> = thread::scope(|scope| {
+        let asked: Vec<_> = sockets.iter().map(|socket| scope.spawn(|| ask(socket, files_of))).collect();
+        asked.into_iter().map(|asked| asked.join().ok().flatten()).collect()
+    });
+    let mut mounts = Mounts::default();
+    for (socket, heard) in sockets.into_iter().zip(heard) {
+        match heard {
+            None => {}
+            Some(Heard::Status(status)) => mounts.live.push((socket, *status)),
+            Some(Heard::Nothing(problem, pid)) => {
+                mounts.mute.push(Mute { mountpoint: mountpoint_of(&socket), pid, problem, socket });
+            }
+        }
+    }
+    mounts.live.sort_by(|a, b| a.1.mountpoint.cmp(&b.1.mountpoint));
+    mounts.live.dedup_by(|a, b| a.1.pid == b.1.pid);
+    mounts.mute.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+    mounts
+}
+
+/// What is wrong with the daemon behind a socket, if anything is.
+#[must_use]
+pub fn problem_of(socket: &Path) -> Option<Problem> {
+    match ask(socket, None)? {
+        Heard::Status(_) => None,
+        Heard::Nothing(problem, _) => Some(problem),
+    }
+}
+
+/// Asks the simplest question that there is. Who refuses it is of another version.
+fn ask(socket: &Path, files_of: Option<&DatasetName>) -> Option<Heard> {
+    let client = Client::connect_for(socket, LOOK_PATIENCE).ok()?;
+    let pid = client.peer().ok().map(|peer| peer.pid());
+    let request = Request::Status { files_of: files_of.cloned() };
+    match client.ask(&request, &mut |_| {}) {
+        Ok(Reply::Status(status)) => Some(Heard::Status(status)),
+        Err(CallError::Silent(_)) => Some(Heard::Nothing(Problem::Silent, pid)),
+        Ok(_) | Err(CallError::Refused(_) | CallError::Garbled(_)) => {
+            Some(Heard::Nothing(Problem::OtherVersion, pid))
+        }
+        Err(CallError::Lost(_)) => None,
+    }
+}
+
+/// A socket's name is a hash of the mount point, so that this is found by trying all mounts.
+fn mountpoint_of(socket: &Path) -> Option<PathBuf> {
+    let dir = socket.parent()?;
+    let mounts = mountinfo::mounts().ok()?.into_iter().filter(mountinfo::Mount::is_dsfs);
+    mounts.map(|mount| mount.mountpoint).find(|mountpoint| control::socket_path(dir, mountpoint) == socket)
+}
+
+impl Mute {
+    /// One sentence, and what to do.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        let at = self.mountpoint.as_ref().unwrap_or(&self.socket).display();
+        let who = self.pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+        let (message, hint) = match self.problem {
+            Problem::Silent => (
+                format!("the daemon of {at}{who} does not answer: it hangs, or is stopped"),
+                format!("`dsfs umount --lazy {at}` unmounts without it"),
+            ),
+            Problem::OtherVersion => (
+                format!("the daemon of {at}{who} is of another version of dsfs, and cannot be asked"),
+                format!("`dsfs umount {at}`, then `dsfs mount`"),
+            ),
+        };
+        Failure::new(FailureKind::Failed, message).hint(hint)
+    }
+}
