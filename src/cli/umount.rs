@@ -24,6 +24,7 @@ use crate::control::message::Request;
 use crate::control::peer::Peer;
 use crate::daemon::holders;
 use crate::daemon::mountinfo;
+use crate::daemon::mountinfo::Mount;
 use crate::daemon::mountpoint;
 use crate::fuse::Unmounter;
 
@@ -41,7 +42,8 @@ const EXIT_POLL: Duration = Duration::from_millis(20);
     after_help = "\
 Examples:
   dsfs umount ~/datasets
-  dsfs umount --lazy ~/datasets      also while something is using it"
+  dsfs umount --lazy ~/datasets      also while something is using it
+  dsfs umount --dead ~/datasets      only what a daemon that was killed has left"
 )]
 pub struct UmountArgs {
     /// Where it is mounted
@@ -50,6 +52,9 @@ pub struct UmountArgs {
     /// Take it out of sight now; files that are open stay usable until they are closed, or this is said again
     #[arg(long, short = 'z')]
     lazy: bool,
+    /// Only clear what a dead daemon has left there; a mount that is served stays
+    #[arg(long, conflicts_with = "lazy")]
+    dead: bool,
 }
 
 /// Runs the command.
@@ -60,7 +65,11 @@ pub fn run(args: &UmountArgs, cx: &mut Context) -> Result<(), Failure> {
     // Nothing but where sockets are: a mistake in the settings must not keep anybody from unmounting.
     let directories = cx.directories()?;
     let path = mountpoint::resolve(&args.mountpoint);
-    let Some(socket) = target::socket_of(&directories, &path) else { return directly(args, &path, cx) };
+    let socket = target::socket_of(&directories, &path);
+    if args.dead {
+        return clear_dead(&path, socket.is_some(), cx);
+    }
+    let Some(socket) = socket else { return directly(args, &path, cx) };
     // Who is lazy has said what to do about a daemon that hangs.
     let patience = if args.lazy { LOOK_PATIENCE } else { SILENCE_MAX };
     let Ok(client) = Client::connect_for(&socket, patience) else { return directly(args, &path, cx) };
@@ -122,19 +131,40 @@ fn without_daemon(
 
 /// Unmounts what no daemon can be asked about.
 fn directly(args: &UmountArgs, path: &Path, cx: &mut Context) -> Result<(), Failure> {
+    let Some(mount) = mount_at(path)? else { return Err(target::no_mount_at(path)) };
+    // Detached without being looked at: that might wait for a daemon that hangs.
+    if !args.lazy && mountpoint::is_stale(path) {
+        return clear(&mount, cx);
+    }
+    Unmounter::new(path).unmount(args.lazy).map_err(|err| refused(path, &err))
+}
+
+/// Clears a mount that nobody serves any more, and leaves every other one alone.
+fn clear_dead(path: &Path, is_served: bool, cx: &mut Context) -> Result<(), Failure> {
+    let Some(mount) = mount_at(path)? else { return Ok(()) };
+    // A daemon that listens is not asked further: if it hangs, the mount does not answer either.
+    if !is_served && mountpoint::is_stale(path) {
+        return clear(&mount, cx);
+    }
+    let at = path.display();
+    Err(Failure::new(
+        FailureKind::Failed,
+        format!("{at} stays mounted: nothing shows that its daemon is dead"),
+    )
+    .hint(format!("`dsfs umount {at}` unmounts it")))
+}
+
+fn mount_at(path: &Path) -> Result<Option<Mount>, Failure> {
     let mount = mountinfo::mount_at(path).map_err(|err| {
         Failure::new(FailureKind::Failed, format!("the table of mounts cannot be read: {err}"))
     })?;
-    let Some(mount) = mount.filter(mountinfo::Mount::is_dsfs) else { return Err(target::no_mount_at(path)) };
-    // Detached without being looked at: that might wait for a daemon that hangs.
-    let stale = !args.lazy && mountpoint::is_stale(path);
-    Unmounter::new(path).unmount(args.lazy || stale).map_err(|err| refused(path, &err))?;
-    if stale {
-        cx.out.note(format!(
-            "the daemon of {} was dead already; the mount is cleared",
-            mount.mountpoint.display()
-        ));
-    }
+    Ok(mount.filter(Mount::is_dsfs))
+}
+
+fn clear(mount: &Mount, cx: &mut Context) -> Result<(), Failure> {
+    let path = &mount.mountpoint;
+    Unmounter::new(path).unmount(true).map_err(|err| refused(path, &err))?;
+    cx.out.note(format!("the daemon of {} was dead already; the mount is cleared", path.display()));
     Ok(())
 }
 

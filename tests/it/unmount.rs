@@ -214,3 +214,31 @@ fn a_daemon_of_another_version_is_shown_and_can_be_unmounted() {
     wait_until("the daemon has ended", || has_ended(daemon));
     other.wait().unwrap();
 }
+
+#[test]
+fn only_what_a_dead_daemon_has_left_is_cleared_on_request() {
+    let home = Home::new();
+    let mnt = home.mount();
+    let daemon = daemon_of(&home);
+    home.run(&["umount", "--dead", "mnt"]).failed(1, &["stays mounted", "hint:"]);
+    fs::remove_dir_all(home.runtime().join("dsfs")).unwrap(); // as for who looks for sockets elsewhere
+    home.run(&["umount", "--dead", "mnt"]).failed(1, &["stays mounted"]);
+    assert_eq!(mounted_at(&mnt), ["fuse.dsfs"]);
+    kill_process(daemon, Signal::KILL).unwrap();
+    wait_until("the daemon is dead", || has_ended(daemon));
+    for cleared in ["the mount is cleared", ""] {
+        let said = home.run(&["umount", "--dead", "mnt"]);
+        assert_eq!(said.code, 0, "{}", said.err);
+        assert!(said.err.contains(cleared), "{}", said.err);
+        assert!(mounted_at(&mnt).is_empty());
+    }
+}
+
+#[test]
+fn a_service_that_stops_clears_no_mount_of_somebody_else() {
+    for unit in ["systemd/dsfs@.service", "systemd/user/dsfs.service"] {
+        let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(unit)).unwrap();
+        let after: Vec<&str> = unit.lines().filter(|line| line.starts_with("ExecStopPost=")).collect();
+        assert_eq!(after, ["ExecStopPost=-/usr/local/bin/dsfs umount --dead ${DSFS_MOUNTPOINT}"]);
+    }
+}
