@@ -1,10 +1,13 @@
 //! Mounting and unmounting.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
@@ -63,6 +66,8 @@ pub struct MountedFs {
     passthrough: bool,
     standstill: Standstill,
     session: JoinHandle<io::Result<()>>,
+    /// The session's end of the connection, which nobody closes.
+    connection: BorrowedFd<'static>,
 }
 
 /// Brings a session to a standstill, so that another program can go on with it.
@@ -138,8 +143,8 @@ impl MountedFs {
         let passthrough = passthrough_permitted(&session, &fs.options().state_dir);
         let notices = NoticeQueue::start(session.notifier(), Arc::clone(&standstill.gate))?;
         fs.attach(Arc::new(notices), passthrough);
-        let session = serve(session)?;
-        Ok(Self { mountpoint: mountpoint.to_owned(), passthrough, standstill, session })
+        let (session, connection) = serve(session)?;
+        Ok(Self { mountpoint: mountpoint.to_owned(), passthrough, standstill, session, connection })
     }
 
     /// What brings it to a standstill.
@@ -175,7 +180,13 @@ impl MountedFs {
     /// # Errors
     /// What ended the session, if it was not an unmount.
     pub fn wait(self) -> io::Result<()> {
-        match self.session.join() {
+        let ended = self.session.join();
+        // The kernel lets go of the files that it read without us when the last descriptor is gone.
+        let gone = File::open("/dev/null").and_then(|null| takeover::replace(self.connection, &null.into()));
+        if let Err(err) = gone {
+            tracing::debug!("the connection to the kernel is open until this process ends: {err}");
+        }
+        match ended {
             // A thread that had taken a request just when the connection ended reads this, the others
             // ENODEV (fuse_dev_do_read in the kernel's fs/fuse/dev.c).
             Ok(Err(err)) if err.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
@@ -186,13 +197,17 @@ impl MountedFs {
 }
 
 /// Serves a session from threads of its own. When it has ended, it unmounts nothing: the crate would unmount by
-/// name, and by then that may be another mount, or what ours was mounted over.
-fn serve(session: Session<FuseAdapter>) -> io::Result<JoinHandle<io::Result<()>>> {
+/// name, and by then that may be another mount, or what ours was mounted over. So what would do that is never
+/// dropped, and its descriptor stays open.
+#[expect(unsafe_code, reason = "a descriptor whose owner is never dropped")]
+fn serve(session: Session<FuseAdapter>) -> io::Result<(JoinHandle<io::Result<()>>, BorrowedFd<'static>)> {
+    let connection = session.as_fd().as_raw_fd();
     let mut served = session.spawn()?;
     let nothing = thread::Builder::new().spawn(|| Ok(()))?;
     let session = mem::replace(&mut served.guard, nothing);
-    mem::forget(served); // dropped, it would unmount
-    Ok(session)
+    mem::forget(served);
+    // SAFETY: it was the session's, and what was forgotten owns it too: it is open, and nobody closes it.
+    Ok((session, unsafe { BorrowedFd::borrow_raw(connection) }))
 }
 
 /// The session's settings.

@@ -49,7 +49,7 @@ pub(super) fn session(
 
 /// Lets a descriptor that somebody else owns stand for `by`.
 #[expect(unsafe_code, reason = "dup3 over a descriptor that the session owns, and goes on owning")]
-fn replace(descriptor: BorrowedFd<'_>, by: &OwnedFd) -> io::Result<()> {
+pub(super) fn replace(descriptor: BorrowedFd<'_>, by: &OwnedFd) -> io::Result<()> {
     // SAFETY: it is open, it is not closed here, and stays open under its number throughout.
     let mut owned = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(descriptor.as_raw_fd()) });
     Ok(rustix::io::dup3(by, &mut owned, DupFlags::CLOEXEC)?)
