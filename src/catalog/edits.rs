@@ -71,8 +71,8 @@ impl Edits {
     }
 
     /// Directories in which this leaves nothing go too, as far as `listing_of` knows all that is in them, and
-    /// so on upwards: a prefix without keys is no directory. Returns the levels above those that it does not
-    /// know.
+    /// so on upwards: a prefix without keys is no directory. Returns all levels above those that it does not
+    /// know, since they may go too.
     pub(super) fn drop_emptied(
         &mut self,
         listing_of: impl Fn(&Level) -> Option<Arc<Listing>>,
@@ -91,7 +91,7 @@ impl Edits {
             let (Some(path), Some(edits)) = (dir.as_path(), self.levels.get(&level)) else { continue };
             let above = Level::Directory(name.clone(), path.parent());
             match listing_of(&level) {
-                None => drop(unsure.insert(above)),
+                None => unsure.extend(path.ancestors().map(|dir| Level::Directory(name.clone(), dir))),
                 Some(listing) if edits.leaves_nothing_of(&listing) && !self.brings(name, &path) => {
                     self.set(name, &path, None);
                     left.insert((length(&above), above));
@@ -251,7 +251,7 @@ mod tests {
         ];
         let mut edits = Edits::of(&run, &came, &[], &gone.map(path));
         let unsure = edits.drop_emptied(|level| known.get(level).cloned());
-        assert_eq!(unsure, [level("un")].into());
+        assert_eq!(unsure, [level("un"), Level::Directory(run.clone(), DirPath::root())].into());
         let top = &edits.levels[&Level::Directory(run, DirPath::root())];
         let changed: Vec<(&str, bool)> =
             top.entries.iter().map(|(name, entry)| (&**name, entry.is_some())).collect();

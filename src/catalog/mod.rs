@@ -264,12 +264,13 @@ impl Catalog {
         self.levels.existing(level)?.fresh()
     }
 
-    /// The level as last seen, however long ago; what is not recent is listed in the background. Never waits.
+    /// The level as last seen, however long ago; what is not recent is listed when nobody waits for others. Never
+    /// waits.
     #[must_use]
     pub fn last_seen(&self, level: &Level) -> Option<Known> {
         let known = self.levels.existing(level).and_then(|slot| slot.known());
         if !known.as_ref().is_some_and(Known::is_fresh) {
-            self.wanted.push(level.clone());
+            self.wanted.push_later(level.clone());
         }
         known
     }
@@ -439,7 +440,7 @@ impl Catalog {
     /// From here on, a listing that has begun is an old one. Edits go to the disk first: who reads a
     /// level from there meanwhile is either too late, or early enough to be amended in memory.
     fn begin_edits(&self, mut edits: Edits) -> Edits {
-        // One that is not known may be empty now: whoever looks next has the level above it listed.
+        // One that is not known may be empty now: whoever looks next has the levels above it listed.
         for unknown in edits.drop_emptied(|level| Some(self.fresh(level)?.listing)) {
             self.levels.expire_level(&unknown);
         }
