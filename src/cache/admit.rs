@@ -13,7 +13,6 @@ use crate::block;
 use crate::block::BLOCK_BYTES;
 use crate::cache::BlockCache;
 use crate::cache::entry::is_small;
-use crate::cache::files::Stamp;
 use crate::cache::format;
 use crate::cache::format::Header;
 use crate::cache::format::Kind;
@@ -78,7 +77,7 @@ impl BlockCache {
             return Err(err);
         }
         if let Some(data) = paths::open_existing(&data_path)? {
-            self.remember_whole(*id, Stamp::of(&data)?);
+            self.remember_whole(*id, &data);
         }
         Ok(())
     }

@@ -22,7 +22,6 @@ use crate::block::BLOCK_BYTES;
 use crate::cache::BlockCache;
 use crate::cache::files::Files;
 use crate::cache::files::Lookup;
-use crate::cache::files::Stamp;
 use crate::cache::format;
 use crate::cache::format::HEADER_BYTES;
 use crate::cache::format::Header;
@@ -317,7 +316,8 @@ impl Entry {
         if let Err(err) = rustix::fs::fadvise(&**files.data(), 0, None, rustix::fs::Advice::DontNeed) {
             tracing::debug!(id = %self.id, "pages of a cached file stay in memory: {err}");
         }
-        self.cache.health.failed("what was written did not reach the disk", &err);
+        tracing::warn!(id = %self.id, "what was written to the cache did not reach its disk, and is checked again: {err}");
+        self.cache.counters.lost_writes.fetch_add(1, Ordering::Relaxed);
         false
     }
 
@@ -450,7 +450,7 @@ impl Entry {
         self.cache.used(&self.id, &map, LastUse::Modified);
         let files = Files::new(self.id, self.size_bytes, data, map);
         files.load(0..u64::MAX)?;
-        if self.cache.was_whole(&self.id, files.data()) {
+        if self.cache.was_whole(&self.id, files.data()) && self.has_lost_nothing(&files) {
             files.trust_all();
         }
         Ok(Some(files))
@@ -558,9 +558,8 @@ impl Drop for Entry {
         if let State::Open(files) = &*self.state.lock()
             && files.is_whole()
             && self.has_lost_nothing(files)
-            && let Ok(stamp) = Stamp::of(files.data())
         {
-            self.cache.remember_whole(self.id, stamp);
+            self.cache.remember_whole(self.id, files.data());
         }
         self.cache.closed(&self.id);
     }

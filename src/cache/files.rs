@@ -4,6 +4,7 @@
 //! is one atomic number in memory, set after the block's bytes are in the data file.
 
 use std::fs::File;
+use std::fs::Metadata;
 use std::io;
 use std::io::IoSlice;
 use std::io::IoSliceMut;
@@ -55,13 +56,9 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// The state of a file now.
-    ///
-    /// # Errors
-    /// That of fstat(2).
-    pub(crate) fn of(file: &File) -> io::Result<Self> {
-        let meta = file.metadata()?;
-        Ok(Self { device: meta.dev(), inode: meta.ino(), changed: (meta.ctime(), meta.ctime_nsec()) })
+    /// The state that a file is in.
+    pub(crate) fn of(meta: &Metadata) -> Self {
+        Self { device: meta.dev(), inode: meta.ino(), changed: (meta.ctime(), meta.ctime_nsec()) }
     }
 }
 
@@ -214,7 +211,8 @@ impl Files {
             let mut byte = [0];
             let flags = rustix::io::ReadWriteFlags::NOWAIT;
             let read = rustix::io::preadv2(&*self.data, &mut [IoSliceMut::new(&mut byte)], at, flags);
-            read == Ok(1) // a file system that cannot tell says so, and is not relied on
+            // A file system that cannot tell (overlayfs) is taken at its best: the mapping is all it has.
+            matches!(read, Ok(1) | Err(rustix::io::Errno::OPNOTSUPP))
         })
     }
 

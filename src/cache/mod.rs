@@ -8,8 +8,9 @@
 //!
 //! 1. No wrong byte. A block is handed out only after it was compared with its checksum by this
 //!    process, or written by it; a block that fails is a miss, and is fetched again. What the kernel took and
-//!    then could not write (`writeback`) is noticed before a file is handed over whole, after a close and a
-//!    few times a minute; then each block of the file is compared again.
+//!    then could not write (`writeback`) is noticed before a file is handed over whole, at each close and a
+//!    few times a minute; then each block of the file is compared again. So is a file that was closed within a
+//!    minute of being written.
 //! 2. Never fatal. A directory that is missing, full, read-only or failing is bypassed: that is
 //!    said once, and tried again later. So is, silently, a file that cannot be opened or changed.
 //! 3. kill -9 at any moment costs at most the blocks that were being written. Nothing is synced.
@@ -122,6 +123,8 @@ pub struct CacheUsage {
     pub evicted_bytes: u64,
     /// Blocks that failed their check since the start, and were dropped.
     pub damaged_blocks: u64,
+    /// Times that a file was found to have lost what was written to it, on its way to the disk.
+    pub lost_writes: u64,
     /// Why the disk is bypassed, if it is.
     pub bypassed: Option<String>,
 }
@@ -134,6 +137,7 @@ struct Counters {
     evicted_files: AtomicU64,
     evicted_bytes: AtomicU64,
     damaged_blocks: AtomicU64,
+    lost_writes: AtomicU64,
 }
 
 /// The cache. One for each process and directory; other processes may have the same directory.
@@ -225,6 +229,7 @@ impl BlockCache {
             evicted_files: read(&self.counters.evicted_files),
             evicted_bytes: read(&self.counters.evicted_bytes),
             damaged_blocks: read(&self.counters.damaged_blocks),
+            lost_writes: read(&self.counters.lost_writes),
             bypassed: self.health.reason(),
         }
     }
@@ -284,14 +289,19 @@ impl BlockCache {
         self.counters.damaged_blocks.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    fn remember_whole(&self, id: VersionId, stamp: Stamp) {
-        self.whole.lock().put(id, stamp);
+    /// The whole file was verified: it need not be when it is opened again. Not if it was written a moment ago,
+    /// and is closed before the kernel has tried to bring that to the disk: nobody would be told of a loss.
+    fn remember_whole(&self, id: VersionId, data: &File) {
+        let Ok(meta) = data.metadata() else { return };
+        if meta.modified().is_ok_and(|written| writeback::is_over(written, SystemClock.now())) {
+            self.whole.lock().put(id, Stamp::of(&meta));
+        }
     }
 
     /// Whether this process has verified the whole file before, and nobody has written to it since.
     fn was_whole(&self, id: &VersionId, data: &File) -> bool {
         let known = self.whole.lock().get(id).copied();
-        known.is_some() && Stamp::of(data).ok() == known
+        known.is_some() && data.metadata().ok().as_ref().map(Stamp::of) == known
     }
 
     fn opened(&self, id: &VersionId) -> Option<Arc<Entry>> {

@@ -15,6 +15,7 @@ use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -67,9 +68,19 @@ fn store(entry: &Entry, whole: &[u8], blocks: std::ops::Range<u64>) {
     entry.store(blocks.start, &whole[bytes.start as usize..bytes.end as usize], Pages::Keep).unwrap();
 }
 
+/// Stores an object as if that had been long ago.
 fn fill(cache: &Arc<BlockCache>, name: &str, size_bytes: u64) -> Vec<u8> {
-    let whole = content(name, size_bytes);
-    store(&cache.entry(&id(name), size_bytes), &whole, 0..block::count(size_bytes));
+    let entry = cache.entry(&id(name), size_bytes);
+    let whole = fill_now(&entry, name);
+    if let Some(file) = entry.whole_file() {
+        file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    }
+    whole
+}
+
+fn fill_now(entry: &Entry, name: &str) -> Vec<u8> {
+    let whole = content(name, entry.size_bytes());
+    store(entry, &whole, 0..block::count(entry.size_bytes()));
     whole
 }
 

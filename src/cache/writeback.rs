@@ -11,10 +11,15 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 #[cfg(test)]
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::SystemTime;
 
 /// Behind the end of any file. The kernel tells of the whole file, whatever range it is asked about, but
 /// waits for the pages of that range if they are being written: here are none.
 const BEHIND_ALL_BYTES: i64 = i64::MAX - 1;
+/// After so long the kernel has tried to write a page, or is about to: it does so after 30 s
+/// (`vm.dirty_expire_centisecs`) and looks every 5.
+const TRIED_AFTER: Duration = Duration::from_secs(60);
 
 /// Asks the kernel for what was lost.
 #[derive(Debug, Default)]
@@ -42,6 +47,11 @@ impl Writeback {
     pub(crate) fn lose(&self) {
         self.lost.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether what was written at a time has been brought to the disk by now, or was lost.
+pub(crate) fn is_over(written: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(written).is_ok_and(|age| age >= TRIED_AFTER)
 }
 
 #[expect(unsafe_code, reason = "no safe wrapper has sync_file_range(2)")]

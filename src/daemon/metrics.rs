@@ -120,6 +120,7 @@ fn page(stat: &MountStat) -> prometheus::Result<String> {
         ("dsfs_cache_written_bytes_total", "Bytes written to the cache.", cache.written_bytes),
         ("dsfs_cache_evicted_bytes_total", "Bytes evicted from the cache.", cache.evicted_bytes),
         ("dsfs_cache_damaged_blocks_total", "Blocks that failed their check.", cache.damaged_blocks),
+        ("dsfs_cache_lost_writes_total", "Files that lost what was written to them.", cache.lost_writes),
     ];
     for (name, help, value) in counters {
         let counter = IntCounter::new(name, help)?;

@@ -19,6 +19,7 @@ use crate::cache::paths::Suffix;
 use crate::cache::queue::Pages;
 use crate::cache::tests::MIB;
 use crate::cache::tests::fill;
+use crate::cache::tests::fill_now;
 use crate::cache::tests::flip;
 use crate::cache::tests::id;
 use crate::cache::tests::open;
@@ -135,11 +136,11 @@ fn what_was_written_and_did_not_reach_the_disk_is_checked_again() {
     let cache = open(dir.path());
     let whole = fill(&cache, "a", size);
     let entry = cache.entry(&id("a"), size);
-    assert!(entry.whole_file().is_some() && cache.usage().bypassed.is_none());
+    assert!(entry.whole_file().is_some());
     flip(&super::files(dir.path(), "data")[0], BLOCK_BYTES + 9, 1);
     cache.writeback.lose();
     assert!(entry.whole_file().is_none() && entry.mapped(&(0..10), Pages::Keep).is_none());
-    assert!(cache.usage().bypassed.is_some_and(|why| why.contains("did not reach the disk")));
+    assert_eq!((cache.usage().lost_writes, cache.usage().bypassed), (1, None), "told, and still in use");
     assert_eq!(readable(&entry, &whole), [0, 2, 3]);
     drop(entry);
 
@@ -154,5 +155,16 @@ fn what_was_written_and_did_not_reach_the_disk_is_checked_again() {
     drop(entry);
     let entry = cache.entry(&id("b"), size);
     assert!(entry.whole_file().is_none(), "nor is it remembered after a close");
+    assert!(entry.verify() && entry.whole_file().is_some());
+
+    drop(entry);
+    cache.writeback.lose();
+    let entry = cache.entry(&id("b"), size);
+    assert!(entry.mapped(&(0..10), Pages::Keep).is_none(), "noticed when it is opened again");
+    assert!(entry.verify());
+    drop(entry);
+    fill_now(&cache.entry(&id("c"), size), "c");
+    let entry = cache.entry(&id("c"), size);
+    assert!(entry.whole_file().is_none(), "what is lost after the close is told to nobody");
     assert!(entry.verify() && entry.whole_file().is_some());
 }
