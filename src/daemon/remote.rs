@@ -28,6 +28,7 @@ use crate::store::failpoint::FailpointStore;
 use crate::store::guarantee::Guarantee;
 use crate::store::link::GatedStore;
 use crate::store::link::Link;
+use crate::store::link::PROBES_TIMEOUT;
 use crate::store::link::WatchedStore;
 use crate::store::retry::RetryOptions;
 use crate::store::retry::RetryingStore;
@@ -53,11 +54,19 @@ const LOSS_MIN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 struct SleepDetector {
     last: (Instant, SystemTime),
+    /// How much of the time since then was spent waiting for answers.
+    waited: Duration,
 }
 
 impl SleepDetector {
     fn new() -> Self {
-        Self { last: (Instant::now(), SystemClock.now()) }
+        Self { last: (Instant::now(), SystemClock.now()), waited: Duration::ZERO }
+    }
+
+    /// Somebody was asked, and answered or not after so long. What is more than the longest that anybody is
+    /// waited for has another reason.
+    fn has_waited(&mut self, took: Duration) {
+        self.waited += took.min(PROBES_TIMEOUT);
     }
 
     /// To be asked every second. A sleeping machine's monotonic clock stands still, a stopped
@@ -66,7 +75,8 @@ impl SleepDetector {
         let (last, last_time) = std::mem::replace(&mut self.last, (now, time));
         let here = now.saturating_duration_since(last);
         let there = time.duration_since(last_time).unwrap_or_default();
-        here >= SLEEP_MIN || there.saturating_sub(here) >= SLEEP_MIN
+        let waited = std::mem::take(&mut self.waited);
+        here.saturating_sub(waited) >= SLEEP_MIN || there.saturating_sub(here) >= SLEEP_MIN
     }
 }
 
@@ -125,15 +135,20 @@ pub async fn open(config: &Config) -> Result<OpenRemote, Failure> {
         }
         RemoteSettings::Directory { .. } => (RetryOptions::default(), None),
     };
-    let requests_max = retry.requests_max;
-    let link = Link::new(Arc::new(SystemClock));
-    let watched = Arc::new(WatchedStore::new(Arc::clone(&plain), Arc::clone(&link)));
-    let store: Arc<dyn ObjectStore> = Arc::new(RetryingStore::new(watched, retry));
-    let gated = Arc::new(GatedStore::new(Arc::clone(&store), Arc::clone(&link)));
-    Ok(OpenRemote { remote, store, gated, link, assumed_guarantee, requests_max, plain, s3 })
+    Ok(OpenRemote { assumed_guarantee, s3, ..OpenRemote::over(remote, plain, retry) })
 }
 
 impl OpenRemote {
+    /// A remote in this store.
+    fn over(remote: Remote, plain: Arc<dyn ObjectStore>, retry: RetryOptions) -> Self {
+        let requests_max = retry.requests_max;
+        let link = Link::new(Arc::new(SystemClock));
+        let watched = Arc::new(WatchedStore::new(Arc::clone(&plain), Arc::clone(&link)));
+        let store: Arc<dyn ObjectStore> = Arc::new(RetryingStore::new(watched, retry));
+        let gated = Arc::new(GatedStore::new(Arc::clone(&store), Arc::clone(&link)));
+        Self { remote, store, gated, link, assumed_guarantee: None, requests_max, plain, s3: None }
+    }
+
     /// Shows that the remote can be reached and listed.
     ///
     /// # Errors
@@ -173,7 +188,9 @@ impl OpenRemote {
                 self.link.lost();
                 self.link.look_now();
             }
+            let began = Instant::now();
             self.link.probe_when_due(&*self.plain, || self.reconnect()).await;
+            sleep.has_waited(began.elapsed());
             if outage.has_changed().unwrap_or(false) {
                 let is_down = outage.borrow_and_update().is_some();
                 // Connections from before lead nowhere, as after a change of the network.
@@ -234,7 +251,16 @@ fn built(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtim
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::name::ObjectKey;
+    use crate::name::RemotePrefix;
+    use crate::store::PutAttributes;
+    use crate::store::fault::Fault;
+    use crate::store::fault::FaultyStore;
+    use crate::store::fault::Operation;
+    use crate::store::memory::MemoryStore;
 
     #[test]
     fn sleep_is_noticed_and_a_busy_second_is_not() {
@@ -247,5 +273,45 @@ mod tests {
         assert!(!detector.has_slept(start + seconds(7), time + seconds(3601)));
         assert!(detector.has_slept(start + seconds(60), time + seconds(3654)), "stopped");
         assert!(!detector.has_slept(start + seconds(61), time), "a clock that was set back");
+    }
+
+    #[test]
+    fn who_waits_for_answers_does_not_sleep() {
+        let mut detector = SleepDetector::new();
+        let (start, time) = detector.last;
+        let seconds = Duration::from_secs;
+        detector.has_waited(seconds(10));
+        assert!(!detector.has_slept(start + seconds(11), time + seconds(11)), "two probes");
+        assert!(detector.has_slept(start + seconds(22), time + seconds(22)), "it waited before that");
+        detector.has_waited(seconds(10));
+        assert!(detector.has_slept(start + seconds(33), time + seconds(3600)), "suspended in a probe");
+        detector.has_waited(seconds(25));
+        assert!(detector.has_slept(start + seconds(58), time + seconds(3625)), "stopped in a probe");
+    }
+
+    /// A slow line that is full of what is being sent, and somebody who asks for something else.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_being_sent_while_probes_time_out_is_not_begun_anew() {
+        let faults = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
+        let place = Place::Directory("/nowhere".into());
+        let remote = Remote { place, prefix: RemotePrefix::parse("datasets").unwrap() };
+        let store = Arc::clone(&faults) as Arc<dyn ObjectStore>;
+        let remote = OpenRemote::over(remote, store, RetryOptions::default());
+        let key = ObjectKey::from_listing("datasets/a");
+        let upload = remote.store.create_multipart(&key, &PutAttributes::default()).await.unwrap();
+        faults.script(Operation::PutPart, Fault::Delay(Duration::from_secs(100)));
+        for _ in 0..3 {
+            faults.script(Operation::CheckAccess, Fault::Stall);
+        }
+        remote.link.look_now();
+        let body = Bytes::from(vec![0; 8 << 20]);
+        tokio::select! {
+            part = remote.store.put_part(&key, &upload, 1, body) => drop(part.unwrap()),
+            () = remote.keep_watch(|| (), CancellationToken::new()) => unreachable!("it watches for ever"),
+        }
+        let probes = faults.requests().into_iter().filter(|request| *request == Operation::CheckAccess);
+        assert_eq!(probes.count(), 4, "the last one was answered");
+        let parts = faults.requests().into_iter().filter(|request| *request == Operation::PutPart);
+        assert_eq!(parts.count(), 1);
     }
 }

@@ -42,6 +42,8 @@ use crate::store::circuit::Outage;
 
 /// How long a probe waits for its answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long [`Link::probe_when_due`] takes at most: one probe, and another one over a new connection.
+pub const PROBES_TIMEOUT: Duration = Duration::from_secs(2 * PROBE_TIMEOUT.as_secs());
 /// A question that has waited so long for the beginning of its answer, with no other answered
 /// meanwhile, has the remote probed.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
