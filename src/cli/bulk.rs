@@ -74,6 +74,7 @@ impl Session {
     /// The settings do not make a remote.
     pub async fn open(config: &Config) -> Result<Self, Failure> {
         let remote = remote::open(config).await?;
+        remote.watch_line();
         let cancel = CancellationToken::new();
         watch_signals(cancel.clone())?;
         Ok(Self { config: config.clone(), remote, cancel })

@@ -207,6 +207,7 @@ async fn directly(
     reporter: &mut Reporter,
 ) -> Result<CommitOutcome, Failure> {
     let remote = remote::open(config).await?;
+    remote.watch_line();
     let holder = Holder { pid: std::process::id(), ..Holder::default() };
     let workspace = Workspace::open(config, remote, &holder)?;
     let (progress, seen) = watch::channel(Progress::default());

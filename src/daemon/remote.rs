@@ -207,6 +207,13 @@ impl OpenRemote {
         }
     }
 
+    /// As [`Self::keep_watch`], for as long as the runtime runs: for commands that work without a mount. To be
+    /// called in a runtime.
+    pub fn watch_line(&self) {
+        let remote = self.clone();
+        tokio::spawn(async move { remote.keep_watch(|| (), CancellationToken::new()).await });
+    }
+
     fn reconnect(&self) {
         if let Some(s3) = &self.s3 {
             s3.reconnect();

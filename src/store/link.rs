@@ -42,6 +42,8 @@ use crate::store::circuit::Outage;
 
 /// How long a probe waits for its answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// An answer that comes so soon came over a line that is not full of what is being sent.
+const PROMPT_MAX: Duration = Duration::from_secs(1);
 /// How long [`Link::probe_when_due`] takes at most: one probe, and another one over a new connection.
 pub const PROBES_TIMEOUT: Duration = Duration::from_secs(2 * PROBE_TIMEOUT.as_secs());
 /// A question that has waited so long for the beginning of its answer, with no other answered
@@ -136,11 +138,11 @@ impl Link {
         self.renewals.send_modify(|count| *count += 1);
     }
 
-    /// Connections from before are gone, as after the machine has slept. What is being sent over them is given
-    /// up too, where sending it again is safe: parts, of which nothing is visible, and objects that carry the
-    /// id of their transaction, by which whoever asks again knows its own. All else is left to its own timeout:
-    /// a deletion that is repeated could meet what somebody else has put there, and a completion takes
-    /// minutes at the server.
+    /// Connections from before are gone, as after the machine has slept, or its network has changed. What is
+    /// being sent over them is given up too, where sending it again is safe: parts, of which nothing is visible,
+    /// and objects that carry the id of their transaction, by which whoever asks again knows its own. All else is
+    /// left to its own timeout: a deletion that is repeated could meet what somebody else has put there, and a
+    /// completion takes minutes at the server.
     pub fn lost(&self) {
         self.losses.send_modify(|count| *count += 1);
     }
@@ -186,7 +188,7 @@ impl Link {
         let outage = circuit.outage().cloned().map(Arc::new);
         drop(circuit);
         if is_new {
-            tracing::warn!("the remote does not answer, what is not cached cannot be read: {err}");
+            tracing::warn!("the remote does not answer: {err}");
         }
         self.outage.send_replace(outage);
     }
@@ -203,7 +205,8 @@ impl Link {
     /// [`Self::wait_until_due`] returns.
     ///
     /// Connections may lead nowhere although the remote is there, as after a change of the network. So there is
-    /// a second probe, after `reconnect` has made new ones, before the remote counts as silent; and who waits for
+    /// a second probe, after `reconnect` has made new ones, before the remote counts as silent. If that one is
+    /// answered at once, it was not the line that was full: those from before are lost. And who waits for
     /// long while probes are answered is made to ask again over a new one.
     pub async fn probe_when_due(&self, store: &dyn ObjectStore, reconnect: impl Fn()) {
         if self.waiting.lock().silence(Instant::now()) >= SILENCE_MAX {
@@ -212,18 +215,24 @@ impl Link {
         if !self.circuit.lock().is_due(Instant::now()) {
             return;
         }
-        let mut answer = probe(store).await;
+        let (mut answer, took) = probe(store).await;
         let is_doubtful = answer.as_ref().is_err_and(StoreError::is_unanswered) && self.outage().is_none();
+        // An error of its own, as that of a connection that the server has closed, says nothing of others.
+        let mut is_lost = is_doubtful && took >= PROBE_TIMEOUT;
         if is_doubtful {
             reconnect();
-            answer = probe(store).await;
+            let again;
+            (answer, again) = probe(store).await;
+            is_lost &= again < PROMPT_MAX;
         }
         match answer {
             Err(err) if err.is_unanswered() => self.probe_failed(&err),
             // Refused, or overloaded: an answer.
             Ok(()) | Err(_) => {
                 self.answered();
-                if !is_doubtful && self.is_stuck(Instant::now()) {
+                if is_lost {
+                    self.lost();
+                } else if !is_doubtful && self.is_stuck(Instant::now()) {
                     reconnect();
                 }
             }
@@ -275,12 +284,14 @@ impl Link {
     }
 }
 
-/// A small request with a short deadline.
-async fn probe(store: &dyn ObjectStore) -> Result<(), StoreError> {
-    time::timeout(PROBE_TIMEOUT, store.check_access()).await.unwrap_or_else(|_| {
+/// A small request with a short deadline, and how long it took.
+async fn probe(store: &dyn ObjectStore) -> (Result<(), StoreError>, Duration) {
+    let began = Instant::now();
+    let answer = time::timeout(PROBE_TIMEOUT, store.check_access()).await.unwrap_or_else(|_| {
         let reason = format!("no answer within {} seconds", PROBE_TIMEOUT.as_secs());
         Err(StoreError::unanswered(store.describe(), reason))
-    })
+    });
+    (answer, began.elapsed())
 }
 
 /// Waits for an answer until the count goes up.

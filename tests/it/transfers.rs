@@ -357,6 +357,18 @@ fn ctrl_c_leaves_nothing_half() {
     assert_eq!(lab.body("y/large"), None);
 }
 
+/// As a mount does: longer than this test waits would the request's own timeout be.
+#[test]
+fn who_waits_over_a_connection_that_leads_nowhere_asks_again_over_a_new_one() {
+    let lab = Lab::new();
+    lab.server.put_out_of_band("x", b"1");
+    lab.server.script(Operation::Head, HttpFault::Stall);
+    let arguments = ["r2", "download", "x", "--request-timeout", "5min"];
+    let mut child = started(&lab, &arguments, Operation::Head, 1);
+    wait_until("it is asked again", || lab.server.count(Operation::Head) > 1);
+    assert!(child.wait().unwrap().success());
+}
+
 #[test]
 fn ctrl_c_ends_a_deletion_and_how_far_it_was_is_told() {
     let lab = Lab::new();

@@ -239,3 +239,38 @@ async fn who_waits_while_probes_are_answered_asks_again_once() {
     let ((), reconnects) = watched(&setup, twice).await;
     assert_eq!(reconnects, 1);
 }
+
+/// What is sent while somebody asks over a dead connection, and what the two probes behind that meet; how often
+/// it was sent.
+async fn sent_between(first: Fault, second: Option<Fault>) -> usize {
+    let setup = setup();
+    let key = ObjectKey::from_listing("d/a");
+    let upload = setup.faults.create_multipart(&key, &PutAttributes::default()).await.unwrap();
+    setup.faults.script(Operation::PutPart, Fault::Delay(Duration::from_secs(100)));
+    setup.faults.script(Operation::List, Fault::Stall);
+    for probe in std::iter::once(first).chain(second) {
+        setup.faults.script(Operation::CheckAccess, probe);
+    }
+    let work = async |store: GatedStore| {
+        let body = Bytes::from(vec![0; 8 << 20]);
+        let everything = everything();
+        let (part, listed) = tokio::join!(store.put_part(&key, &upload, 1, body), store.list(&everything));
+        part.unwrap();
+        listed.unwrap();
+    };
+    let ((), reconnects) = watched(&setup, work).await;
+    assert_eq!(reconnects, 1);
+    setup.faults.requests().into_iter().filter(|request| *request == Operation::PutPart).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_being_sent_before_the_network_changed_is_sent_again() {
+    assert_eq!(sent_between(Fault::Stall, None).await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_sent_over_a_line_that_is_only_slow_or_a_connection_that_was_closed_goes_on() {
+    let slow = Fault::Delay(Duration::from_secs(3));
+    assert_eq!(sent_between(Fault::Stall, Some(slow)).await, 1, "full of what is being sent");
+    assert_eq!(sent_between(silence(), None).await, 1, "nobody was silent");
+}
