@@ -168,11 +168,16 @@ impl DatasetJob<'_> {
             let contents = Contents { bases, ..Contents::default() };
             self.commit(&self.area(), contents, true, Some("deleted".to_owned())).await?;
         }
-        self.delete_objects(others).await?;
+        self.delete_others(others, files).await?;
         Ok(files)
     }
 
-    async fn delete_objects(&self, objects: Vec<(ObjectKey, Option<ETag>)>) -> Result<(), Failure> {
+    /// Deletes what is no file, after the files.
+    async fn delete_others(
+        &self,
+        objects: Vec<(ObjectKey, Option<ETag>)>,
+        files: u64,
+    ) -> Result<(), Failure> {
         let transfer = Transfer {
             store: Arc::clone(&self.remote.store),
             options: transfer::TransferOptions {
@@ -183,7 +188,7 @@ impl DatasetJob<'_> {
             notes: None,
             cache: None,
         };
-        transfer::delete(&transfer, objects).await.map_err(|err| failure::of_transfer(&err))?;
+        transfer::delete(&transfer, objects).await.map_err(|err| failure::of_deletion(&err, files))?;
         Ok(())
     }
 

@@ -264,6 +264,39 @@ pub fn of_transfer(err: &TransferError) -> Failure {
     }
 }
 
+/// Not everything was deleted. `before` objects were, before those that this is about.
+#[must_use]
+#[expect(clippy::wildcard_enum_match_arm, reason = "the others are told as any transfer's")]
+pub fn of_deletion(err: &TransferError, before: u64) -> Failure {
+    let goes_on = "the same command deletes what is there then";
+    let others = |count: u64| match count {
+        1 => "1 other object deleted".to_owned(),
+        count => format!("{count} other objects deleted"),
+    };
+    match err {
+        TransferError::Overtaken { keys, done } if done + before > 0 => {
+            let deleted = others(done + before);
+            let message = format!("somebody has replaced these meanwhile, they were left alone; {deleted}");
+            Failure::new(FailureKind::Partial, message).details(keys).hint(goes_on)
+        }
+        // What a transfer says, that nothing is left of the rest, would be the opposite of the truth.
+        TransferError::Cancelled { files, .. } if files + before == 0 => {
+            Failure::new(FailureKind::Cancelled, "cancelled; nothing was deleted")
+        }
+        TransferError::Cancelled { done, files } => {
+            // Requests that were under way may still be carried out.
+            let (done, files) = (done + before, files + before);
+            let message = format!("cancelled: {done} of {files} objects are known to be deleted");
+            Failure::new(FailureKind::Cancelled, message).hint("the same command goes on with the others")
+        }
+        err if before > 0 => {
+            let message = format!("not everything was deleted: {err}; {}", others(before));
+            Failure::new(FailureKind::Partial, message).hint(goes_on)
+        }
+        err => of_transfer(err),
+    }
+}
+
 /// The staging area refused.
 #[must_use]
 pub fn of_staging(err: &StagingError) -> Failure {

@@ -189,6 +189,40 @@ fn deleting_needs_a_yes_and_is_recorded() {
     assert_eq!(published(&lab).len(), 1);
 }
 
+#[test]
+fn what_is_replaced_while_a_dataset_is_deleted_is_named() {
+    let lab_with_an_empty_directory = || {
+        let lab = Lab::new();
+        probed(&lab);
+        lab.write("temp/run/data.jsonl", b"");
+        fs::create_dir(lab.home.path("temp/run/empty")).unwrap();
+        lab.ok(&["dataset", "upload", "run"]);
+        lab.server.forget_requests();
+        lab
+    };
+    let dry = lab_with_an_empty_directory();
+    dry.ok(&["dataset", "delete", "run", "--yes"]);
+    let mut requests = dry.server.requests();
+    requests.retain(|request| request.operation == Some(Operation::Delete));
+    let before = requests.iter().position(|request| request.key == "datasets/run/empty/").unwrap();
+
+    for (fault, says) in [
+        (HttpFault::Status(412, "PreconditionFailed"), "datasets/run/empty/"),
+        (HttpFault::Status(403, "AccessDenied"), "not everything was deleted"),
+    ] {
+        let lab = lab_with_an_empty_directory();
+        for _ in 0..before {
+            lab.server.script(Operation::Delete, HttpFault::DropHeader("x-nothing"));
+        }
+        lab.server.script(Operation::Delete, fault);
+        let said = lab.run(&["dataset", "delete", "run", "--yes"]);
+        said.failed(6, &[says, "1 other object deleted", "the same command"]);
+        assert_eq!(published(&lab), ["datasets/run/empty/"]);
+        lab.ok(&["dataset", "delete", "run", "--yes"]);
+        assert!(published(&lab).is_empty());
+    }
+}
+
 /// Starts a command, and waits until the server has seen so many requests of a kind.
 fn started(lab: &Lab, arguments: &[&str], operation: Operation, count: usize) -> std::process::Child {
     let mut command = lab.command(arguments);

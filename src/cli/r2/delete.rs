@@ -12,6 +12,7 @@ use crate::cli::output::counted;
 use crate::client::ClientError;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
+use crate::daemon::failure;
 use crate::daemon::remote;
 
 /// Delete an object, or everything below a prefix
@@ -100,21 +101,9 @@ async fn delete(args: &DeleteArgs, key: &str, session: &Session, meter: &Meter) 
     }
 }
 
-/// What a transfer says when it is cancelled, that nothing is left of the rest, would be the opposite of the truth.
 fn failed(err: &ClientError, session: &Session) -> Failure {
-    if let ClientError::Overtaken { keys, done: done @ 1.. } = err {
-        let deleted = counted(*done, "other object");
-        let message =
-            format!("somebody has replaced these meanwhile, they were left alone; {deleted} deleted");
-        return Failure::new(FailureKind::Partial, message)
-            .details(keys)
-            .hint("the same command deletes what is there then");
+    if matches!(err, ClientError::Overtaken { .. } | ClientError::Cancelled { .. }) {
+        return failure::of_deletion(err, 0);
     }
-    let ClientError::Cancelled { done, files } = err else { return session.failed(err) };
-    if *files == 0 {
-        return Failure::new(FailureKind::Cancelled, "cancelled; nothing was deleted");
-    }
-    // Requests that were under way may still be carried out.
-    let message = format!("cancelled: {done} of {files} objects are known to be deleted");
-    Failure::new(FailureKind::Cancelled, message).hint("the same command goes on with the others")
+    session.failed(err)
 }
