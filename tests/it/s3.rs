@@ -200,6 +200,50 @@ async fn a_page_is_no_success() {
     assert!(double.object(key().as_str()).is_some());
 }
 
+/// A proxy's, with nothing in it: what is there was there before, or is another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_yes_that_names_no_version_is_no_success() {
+    let double = Double::start();
+    let [old, theirs] = ["old", "them"].map(|body| double.put_out_of_band(key().as_str(), body.as_bytes()));
+    assert_ne!(old, theirs);
+    let plain = PutAttributes::default();
+    let version = Expect::Version(ETag::from_server(&theirs));
+    let body = Bytes::from_static(b"mine");
+    let warm = double.store().await;
+    warm.check_access().await.unwrap();
+    // Through the SDK, and past it.
+    for store in [double.store().await, warm] {
+        for (expect, attributes) in
+            [(&version, &ours()), (&version, &plain), (&Expect::Absent, &ours()), (&Expect::Absent, &plain)]
+        {
+            double.script(Operation::Put, HttpFault::BareYes);
+            let answer = store.put(&key(), body.clone(), expect, attributes).await;
+            assert!(is_not_s3s(answer), "{expect:?} {attributes:?}");
+        }
+    }
+    // Under the same transaction, as the claim that an object replaces.
+    let mut claim = ours();
+    claim.metadata.insert("claim".into(), "1".into());
+    let store = double.store().await;
+    let name = ObjectKey::from_listing("datasets/run/claimed");
+    let held = store.put(&name, Bytes::from_static(b"hold"), &Expect::Absent, &claim).await.unwrap();
+    double.script(Operation::Put, HttpFault::BareYes);
+    assert!(is_not_s3s(store.put(&name, body.clone(), &Expect::Version(held), &ours()).await));
+
+    let upload = store.create_multipart(&key(), &ours()).await.unwrap();
+    let parts = [store.put_part(&key(), &upload, 1, body.clone()).await.unwrap()];
+    for expect in [&version, &Expect::Absent] {
+        double.script(Operation::CompleteMultipart, HttpFault::BareYes);
+        let answer = store.complete_multipart(&key(), &upload, &parts, expect).await;
+        assert!(matches!(answer, Err(StoreError::Unavailable { .. })), "{expect:?}: {answer:?}");
+    }
+    assert_eq!(double.object(key().as_str()).unwrap().0, "them");
+    // Asked again, it is written.
+    double.script(Operation::Put, HttpFault::BareYes);
+    retrying(&double).await.put(&key(), body, &version, &ours()).await.unwrap();
+    assert_eq!(double.object(key().as_str()).unwrap().0, "mine");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_breaks_off_is_an_error_not_a_short_body() {
     let double = Double::start();

@@ -224,17 +224,24 @@ impl S3Store {
         }
     }
 
-    /// The `ETag` of something just written. A server that did not say is asked.
-    async fn written_etag(&self, key: &ObjectKey, etag: Option<&str>) -> Result<ETag, StoreError> {
-        match etag {
-            Some(etag) => Ok(ETag::from_server(etag)),
-            None => match self.head(key).await {
-                Err(StoreError::NotFound { .. }) => {
-                    Err(StoreError::unavailable(key, "it was said to be written, and is not there"))
-                }
-                answer => Ok(answer?.etag),
-            },
+    /// The `ETag` of something just written. A server that did not say is asked; but a yes without one may also
+    /// be a proxy's, and nothing written. So what is there counts only if `may_be_it`.
+    async fn written_etag(
+        &self,
+        key: &ObjectKey,
+        etag: Option<&str>,
+        may_be_it: impl FnOnce(&ObjectMeta) -> bool,
+    ) -> Result<ETag, StoreError> {
+        if let Some(etag) = etag {
+            return Ok(ETag::from_server(etag));
         }
+        let what = match self.head(key).await {
+            Ok(found) if may_be_it(&found) => return Ok(found.etag),
+            Ok(_) => "what is there is not what was said to be written",
+            Err(StoreError::NotFound { .. }) => "it was said to be written, and is not there",
+            Err(err) => return Err(err),
+        };
+        Err(StoreError::unavailable(key, format!("{what}: {NOT_S3}")))
     }
 }
 
@@ -363,11 +370,13 @@ impl ObjectStore for S3Store {
         attributes: &PutAttributes,
     ) -> Result<ETag, StoreError> {
         let extra = Extra::Body(body.len());
+        let sent = body.clone();
+        let is_it = |found: &ObjectMeta| put::is_what_was_put(found, &sent, expect, attributes);
         self.look_before_write(key, expect).await?;
         let signature = BodySignature::of(&body, attributes.body_sha256, self.unsigned_bodies).await;
         if let Some(request) = self.direct_put(key, &body, expect, attributes, signature.signable()).await {
             let etag = self.written_directly(request, key, expect, extra).await?;
-            return self.written_etag(key, etag.as_deref()).await;
+            return self.written_etag(key, etag.as_deref(), is_it).await;
         }
         let (if_none_match, if_match) = self.condition(expect);
         let mut call = self
@@ -384,7 +393,7 @@ impl ObjectStore for S3Store {
         }
         let call = call.body(SdkStream::from(body)).customize().interceptor(signature);
         let output = self.answer(Subject::Write(key, expect), extra, call.send()).await?;
-        self.written_etag(key, output.e_tag()).await
+        self.written_etag(key, output.e_tag(), is_it).await
     }
 
     async fn create_multipart(
@@ -477,7 +486,9 @@ impl ObjectStore for S3Store {
             .send();
         let extra = Extra::Parts(parts.len());
         let output = self.answer(Subject::Write(key, expect), extra, call).await?;
-        self.written_etag(key, output.e_tag()).await
+        // That it could be read at all tells S3's answer from others.
+        let is_another = |found: &ObjectMeta| *expect != Expect::Version(found.etag.clone());
+        self.written_etag(key, output.e_tag(), is_another).await
     }
 
     async fn abort_multipart(&self, key: &ObjectKey, upload: &UploadId) -> Result<(), StoreError> {

@@ -17,8 +17,11 @@ use super::error::chain;
 use super::no_answer_within;
 use crate::name::ObjectKey;
 use crate::store::Expect;
+use crate::store::META_TXID;
+use crate::store::ObjectMeta;
 use crate::store::PutAttributes;
 use crate::store::StoreError;
+use crate::store::StoredChecksum;
 use crate::store::patience::Extra;
 
 /// What the SDK says of objects, too.
@@ -31,6 +34,24 @@ struct Reply {
     region: Option<String>,
     names_request: bool,
     body: String,
+}
+
+/// Whether what a HEAD finds is what was put, as far as that can be told: by the id of its transaction and all
+/// else that it carries, or by its bytes.
+pub(super) fn is_what_was_put(
+    found: &ObjectMeta,
+    body: &[u8],
+    expect: &Expect,
+    attributes: &PutAttributes,
+) -> bool {
+    let sent = &attributes.metadata;
+    let is_old = matches!(expect, Expect::Version(old) if *old == found.etag);
+    let is_told = if sent.contains_key(META_TXID) {
+        sent.iter().all(|(name, value)| found.metadata.get(name) == Some(value))
+    } else {
+        found.checksum == Some(StoredChecksum::Whole(crc32c::crc32c(body)))
+    };
+    !is_old && is_told && found.size_bytes == body.len() as u64
 }
 
 impl S3Store {

@@ -76,6 +76,8 @@ pub enum HttpFault {
     OkWithError(&'static str),
     /// A proxy answers in the server's place, with this status, this `ETag` and a page; nothing else happens.
     Page(u16, Option<&'static str>),
+    /// The same, with status 200 and nothing else.
+    BareYes,
     /// The header of this name is left out of the answer.
     DropHeader(&'static str),
 }
@@ -348,6 +350,10 @@ async fn answer(
         Some(HttpFault::Page(status, etag)) => {
             heard_out(request).await;
             return Ok(page(*status, *etag));
+        }
+        Some(HttpFault::BareYes) => {
+            heard_out(request).await;
+            return Ok(Response::new(s3s::Body::empty()));
         }
         Some(HttpFault::Reset) => return Err(hang_up()),
         Some(HttpFault::Stall) => return std::future::pending().await,
