@@ -58,6 +58,7 @@ use crate::daemon::upgrade::Program;
 use crate::daemon::upgrade::Upgrade;
 use crate::fuse::MountedFs;
 use crate::staging::Holder;
+use crate::store::s3::is_foreign;
 
 /// How long the remote is waited for where it is known from before.
 const KNOWN_PATIENCE: Duration = Duration::from_millis(500);
@@ -295,7 +296,8 @@ async fn open_workspace(
 }
 
 /// Asks the remote for the first time. One that does not answer is mounted all the same, with what is
-/// known of it: that is said. One that refuses is a wrong setting.
+/// known of it: that is said. One that refuses is a wrong setting; so is an endpoint that is no S3 server, unless
+/// it was one before.
 async fn check_access(
     config: &Config,
     remote: &OpenRemote,
@@ -311,7 +313,7 @@ async fn check_access(
     let tried = time::timeout(patience, remote.try_access()).await;
     let err = match tried {
         Ok(Ok(())) => return Ok(()),
-        Ok(Err(err)) if err.is_unanswered() => err,
+        Ok(Err(err)) if err.is_unanswered() && (known > 0 || !is_foreign(&err)) => err,
         Ok(Err(err)) => return Err(failure::of_access(&err, config)),
         Err(_) => {
             remote.link.look_now();

@@ -406,12 +406,20 @@ impl StoreError {
 
     /// An [`StoreError::Unavailable`] because nothing came from the server in time.
     pub fn unanswered(key: impl fmt::Display, reason: impl fmt::Display) -> Self {
-        let source = Arc::new(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        Self::not_from_the_server(key, reason, std::io::Error::from(std::io::ErrorKind::TimedOut))
+    }
+
+    /// An [`StoreError::Unavailable`] because nothing came from the server, for this `cause`.
+    pub(crate) fn not_from_the_server(
+        key: impl fmt::Display,
+        reason: impl fmt::Display,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
         Self::Unavailable {
             key: key.to_string(),
             reason: reason.to_string(),
             throttled: false,
-            source: Some(source),
+            source: Some(Arc::new(cause)),
         }
     }
 

@@ -158,6 +158,30 @@ fn a_mount_of_something_never_seen_waits_for_it() {
 }
 
 #[test]
+fn a_proxy_that_answers_for_its_server_is_no_server() {
+    let user = User::new(&[("run/a", "a"), ("run/b", "b")]);
+    let proxys = || user.server.spell(0..usize::MAX, HttpFault::Page(404, None));
+    proxys();
+    user.dsfs(&["mount", "mnt"]).failed(5, &["no answer of an S3 server", "the endpoint comes from"]);
+    user.server.end_spell();
+    user.must(&["mount", "mnt"]);
+    assert_eq!(fs::read(user.mnt("run/a")).unwrap(), b"a");
+    wait_until("the listings are on disk", || user.json(&["cache", "--json"])["usage"]["catalog_bytes"] != 0);
+    proxys();
+    assert_eq!(errno(fs::read(user.mnt("run/b"))), Some(libc::ENETUNREACH));
+    let reason = user.home.status()["mounts"][0]["offline"]["reason"].to_string();
+    assert!(reason.contains("no answer of an S3 server"), "{reason}");
+    assert_eq!(fs::read(user.mnt("run/a")).unwrap(), b"a", "what is cached stays");
+    user.must(&["umount", "mnt"]);
+    // It was a server before.
+    let said = user.must(&["mount", "mnt"]);
+    assert!(said.err.contains("what is known of it"), "{}", said.err);
+    assert_eq!(user.names("run"), ["a", "b"]);
+    user.server.end_spell();
+    wait_until("it is read again", || fs::read(user.mnt("run/b")).is_ok_and(|body| body == b"b"));
+}
+
+#[test]
 fn keys_that_cannot_be_shown_are_named() {
     let user = User::new(&[("run/a", "a"), ("run/sub//x", "x"), ("run/sub/../y", "y"), ("run/sub/ok", "z")]);
     let said = user.must(&["doctor", "run"]);

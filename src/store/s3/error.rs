@@ -9,6 +9,7 @@
 //! neither says nothing of objects, and is asked again.
 
 use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 
 use aws_credential_types::provider::error::CredentialsError;
@@ -77,10 +78,22 @@ pub(super) fn is_page(body: &[u8]) -> bool {
     !head.is_empty() && (!is_xml || is_html())
 }
 
-/// The server is said to have agreed, by an answer that is not its own.
+/// Somebody has answered who is not the server.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", NOT_S3)]
 pub(super) struct ForeignAnswer;
+
+/// The error of a [`ForeignAnswer`]: as if nobody had answered.
+pub(super) fn foreign(key: impl fmt::Display, reason: impl fmt::Display) -> StoreError {
+    StoreError::not_from_the_server(key, reason, ForeignAnswer)
+}
+
+/// Whether somebody has answered in the server's place: it may be away, or somewhere else.
+#[must_use]
+pub fn is_foreign(err: &StoreError) -> bool {
+    let StoreError::Unavailable { source: Some(source), .. } = err else { return false };
+    find_cause::<ForeignAnswer>(&**source).is_some()
+}
 
 /// What a request was about, so that its failure can say so.
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +185,7 @@ pub(super) fn classify(bucket: &str, subject: Subject<'_>, answer: &Answer<'_>) 
     };
     match (answer.status, answer.code) {
         (_, "NoSuchBucket") => StoreError::NoBucket { bucket: bucket.to_owned() },
-        _ if answer.is_foreign() => unavailable(),
+        _ if answer.is_foreign() => foreign(name(), answer.reason()),
         (404, code) => not_found(bucket, subject, code),
         (_, "NoSuchUpload") => not_found(bucket, subject, answer.code),
         (412, _) | (_, "PreconditionFailed") => conflict(subject).unwrap_or_else(rejected),
@@ -238,7 +251,7 @@ where
     }
     let key = subject.describe(bucket);
     if find_cause::<ForeignAnswer>(&err).is_some() {
-        return StoreError::unavailable(key, NOT_S3);
+        return foreign(key, NOT_S3);
     }
     match find_cause::<CredentialsError>(&err) {
         Some(CredentialsError::CredentialsNotLoaded(_)) => {
@@ -385,6 +398,10 @@ mod tests {
         let bare = Answer { status: 404, ..Answer::default() };
         let text = classify("assets", Subject::Read(&key), &bare).to_string();
         assert!(text.contains("HTTP 404; no answer of an S3 server"), "{text}");
+        let err = classify("assets", Subject::Bucket, &bare);
+        assert!(is_foreign(&err) && err.is_unanswered(), "{err:?}");
+        let busy = classify("assets", Subject::Bucket, &Answer { status: 503, ..bare });
+        assert!(!is_foreign(&busy) && !busy.is_unanswered(), "{busy:?}");
         let named = Answer { names_request: true, ..bare };
         for (subject, expected) in [
             (Subject::Bucket, "no bucket"),

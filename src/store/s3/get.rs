@@ -178,7 +178,7 @@ impl S3Store {
     ) -> Result<(), StoreError> {
         let Some(found) = reply.etag.map(ETag::from_server) else {
             // Of no version at all, so that it does not say that the object is another one now.
-            return Err(StoreError::unavailable(key, format!("an answer without ETag: {NOT_S3}")));
+            return Err(error::foreign(key, format!("an answer without ETag: {NOT_S3}")));
         };
         if found != *etag {
             return Err(StoreError::Changed { key: key.clone() });
@@ -199,7 +199,7 @@ impl S3Store {
         }
         // A server that does otherwise has not said this, and may be there again.
         if self.answers_ranges.load(Ordering::Relaxed) {
-            return Err(StoreError::unavailable(key, format!("{reason}: {NOT_S3}")));
+            return Err(error::foreign(key, format!("{reason}: {NOT_S3}")));
         }
         let reason = format!("{reason}; this server, or a proxy in front of it, does not answer for ranges");
         Err(StoreError::Rejected { key: key.to_string(), reason })
@@ -215,7 +215,7 @@ impl S3Store {
         match self.answer(Subject::Read(key), Extra::Nothing, request).await {
             // An empty object has no first byte.
             Ok(_) | Err(Failure { status: Some(416), .. }) => {
-                StoreError::unavailable(key, format!("HEAD: HTTP 404; {NOT_S3}"))
+                error::foreign(key, format!("HEAD: HTTP 404; {NOT_S3}"))
             }
             Err(failure) => failure.error,
         }

@@ -95,7 +95,7 @@ impl S3Store {
         Page::parse(&document).map_err(|err| match err {
             NoPage::Error(code, message) => refused(&code, &message),
             NoPage::CutOff | NoPage::Unreadable(_) if error::is_page(&document) => {
-                StoreError::unavailable(bucket(), NOT_S3)
+                error::foreign(bucket(), NOT_S3)
             }
             NoPage::CutOff => StoreError::unavailable(bucket(), "the page of a listing breaks off"),
             NoPage::Unreadable(reason) => {

@@ -82,6 +82,7 @@ pub use self::connect::S3Proxy;
 pub use self::credentials::KeySource;
 pub use self::credentials::S3Credentials;
 pub use self::credentials::S3Keys;
+pub use self::error::is_foreign;
 pub use self::error::lacks_credentials;
 
 use self::connect::BodySignature;
@@ -241,7 +242,7 @@ impl S3Store {
             Err(StoreError::NotFound { .. }) => "it was said to be written, and is not there",
             Err(err) => return Err(err),
         };
-        Err(StoreError::unavailable(key, format!("{what}: {NOT_S3}")))
+        Err(error::foreign(key, format!("{what}: {NOT_S3}")))
     }
 }
 
@@ -333,7 +334,7 @@ impl ObjectStore for S3Store {
         let size_bytes = output.content_length().and_then(|len| u64::try_from(len).ok());
         let (Some(etag), Some(size_bytes)) = (etag, size_bytes) else {
             let reason = format!("the answer to HEAD has no ETag or no length: {NOT_S3}");
-            return Err(StoreError::unavailable(key, reason));
+            return Err(error::foreign(key, reason));
         };
         let metadata = output.metadata.unwrap_or_default();
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
@@ -451,7 +452,7 @@ impl ObjectStore for S3Store {
         let output = self.answer(Subject::Upload(key), extra, call.send()).await?;
         let Some(etag) = output.e_tag().map(ETag::from_server) else {
             let reason = format!("the answer to part {number} has no ETag: {NOT_S3}");
-            return Err(StoreError::unavailable(key, reason));
+            return Err(error::foreign(key, reason));
         };
         Ok(PartReceipt { number, etag, checksum: Some(checksum) })
     }

@@ -106,7 +106,7 @@ impl S3Store {
         if (200..300).contains(&reply.status) && code.is_empty() {
             // Whoever it was that said yes, nobody knows whether anything was written.
             return if error::is_page(reply.body.as_bytes()) {
-                Err(StoreError::unavailable(key, NOT_S3))
+                Err(error::foreign(key, NOT_S3))
             } else {
                 Ok(reply.etag)
             };
