@@ -141,4 +141,8 @@ impl ObjectStore for FailpointStore {
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
         self.write("delete", key.as_str(), self.inner.delete(key, etag)).await
     }
+
+    async fn delete_listed(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.write("delete", key.as_str(), self.inner.delete_listed(key, etag)).await
+    }
 }

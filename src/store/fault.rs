@@ -307,6 +307,11 @@ impl ObjectStore for FaultyStore {
         let fault = self.draw(Operation::Delete);
         self.run(fault.as_ref(), self.inner.delete(key, etag)).await
     }
+
+    async fn delete_listed(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        let fault = self.draw(Operation::Delete);
+        self.run(fault.as_ref(), self.inner.delete_listed(key, etag)).await
+    }
 }
 
 #[cfg(test)]

@@ -455,6 +455,10 @@ impl ObjectStore for WatchedStore {
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
         self.reported(self.inner.delete(key, etag)).await
     }
+
+    async fn delete_listed(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.reported(self.inner.delete_listed(key, etag)).await
+    }
 }
 
 /// Any store, for as long as its remote answers.
@@ -574,6 +578,11 @@ impl ObjectStore for GatedStore {
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
         self.link.check()?;
         self.inner.delete(key, etag).await
+    }
+
+    async fn delete_listed(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.link.check()?;
+        self.inner.delete_listed(key, etag).await
     }
 }
 

@@ -181,6 +181,15 @@ pub trait ObjectStore: fmt::Debug + Send + Sync + 'static {
     /// so much time has passed since it was asked for that somebody else may have put the same there.
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError>;
 
+    /// As [`Self::delete`], of a version that is to go whoever has put it there, as one that a listing named some
+    /// time ago: the wait for its turn, which can be hours at a low rate, does not make it late.
+    ///
+    /// # Errors
+    /// As [`Self::delete`].
+    async fn delete_listed(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.delete(key, etag).await
+    }
+
     /// Writes and deletions whose answer was lost and that were asked again, since the store was made: each of
     /// them may still be carried out late, although its repetition was answered.
     fn lost_answers(&self) -> u64 {

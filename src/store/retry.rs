@@ -32,6 +32,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -297,6 +298,25 @@ impl RetryingStore {
         Err(conflict)
     }
 
+    /// Deletes a version that was asked for at this time, or else is as soon as its first turn has come.
+    async fn delete_since(
+        &self,
+        key: &ObjectKey,
+        etag: &ETag,
+        asked: OnceLock<Asked>,
+    ) -> Result<(), StoreError> {
+        let attempt = || async {
+            asked.get_or_init(|| Asked::now(&self.clock)).check(key)?;
+            self.inner.delete(key, etag).await
+        };
+        let again = |err: &StoreError| err.is_transient() && !asked.get().is_some_and(Asked::is_stale);
+        let outcome = self.attempts(Direction::Write, key.as_str(), Extra::Nothing, again, attempt).await;
+        if outcome.ambiguous {
+            self.lost_answers.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome.result.map(|((), _permit)| ())
+    }
+
     async fn finish_write(
         &self,
         key: &ObjectKey,
@@ -459,17 +479,11 @@ impl ObjectStore for RetryingStore {
     }
 
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
-        let asked = Asked::now(&self.clock);
-        let attempt = || async {
-            asked.check(key)?;
-            self.inner.delete(key, etag).await
-        };
-        let again = |err: &StoreError| err.is_transient() && !asked.is_stale();
-        let outcome = self.attempts(Direction::Write, key.as_str(), Extra::Nothing, again, attempt).await;
-        if outcome.ambiguous {
-            self.lost_answers.fetch_add(1, Ordering::Relaxed);
-        }
-        outcome.result.map(|((), _permit)| ())
+        self.delete_since(key, etag, Asked::now(&self.clock).into()).await
+    }
+
+    async fn delete_listed(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        self.delete_since(key, etag, OnceLock::new()).await
     }
 }
 

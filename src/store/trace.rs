@@ -174,6 +174,10 @@ impl ObjectStore for TracedStore {
     async fn delete(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
         told("DELETE", key, self.inner.delete(key, etag)).await
     }
+
+    async fn delete_listed(&self, key: &ObjectKey, etag: &ETag) -> Result<(), StoreError> {
+        told("DELETE", key, self.inner.delete_listed(key, etag)).await
+    }
 }
 
 #[cfg(test)]

@@ -76,5 +76,56 @@ async fn one(transfer: &Transfer, key: &ObjectKey, etag: Option<ETag>) -> Result
             Err(err) => return Err(err),
         },
     };
-    transfer.store.delete(key, &etag).await
+    transfer.store.delete_listed(key, &etag).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use bytes::Bytes;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::store::memory::MemoryStore;
+    use crate::store::rate::RateOptions;
+    use crate::store::retry::RetryOptions;
+    use crate::store::retry::RetryingStore;
+    use crate::transfer::NoWatch;
+    use crate::transfer::TransferOptions;
+
+    /// The time of day, as it goes by in a test.
+    #[derive(Debug)]
+    struct Passing(Instant);
+
+    impl Clock for Passing {
+        fn now(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH + self.0.elapsed()
+        }
+    }
+
+    /// The last ones wait for longer than a deletion that was looked for may be late.
+    #[tokio::test(start_paused = true)]
+    async fn who_deletes_slowly_because_that_was_asked_for_is_not_late() {
+        let memory = Arc::new(MemoryStore::default());
+        let keys = (0..600).map(|number| ObjectKey::from_listing(&format!("x/{number}")));
+        let objects = keys.map(|key| {
+            let etag = memory.overwrite_out_of_band(&key, Bytes::new());
+            (key, Some(etag))
+        });
+        let objects: Vec<_> = objects.collect();
+        let rate = RateOptions { writes_per_second: Some(1.0), ..RateOptions::default() };
+        let options = RetryOptions { rate, ..RetryOptions::default() };
+        let store = RetryingStore::new(Arc::clone(&memory) as Arc<dyn crate::store::ObjectStore>, options);
+        let transfer = Transfer {
+            store: Arc::new(store.with_clock(Arc::new(Passing(Instant::now())))),
+            options: TransferOptions { workers: 32, ..TransferOptions::default() },
+            watch: Arc::new(NoWatch),
+            notes: None,
+            cache: None,
+        };
+        let report = delete(&transfer, objects).await.unwrap();
+        assert_eq!(report.deleted, 600);
+    }
 }
