@@ -73,7 +73,7 @@ fn fill(cache: &Arc<BlockCache>, name: &str, size_bytes: u64) -> Vec<u8> {
     let entry = cache.entry(&id(name), size_bytes);
     let whole = fill_now(&entry, name);
     if let Some(file) = entry.whole_file() {
-        file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     }
     whole
 }
