@@ -339,15 +339,15 @@ fn pins_that_are_being_fetched_hold_nobody_up_who_mounts_again() {
 }
 
 impl User {
-    /// A mount with `run` staged and its commit under way: a request of it is not answered. Before it is made anew, 5 s go by.
+    /// A mount with `run` staged and its commit under way: a request of it is held, for as long as the test takes.
     fn committing(&self) -> Child {
-        self.must(&["mount", "mnt", "--request-timeout", "5s"]);
+        self.must(&["mount", "mnt", "--request-timeout", "1h"]);
         fs::create_dir_all(self.mnt("run")).unwrap();
         fs::write(self.mnt("run/new"), "staged").unwrap();
         // So that the commit has nothing to find out first.
         wait_until("the guarantee", || !self.home.status()["mounts"][0]["guarantee"].is_null());
         self.server.forget_requests();
-        self.server.script(Operation::Put, HttpFault::Stall);
+        self.server.script(Operation::Put, HttpFault::Hold);
         let mut commit = self.home.command(&["commit", "run"]);
         let commit = commit.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         wait_until("the commit is under way", || self.server.count(Operation::Put) > 0);
@@ -363,6 +363,7 @@ fn a_commit_under_way_is_not_cut_off_by_an_unmount() {
     let said = user.must(&["umount", "mnt", "--lazy"]);
     assert!(said.err.contains("still in use"), "{}", said.err);
     assert!(!user.mnt("run").exists());
+    user.server.let_go();
     let said = Said::of(commit.wait_with_output().unwrap());
     assert_eq!(said.code, 0, "{}", said.err);
     wait_until("the daemon has ended", || user.home.status()["mounts"].as_array().unwrap().is_empty());

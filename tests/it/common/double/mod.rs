@@ -45,6 +45,7 @@ use s3s::service::S3Service;
 use s3s::service::S3ServiceBuilder;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 pub use self::bucket::BUCKET;
 use self::bucket::Bucket;
@@ -68,6 +69,8 @@ pub enum HttpFault {
     Reset,
     /// There is no answer, ever; nothing else happens.
     Stall,
+    /// Nothing happens before [`Double::let_go`]; then the request is answered as it should be.
+    Hold,
     /// The body breaks off after so many bytes.
     Truncate(usize),
     /// The body stops after so many bytes, and the connection stays open.
@@ -106,6 +109,8 @@ struct Wire {
     spell: Mutex<Option<(Range<usize>, HttpFault)>>,
     requests: Mutex<Vec<Recorded>>,
     connections: AtomicU32,
+    /// Cancelled when held requests are let go.
+    held: CancellationToken,
 }
 
 /// The server, gone when dropped.
@@ -185,6 +190,11 @@ impl Double {
     /// All requests are answered as they should be again.
     pub fn end_spell(&self) {
         *self.wire.spell.lock() = None;
+    }
+
+    /// Lets go of the requests that are held, and holds none any more.
+    pub fn let_go(&self) {
+        self.wire.held.cancel();
     }
 
     /// All requests so far.
@@ -357,6 +367,7 @@ async fn answer(
         }
         Some(HttpFault::Reset) => return Err(hang_up()),
         Some(HttpFault::Stall) => return std::future::pending().await,
+        Some(HttpFault::Hold) => wire.held.cancelled().await,
         _ => {}
     }
     let answered = hyper::service::Service::call(&service, request).await;
