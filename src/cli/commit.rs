@@ -184,9 +184,11 @@ fn unanswered(request: &CommitRequest, err: CallError) -> Failure {
             let message = format!("{name}: cut off before the commit had ended: {err}");
             Failure::new(FailureKind::Partial, message).hint(failure::resume(name))
         }
-        CallError::Refused(_) | CallError::Silent(_) | CallError::Lost(_) | CallError::Garbled(_) => {
-            err.into()
-        }
+        CallError::Refused(_)
+        | CallError::NotUnderstood(_)
+        | CallError::Silent(_)
+        | CallError::Lost(_)
+        | CallError::Garbled(_) => err.into(),
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Mute {
     pub pid: Option<i32>,
     /// What is wrong with it.
     pub problem: Problem,
+    /// Why it cannot say how it is, in its own words.
+    pub reason: Option<String>,
     /// Where it listens.
     #[serde(skip)]
     pub socket: PathBuf,
@@ -51,12 +53,14 @@ pub enum Problem {
     Silent,
     /// It does not understand this command, or the other way round.
     OtherVersion,
+    /// It answers, and cannot say how it is.
+    Failing,
 }
 
 /// What a daemon says when it is asked how it is; `None` if it has ended meanwhile.
 enum Heard {
     Status(Box<MountStatus>),
-    Nothing(Problem, Option<i32>),
+    Nothing { problem: Problem, reason: Option<String>, pid: Option<i32> },
 }
 
 /// Asks all daemons of this user at once; for a dataset's staged files too.
@@ -76,8 +80,9 @@ pub fn all(directories: &Directories, files_of: Option<&DatasetName>) -> Mounts 
         match heard {
             None => {}
             Some(Heard::Status(status)) => mounts.live.push((socket, *status)),
-            Some(Heard::Nothing(problem, pid)) => {
-                mounts.mute.push(Mute { mountpoint: mountpoint_of(&socket), pid, problem, socket });
+            Some(Heard::Nothing { problem, reason, pid }) => {
+                let mountpoint = mountpoint_of(&socket);
+                mounts.mute.push(Mute { mountpoint, pid, problem, reason, socket });
             }
         }
     }
@@ -87,25 +92,18 @@ pub fn all(directories: &Directories, files_of: Option<&DatasetName>) -> Mounts 
     mounts
 }
 
-/// What is wrong with the daemon behind a socket, if anything is.
-#[must_use]
-pub fn problem_of(socket: &Path) -> Option<Problem> {
-    match ask(socket, None)? {
-        Heard::Status(_) => None,
-        Heard::Nothing(problem, _) => Some(problem),
-    }
-}
-
-/// Asks the simplest question that there is. Who refuses it is of another version.
+/// Asks the simplest question that there is.
 fn ask(socket: &Path, files_of: Option<&DatasetName>) -> Option<Heard> {
     let client = Client::connect_for(socket, LOOK_PATIENCE).ok()?;
     let pid = client.peer().ok().map(|peer| peer.pid());
     let request = Request::Status { files_of: files_of.cloned() };
+    let nothing = |problem, reason| Some(Heard::Nothing { problem, reason, pid });
     match client.ask(&request, &mut |_| {}) {
         Ok(Reply::Status(status)) => Some(Heard::Status(status)),
-        Err(CallError::Silent(_)) => Some(Heard::Nothing(Problem::Silent, pid)),
-        Ok(_) | Err(CallError::Refused(_) | CallError::Garbled(_)) => {
-            Some(Heard::Nothing(Problem::OtherVersion, pid))
+        Err(CallError::Silent(_)) => nothing(Problem::Silent, None),
+        Err(CallError::Refused(failure)) => nothing(Problem::Failing, Some(failure.message)),
+        Ok(_) | Err(CallError::NotUnderstood(_) | CallError::Garbled(_)) => {
+            nothing(Problem::OtherVersion, None)
         }
         Err(CallError::Lost(_)) => None,
     }
@@ -132,6 +130,13 @@ impl Mute {
             Problem::OtherVersion => (
                 format!("the daemon of {at}{who} is of another version of dsfs, and cannot be asked"),
                 format!("`dsfs umount {at}`, then `dsfs mount`"),
+            ),
+            Problem::Failing => (
+                format!(
+                    "the daemon of {at}{who} cannot say how it is: {}",
+                    self.reason.as_deref().unwrap_or("it fails")
+                ),
+                format!("try again; if that stays so, `dsfs umount {at}`, then `dsfs mount`"),
             ),
         };
         Failure::new(FailureKind::Failed, message).hint(hint)

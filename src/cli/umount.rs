@@ -10,8 +10,6 @@ use std::time::Instant;
 use clap::Args;
 
 use crate::cli::Context;
-use crate::cli::mounts;
-use crate::cli::mounts::Problem;
 use crate::cli::target;
 use crate::control::client::CallError;
 use crate::control::client::Client;
@@ -103,10 +101,7 @@ fn without_daemon(
 ) -> Result<(), Failure> {
     let (at, who) = (path.display(), named(daemon.as_ref()));
     match err {
-        CallError::Refused(failure) => match mounts::problem_of(socket) {
-            Some(Problem::OtherVersion) => {}
-            Some(Problem::Silent) | None => return Err(failure),
-        },
+        CallError::Refused(failure) => return Err(failure),
         CallError::Silent(_) if args.lazy => {
             directly(args, path, cx)?;
             cx.out.warn(format!(
@@ -118,7 +113,7 @@ fn without_daemon(
             let failure = Failure::new(FailureKind::Failed, format!("{at} is not unmounted: {err} ({who})"));
             return Err(failure.hint(format!("`dsfs umount --lazy {at}` unmounts without it")));
         }
-        CallError::Garbled(_) => {}
+        CallError::NotUnderstood(_) | CallError::Garbled(_) => {}
         CallError::Lost(_) => return directly(args, path, cx), // it has ended, most likely
     }
     directly(args, path, cx)?;

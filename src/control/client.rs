@@ -13,6 +13,8 @@ use std::time::Duration;
 use crate::control::ANSWER_BYTES_MAX;
 use crate::control::KEEPALIVE;
 use crate::control::LINE_BYTES_MAX;
+use crate::control::NOT_A_REQUEST;
+use crate::control::OTHER_VERSION;
 use crate::control::PROTOCOL_VERSION;
 use crate::control::message::Answer;
 use crate::control::message::Failure;
@@ -42,6 +44,9 @@ pub enum CallError {
     /// The daemon says why.
     #[error(transparent)]
     Refused(Failure),
+    /// The daemon says that it does not understand the request: it is of another version.
+    #[error(transparent)]
+    NotUnderstood(Failure),
     /// The daemon says nothing: it hangs, or is stopped.
     #[error("the daemon has not answered for {} seconds", .0.as_secs())]
     Silent(Duration),
@@ -57,7 +62,7 @@ impl From<CallError> for Failure {
     fn from(err: CallError) -> Self {
         let message = err.to_string();
         match err {
-            CallError::Refused(failure) => failure,
+            CallError::Refused(failure) | CallError::NotUnderstood(failure) => failure,
             CallError::Silent(_) | CallError::Lost(_) | CallError::Garbled(_) => {
                 Failure::new(FailureKind::Failed, message)
                     .hint("its log says more: `dsfs status` names the file")
@@ -173,11 +178,17 @@ impl Client {
             match answer {
                 Answer::Progress(progress) => on_progress(&progress),
                 Answer::Done(reply) => return Ok(Some(reply)),
-                Answer::Failed(failure) => return Err(CallError::Refused(failure)),
+                Answer::Failed(failure) => return Err(failed(failure)),
                 Answer::Part { .. } => return Err(CallError::Garbled(io::ErrorKind::InvalidData.into())),
             }
         }
     }
+}
+
+/// Sorts what a daemon says of a request that it has not carried out.
+pub(super) fn failed(failure: Failure) -> CallError {
+    let is_understood = ![OTHER_VERSION, NOT_A_REQUEST].iter().any(|say| failure.message.starts_with(say));
+    if is_understood { CallError::Refused(failure) } else { CallError::NotUnderstood(failure) }
 }
 
 /// Ends a call: the daemon drops the work, and the call returns when it has.

@@ -48,6 +48,10 @@ use crate::config::directories;
 
 /// Of the messages; a daemon and a command of different versions do not talk.
 pub const PROTOCOL_VERSION: u32 = 2;
+/// So begins what a daemon says of a request in another version of the messages. Daemons of all versions do.
+const OTHER_VERSION: &str = "the daemon speaks version";
+/// So begins what a daemon says of a request that it does not understand. Daemons of all versions do.
+const NOT_A_REQUEST: &str = "not a request of dsfs";
 /// Longest line in bytes: a report that names some ten thousand paths.
 pub const LINE_BYTES_MAX: usize = 4 << 20;
 /// Longest outcome in bytes: the report of a commit of some millions of files.

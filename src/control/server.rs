@@ -27,6 +27,8 @@ use tracing::warn;
 use crate::control::ANSWER_BYTES_MAX;
 use crate::control::KEEPALIVE;
 use crate::control::LINE_BYTES_MAX;
+use crate::control::NOT_A_REQUEST;
+use crate::control::OTHER_VERSION;
 use crate::control::PROTOCOL_VERSION;
 use crate::control::message::Answer;
 use crate::control::message::Failure;
@@ -190,7 +192,7 @@ async fn say_line(writer: &mut OwnedWriteHalf, mut line: String) -> io::Result<(
 
 /// Reads and checks the one line of a client.
 async fn read_request(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Request, Failure> {
-    let refuse = |reason: &str| Failure::new(FailureKind::Failed, format!("not a request of dsfs: {reason}"));
+    let refuse = |reason: &str| Failure::new(FailureKind::Failed, format!("{NOT_A_REQUEST}: {reason}"));
     let mut line = Vec::new();
     let bound = LINE_BYTES_MAX as u64;
     reader.take(bound).read_until(b'\n', &mut line).await.map_err(|err| refuse(&err.to_string()))?;
@@ -201,7 +203,7 @@ async fn read_request(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Reques
         serde_json::from_slice(&line).map_err(|err| refuse(&err.to_string()))?;
     if frame.version != PROTOCOL_VERSION {
         let message = format!(
-            "the daemon speaks version {PROTOCOL_VERSION} of the control protocol, this command version {}",
+            "{OTHER_VERSION} {PROTOCOL_VERSION} of the control protocol, this command version {}",
             frame.version
         );
         return Err(
@@ -214,6 +216,8 @@ async fn read_request(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Reques
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::client;
+    use crate::control::client::CallError;
     use crate::control::client::Client;
     use crate::control::client::HangUp;
     use crate::control::message::DatasetRow;
@@ -408,6 +412,19 @@ mod tests {
         assert!(text.is_empty() || text.contains("too long"), "{text}");
         // And it still serves.
         assert!(Client::connect(&server.socket()).unwrap().call(&discard(), &mut |_| {}).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_fails_is_told_apart_from_one_that_is_not_understood() {
+        for line in ["{\"version\":99,\"request\":{\"new\":1}}\n", "no request\n", "endless"] {
+            let failure = read_request(&mut line.as_bytes()).await.unwrap_err();
+            let err = client::failed(failure);
+            assert!(matches!(err, CallError::NotUnderstood(_)), "{line}: {err:?}");
+        }
+        for message in ["a commit of run is under way", "open/base: too many open files"] {
+            let err = client::failed(Failure::new(FailureKind::Failed, message));
+            assert!(matches!(err, CallError::Refused(_)), "{message}: {err:?}");
+        }
     }
 
     #[test]

@@ -84,11 +84,18 @@ impl Bases {
         for entry in entries {
             let path = entry?.path();
             let is = |extension| path.extension().is_some_and(|found| found == extension);
+            if !is(BASE) && !is(REMOVED) {
+                continue;
+            }
+            let text = match fs::read(&path) {
+                Err(err) if err.kind() == io::ErrorKind::NotFound => continue, // whoever only looks may have company
+                answer => answer?,
+            };
             if is(BASE) {
-                let file: BaseFile = serde_json::from_slice(&fs::read(&path)?)?;
+                let file: BaseFile = serde_json::from_slice(&text)?;
                 bases.insert(&file.path, file.base);
-            } else if is(REMOVED) {
-                let file: RemovedFile = serde_json::from_slice(&fs::read(&path)?)?;
+            } else {
+                let file: RemovedFile = serde_json::from_slice(&text)?;
                 bases.insert_removed(&file.path);
             }
         }
@@ -282,4 +289,23 @@ impl StagedDataset {
 
 fn file_of(dir: &Path, path: &RelPath, extension: &str) -> PathBuf {
     dir.join(format!("{}.{extension}", HEXLOWER.encode(&Sha256::digest(path.as_str()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_while_a_directory_is_read_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = Base { etag: ETag::from_server("e"), size_bytes: 1, kind: BaseKind::Delete };
+        let path = |text| RelPath::parse(text).unwrap();
+        let mut bases = Bases::default();
+        bases.set(dir.path(), &path("a"), &base).unwrap();
+        // Listed, and not there when it is read.
+        for extension in [BASE, REMOVED] {
+            std::os::unix::fs::symlink("gone", file_of(dir.path(), &path("b"), extension)).unwrap();
+        }
+        assert_eq!(Bases::load(dir.path()).unwrap().all(), [(path("a"), base)]);
+    }
 }

@@ -169,10 +169,11 @@ fn a_daemon_that_hangs_is_shown_and_can_be_unmounted_without_it() {
     wait_until("the daemon has ended", || has_ended(daemon));
 }
 
-/// Listens where a daemon does, as long as it has a mount, and answers as one of another version: everything alike.
-const ANOTHER_VERSION: &str = r#"
-import os, socket, sys
-path, mountpoint = sys.argv[1:]
+/// Listens where a daemon does, as long as it has a mount, and refuses everything in the same words.
+const REFUSES_ALL: &str = r#"
+import json, os, socket, sys
+path, mountpoint, words = sys.argv[1:]
+refusal = {'failed': {'kind': 'failed', 'message': words, 'hint': None}}
 os.unlink(path)
 server = socket.socket(socket.AF_UNIX)
 server.bind(path)
@@ -183,23 +184,45 @@ while mountpoint in open('/proc/self/mountinfo').read():
     try:
         client, _ = server.accept()
         client.makefile().readline()
-        client.sendall(b'{"failed":{"kind":"failed","message":"the daemon speaks version 1","hint":null}}\n')
+        client.sendall(json.dumps(refusal).encode() + b'\n')
         client.close()
     except OSError: pass
 "#;
+
+/// Somebody else listens in the daemon's place, until the mount is gone.
+fn refuse_all(home: &Home, mnt: &Path, words: &str) -> Child {
+    let mut other = Command::new("python3");
+    let socket = control::socket_path(&home.runtime().join("dsfs"), mnt);
+    other.args(["-c", REFUSES_ALL]).arg(socket).arg(mnt).arg(words);
+    let mut other = other.stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(other.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    other
+}
+
+#[test]
+fn a_daemon_that_refuses_is_not_passed_over() {
+    let home = Home::new();
+    let mnt = home.mount();
+    let daemon = daemon_of(&home);
+    let mut other = refuse_all(&home, &mnt, "too many open files");
+    let status = home.status();
+    let shown = &status["unanswered"][0];
+    assert_eq!((&shown["problem"], &shown["reason"]), (&"failing".into(), &"too many open files".into()));
+    for how in [&["umount", "mnt"][..], &["umount", "--lazy", "mnt"], &["upgrade", "mnt"]] {
+        home.run(how).failed(1, &["too many open files"]);
+        assert_eq!(mounted_at(&mnt), ["fuse.dsfs"], "{how:?}");
+    }
+    assert!(Command::new("umount").arg(&mnt).status().unwrap().success());
+    wait_until("the daemon has ended", || has_ended(daemon));
+    other.wait().unwrap();
+}
 
 #[test]
 fn a_daemon_of_another_version_is_shown_and_can_be_unmounted() {
     let home = Home::new();
     let mnt = home.mount();
     let daemon = daemon_of(&home);
-    let mut other = Command::new("python3");
-    other
-        .args(["-c", ANOTHER_VERSION])
-        .arg(control::socket_path(&home.runtime().join("dsfs"), &mnt))
-        .arg(&mnt);
-    let mut other = other.stdout(Stdio::piped()).spawn().unwrap();
-    BufReader::new(other.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let mut other = refuse_all(&home, &mnt, "the daemon speaks version 1");
     let status = home.status();
     assert_eq!(status["unanswered"][0]["problem"], "other-version", "{status}");
     assert_eq!(status["unanswered"][0]["mountpoint"].as_str(), mnt.to_str(), "{status}");
