@@ -120,25 +120,59 @@ impl Mute {
     /// One sentence, and what to do.
     #[must_use]
     pub fn failure(&self) -> Failure {
-        let at = self.mountpoint.as_ref().unwrap_or(&self.socket).display();
         let who = self.pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
-        let (message, hint) = match self.problem {
-            Problem::Silent => (
-                format!("the daemon of {at}{who} does not answer: it hangs, or is stopped"),
-                format!("`dsfs umount --lazy {at}` unmounts without it"),
-            ),
-            Problem::OtherVersion => (
-                format!("the daemon of {at}{who} is of another version of dsfs, and cannot be asked"),
-                format!("`dsfs umount {at}`, then `dsfs mount`"),
-            ),
-            Problem::Failing => (
-                format!(
-                    "the daemon of {at}{who} cannot say how it is: {}",
-                    self.reason.as_deref().unwrap_or("it fails")
-                ),
-                format!("try again; if that stays so, `dsfs umount {at}`, then `dsfs mount`"),
-            ),
+        let daemon = match &self.mountpoint {
+            Some(at) => format!("the daemon of {}{who}", at.display()),
+            None => format!("a daemon without a mount{who}"),
         };
-        Failure::new(FailureKind::Failed, message).hint(hint)
+        let message = match self.problem {
+            Problem::Silent => format!("{daemon} does not answer: it hangs, or is stopped"),
+            Problem::OtherVersion => format!("{daemon} is of another version of dsfs, and cannot be asked"),
+            Problem::Failing => {
+                format!("{daemon} cannot say how it is: {}", self.reason.as_deref().unwrap_or("it fails"))
+            }
+        };
+        Failure::new(FailureKind::Failed, message).hint(self.hint())
+    }
+
+    fn hint(&self) -> String {
+        let at = self.mountpoint.as_ref().map(|at| at.display());
+        match (self.problem, at, self.pid) {
+            (Problem::Failing, Some(at), _) => {
+                format!("try again; if that stays so, `dsfs umount {at}`, then `dsfs mount`")
+            }
+            (Problem::Failing, None, _) => "try again".to_owned(),
+            (Problem::Silent, Some(at), _) => format!("`dsfs umount --lazy {at}` unmounts without it"),
+            (Problem::OtherVersion, Some(at), _) => format!("`dsfs umount {at}`, then `dsfs mount`"),
+            // Nothing is left that could be unmounted.
+            (Problem::Silent, None, Some(pid)) => format!("`kill -9 {pid}` ends it; what is staged stays"),
+            (Problem::OtherVersion, None, Some(pid)) => format!("`kill {pid}` ends it; what is staged stays"),
+            (Problem::Silent | Problem::OtherVersion, None, None) => {
+                format!("whoever listens at {} has to be ended; what is staged stays", self.socket.display())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_unmount_what_is_not_mounted() {
+        let mounted = Mute {
+            mountpoint: Some("/data".into()),
+            pid: Some(7),
+            problem: Problem::Silent,
+            reason: None,
+            socket: "/run/dsfs/x.sock".into(),
+        };
+        let hint = |mute: &Mute| mute.failure().hint.unwrap();
+        assert!(hint(&mounted).contains("`dsfs umount --lazy /data`"));
+        let unmounted = Mute { mountpoint: None, ..mounted };
+        assert_eq!(hint(&unmounted), "`kill -9 7` ends it; what is staged stays");
+        let other = Mute { problem: Problem::OtherVersion, ..unmounted };
+        assert_eq!(hint(&other), "`kill 7` ends it; what is staged stays");
+        assert!(!hint(&Mute { pid: None, ..other }).contains("umount"));
     }
 }

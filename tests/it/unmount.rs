@@ -165,6 +165,8 @@ fn a_daemon_that_hangs_is_shown_and_can_be_unmounted_without_it() {
     assert_eq!(said.code, 0, "{}", said.err);
     assert!(said.err.contains("does not answer"), "{}", said.err);
     assert!(mounted_at(&mnt).is_empty());
+    let shown = home.run(&["status"]).out;
+    assert!(shown.contains(&format!("kill -9 {}", daemon.as_raw_nonzero())), "{shown}");
     kill_process(daemon, Signal::CONT).unwrap();
     wait_until("the daemon has ended", || has_ended(daemon));
 }
