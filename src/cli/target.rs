@@ -13,6 +13,7 @@ use clap::Args;
 
 use crate::cli::Context;
 use crate::cli::mounts;
+use crate::cli::mounts::Mounts;
 use crate::config::Config;
 use crate::config::Directories;
 use crate::config::Layer;
@@ -127,12 +128,14 @@ fn meant(config: &Config, which: &str) -> Result<Option<PathBuf>, Failure> {
     if *named_by(&config.remote) != Origin::Default {
         return Ok(None);
     }
-    let mut mounts = live_mounts(&config.directories, None);
-    match mounts.len() {
-        0 => Ok(None),
-        1 => Ok(Some(mounts.remove(0).0)),
+    // One that cannot be asked is a mount all the same: without it, another one would be the only one.
+    let Mounts { mut live, mut mute } = mounts::all(&config.directories, None);
+    match (live.len(), mute.len()) {
+        (0, 0) => Ok(None),
+        (1, 0) => Ok(Some(live.remove(0).0)),
+        (0, 1) => Err(mute.remove(0).failure()),
         _ => Err(Failure::new(FailureKind::Usage, "there are several mounts")
-            .details(shown(&mounts))
+            .details(shown(&live).chain(mute.iter().map(|mute| mute.failure().message)))
             .hint(which)),
     }
 }

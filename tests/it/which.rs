@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 
+use rustix::process::Pid;
+use rustix::process::Signal;
+use rustix::process::kill_process;
+
 use crate::common::double::BUCKET;
 use crate::common::home::Home;
 use crate::common::home::Said;
@@ -124,6 +128,25 @@ fn whoever_is_in_a_mount_that_cannot_be_asked_does_not_mean_another() {
     within(&delete, &two.assets).failed(2, &["does not answer", &two.home.remote(), "--remote"]);
     assert!(two.home.path("assets/run/of-assets").exists());
     done(&within(&["r2", "list"], &two.home.remote()), &["run/of-remote\n"]);
+}
+
+#[test]
+fn a_mount_that_cannot_be_asked_makes_no_other_one_the_only_one() {
+    let two = Two::new();
+    done(&two.outside(&["mount", "other"]), &[]);
+    let mounts = two.home.status()["mounts"].as_array().unwrap().clone();
+    let other = mounts.iter().find(|mount| mount["mountpoint"].as_str().unwrap().ends_with("other")).unwrap();
+    let daemon = Pid::from_raw(i32::try_from(other["pid"].as_i64().unwrap()).unwrap()).unwrap();
+    kill_process(daemon, Signal::STOP).unwrap();
+    let delete = two.home.run(&["dataset", "delete", "run", "--yes"]);
+    let list = two.home.run(&["list"]);
+    done(&two.home.run(&["umount", "mnt"]), &[]);
+    let alone = two.home.run(&["list"]);
+    kill_process(daemon, Signal::CONT).unwrap();
+    delete.failed(2, &["several mounts", "mnt", "other", "does not answer", "--remote"]);
+    assert!(two.home.path("remote/run/of-remote").exists());
+    list.failed(2, &["several mounts", "--at"]);
+    alone.failed(1, &["other", "does not answer"]);
 }
 
 #[test]
