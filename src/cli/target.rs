@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::config::Directories;
 use crate::config::Layer;
 use crate::config::Origin;
+use crate::config::Place;
 use crate::config::RemoteSettings;
 use crate::config::Selection;
 use crate::control;
@@ -152,12 +153,14 @@ fn check_same_remote(mount: &MountStatus, config: &Config) -> Result<(), Failure
 }
 
 /// Whoever stands in a mount whose daemon cannot be asked, a dead one or another user's, does not mean another remote.
+/// What the table of mounts says of a bucket leaves its server out, and every server may have a bucket of that name.
 fn check_foreign_mount(mount: &Mount, config: &Config) -> Result<(), Failure> {
-    if mount.source == config.remote.remote().fs_name() {
+    let remote = config.remote.remote();
+    if matches!(remote.place, Place::Directory(_)) && mount.source == remote.fs_name() {
         return Ok(());
     }
     let message = format!(
-        "this directory is in a mount of {}, whose daemon does not answer, and the settings do not name that remote",
+        "this directory is in a mount of {}, whose daemon does not answer, and nothing shows that the settings name that remote",
         mount.source
     );
     Err(Failure::new(FailureKind::Usage, message)
@@ -299,5 +302,34 @@ fn named_by(remote: &RemoteSettings) -> &Origin {
         RemoteSettings::Directory { path, .. } => &path.origin,
         RemoteSettings::S3(s3) if s3.bucket.origin == Origin::Default => &s3.endpoint.origin,
         RemoteSettings::S3(s3) => &s3.bucket.origin,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Environment;
+
+    #[test]
+    fn a_bucket_of_the_same_name_at_another_server_is_not_meant() {
+        let mount = |source: &str| Mount {
+            device: "0:52".to_owned(),
+            mountpoint: "/srv/datasets".into(),
+            fs_type: mountinfo::FS_TYPE.to_owned(),
+            source: source.to_owned(),
+        };
+        let settings = |name, value| {
+            let env = Environment::from_pairs(&[("HOME", "/nonexistent"), (name, value)]);
+            Config::load(Layer::default(), Selection::default(), &env).unwrap()
+        };
+        let bucket = settings("R2_ENDPOINT", "https://one.example");
+        let source = bucket.remote.remote().fs_name();
+        assert_eq!(source, "s3://assets/datasets/");
+        let refused = check_foreign_mount(&mount(&source), &bucket).unwrap_err();
+        assert_eq!(refused.kind, FailureKind::Usage);
+        let directory = settings("DSFS_REMOTE", "file:///nas/datasets/");
+        let source = directory.remote.remote().fs_name();
+        assert_eq!(check_foreign_mount(&mount(&source), &directory), Ok(()));
+        assert!(check_foreign_mount(&mount("file:///nas/other/"), &directory).is_err());
     }
 }
