@@ -88,7 +88,7 @@ impl GlobalArgs {
     /// The flags that choose file and profile.
     #[must_use]
     pub fn selection(&self) -> Selection {
-        Selection { file: self.config.clone(), profile: self.profile.clone() }
+        Selection { file: self.config.clone(), profile: self.profile.clone(), is_final: false }
     }
 
     /// Whether the flags name a remote, in whatever way.

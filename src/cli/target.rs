@@ -15,7 +15,9 @@ use crate::cli::Context;
 use crate::cli::mounts;
 use crate::cli::mounts::Mounts;
 use crate::config::Config;
+use crate::config::ConfigError;
 use crate::config::Directories;
+use crate::config::Environment;
 use crate::config::Layer;
 use crate::config::Origin;
 use crate::config::Place;
@@ -26,6 +28,7 @@ use crate::control::client::Client;
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 use crate::control::message::MountStatus;
+use crate::control::message::RemoteChoice;
 use crate::control::message::Reply;
 use crate::control::message::Request;
 use crate::daemon::failure;
@@ -112,8 +115,13 @@ pub fn config(flags: Layer, cx: &mut Context) -> Result<Config, Failure> {
         }
     };
     cx.out.note(format!("working on {remote}, which is mounted at {mountpoint}{instead}"));
-    let selection = Selection { file: choice.config, profile: choice.profile };
-    Config::load(choice.remote.name_in(flags), selection, &cx.env).map_err(|err| failure::of_config(&err))
+    chosen(choice, flags, &cx.env).map_err(|err| failure::of_config(&err))
+}
+
+/// The settings of a mount, as far as keys and client go. A file or a profile that this shell names is not the mount's.
+fn chosen(choice: RemoteChoice, flags: Layer, env: &Environment) -> Result<Config, ConfigError> {
+    let selection = Selection { file: choice.config, profile: choice.profile, is_final: true };
+    Config::load(choice.remote.name_in(flags), selection, env)
 }
 
 /// The mount that is meant where the command line names nothing; none if that is the remote of the settings.
@@ -308,7 +316,8 @@ fn named_by(remote: &RemoteSettings) -> &Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Environment;
+    use crate::config::Credentials;
+    use crate::durable;
 
     #[test]
     fn a_bucket_of_the_same_name_at_another_server_is_not_meant() {
@@ -331,5 +340,41 @@ mod tests {
         let source = directory.remote.remote().fs_name();
         assert_eq!(check_foreign_mount(&mount(&source), &directory), Ok(()));
         assert!(check_foreign_mount(&mount("file:///nas/other/"), &directory).is_err());
+    }
+
+    #[test]
+    fn what_a_shell_chooses_is_not_the_mounts() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            durable::replace(&dir.path().join(name), text.as_bytes()).unwrap();
+            dir.path().join(name).to_str().unwrap().to_owned()
+        };
+        let keys = |id: &str| format!("access-key-id = '{id}'\nsecret-access-key = 's'\n");
+        let of_lab = format!("[profile.lab]\nretries = 7\n{}", keys("lab"));
+        let of_mount = write("config.toml", &format!("bucket = 'assets'\n{}{of_lab}", keys("top")));
+        let of_shell = write("shell.toml", &format!("{}{of_lab}", keys("shell")));
+        let home = dir.path().to_str().unwrap();
+        let env = [("HOME", home), ("DSFS_CONFIG", of_shell.as_str()), ("DSFS_PROFILE", "lab")];
+        let env = Environment::from_pairs(&env);
+        let choice = |config: Option<&str>, profile: Option<&str>| {
+            let settings = Config::load(Layer::default(), Selection::default(), &env).unwrap();
+            let choice = RemoteChoice {
+                remote: settings.remote.remote(),
+                config: config.map(PathBuf::from),
+                profile: profile.map(str::to_owned),
+            };
+            let RemoteSettings::S3(s3) = chosen(choice, Layer::default(), &env).unwrap().remote else {
+                panic!("is a bucket")
+            };
+            let id = match s3.credentials.value {
+                Credentials::Keys { access_key_id, .. } => Some(access_key_id),
+                _ => None,
+            };
+            (id, s3.client.retries.value)
+        };
+        let usual = choice(None, None);
+        assert_eq!(usual.0, None, "a mount without a file has no keys of one");
+        assert_eq!(choice(Some(&of_mount), None), (Some("top".to_owned()), usual.1));
+        assert_eq!(choice(Some(&of_mount), Some("lab")), (Some("lab".to_owned()), 7));
     }
 }

@@ -148,6 +148,8 @@ pub struct Selection {
     pub file: Option<PathBuf>,
     /// `--profile NAME`.
     pub profile: Option<String>,
+    /// Nothing else chooses: where these are not given, neither do `DSFS_CONFIG` and `DSFS_PROFILE`.
+    pub is_final: bool,
 }
 
 /// A layer and who wrote it.

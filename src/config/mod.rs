@@ -152,16 +152,17 @@ impl Config {
     /// Whatever the user got wrong; see [`ConfigError`].
     pub fn load(flags: Layer, selection: Selection, env: &Environment) -> Result<Self, ConfigError> {
         let directories = Directories::find(env, rustix::process::getuid().as_raw())?;
+        let by_environment = |name| if selection.is_final { None } else { env.first(&[name]) };
         let named = selection.file.map(|path| (path, Origin::Flag("--config")));
-        let named =
-            named.or_else(|| env.first(&["DSFS_CONFIG"]).map(|(path, origin)| (PathBuf::from(path), origin)));
+        let named = named
+            .or_else(|| by_environment("DSFS_CONFIG").map(|(path, origin)| (PathBuf::from(path), origin)));
         let must_exist = named.is_some();
         let (path, origin) =
             named.unwrap_or_else(|| (directories.config.join("config.toml"), Origin::Default));
         // A daemon reads its keys again when it is somewhere else.
         let path = std::path::absolute(&path).unwrap_or(path);
         let profile = selection.profile.map(|name| (name, Origin::Flag("--profile")));
-        let profile = profile.or_else(|| env.first(&["DSFS_PROFILE"]));
+        let profile = profile.or_else(|| by_environment("DSFS_PROFILE"));
         let file = layer::of_file(&path, must_exist, profile)?;
         let mut sources =
             vec![layer::Source { layer: flags, kind: layer::SourceKind::Flags }, layer::of_environment(env)];
@@ -291,7 +292,7 @@ mod tests {
         let up = std::env::current_dir().unwrap().components().skip(1).map(|_| "../").collect::<String>();
         let relative = PathBuf::from(up).join(file.strip_prefix("/").unwrap());
         assert!(relative.is_relative() && relative.exists());
-        let by_flag = Selection { file: Some(relative.clone()), profile: None };
+        let by_flag = Selection { file: Some(relative.clone()), ..Selection::default() };
         let home = ("HOME", "/nonexistent");
         let by_name = Environment::from_pairs(&[home, ("DSFS_CONFIG", relative.to_str().unwrap())]);
         for (selection, env) in [(by_flag, Environment::from_pairs(&[home])), (Selection::default(), by_name)]
