@@ -37,6 +37,7 @@ use crate::daemon::holders;
 use crate::daemon::mountinfo;
 use crate::daemon::mountpoint;
 use crate::daemon::notify;
+use crate::daemon::service::ENDING;
 use crate::daemon::service::Service;
 use crate::daemon::service::UnmountRequest;
 use crate::fuse::MountedFs;
@@ -168,6 +169,10 @@ async fn unmount_on_request(running: &mut Running, request: UnmountRequest) -> b
         notify::status("detached; open files are served until they are closed, and commands under way end");
         running.service.detach();
     }
+    if unmounted && !in_use {
+        // Before that is told, so that nothing begins in between.
+        running.service.end();
+    }
     let _ = done.send(result); // the command may have given up
     if unmounted && !again && !in_use {
         finish_session(running, false).await;
@@ -185,7 +190,7 @@ async fn out_of_use(running: &mut Running) {
 /// Waits for commands under way, or until they are to be cut off.
 async fn finish_commands(running: &mut Running) {
     let service = Arc::clone(&running.service);
-    let mut ended = std::pin::pin!(service.commands.end("the daemon is ending"));
+    let mut ended = std::pin::pin!(service.commands.end(ENDING));
     loop {
         tokio::select! {
             () = &mut ended => return,

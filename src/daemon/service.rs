@@ -34,6 +34,9 @@ use crate::daemon::upgrade::Upgrade;
 use crate::fs::DatasetFs;
 use crate::name::DatasetName;
 
+/// Why no command begins when the mount is gone.
+pub const ENDING: &str = "the daemon is ending";
+
 /// A request to unmount, on its way to who owns the mount.
 #[derive(Debug)]
 pub struct UnmountRequest {
@@ -115,23 +118,22 @@ impl Handler for Service {
                 Err(Failure::new(FailureKind::Failed, message))
             }
             Request::Upgrade => {
-                let _closed = self
-                    .commands
-                    .close("the daemon is being upgraded")
-                    .map_err(|busy| busy.hint("nothing has changed; try again when it has ended"))?;
+                let or_else = "nothing has changed; try again when it has ended";
+                let _closed = self.commands.close("the daemon is being upgraded", or_else)?;
                 Err(self
                     .upgrade
                     .run(&self.fs, &self.workspace.staging, &self.mountpoint, &self.mounted)
                     .await)
             }
-            Request::Unmount { lazy: true } => self.unmount(true).await.map(|()| Reply::Unmounted),
+            Request::Unmount { lazy: true } => {
+                let _under_way = self.commands.begin_unmount()?;
+                self.unmount(true).await.map(|()| Reply::Unmounted)
+            }
             Request::Unmount { lazy: false } => {
-                let closed = self.commands.close("the mount is being unmounted").map_err(|busy| {
-                    busy.hint("wait until it has ended, or stop it with Ctrl-C; with --lazy, the daemon waits for it")
-                })?;
-                self.unmount(false).await?;
-                closed.for_good();
-                Ok(Reply::Unmounted)
+                let or_else =
+                    "wait until it has ended, or stop it with Ctrl-C; with --lazy, the daemon waits for it";
+                let _closed = self.commands.close("the mount is being unmounted", or_else)?;
+                self.unmount(false).await.map(|()| Reply::Unmounted)
             }
         }
     }
@@ -171,6 +173,11 @@ impl Service {
         if let Err(err) = self.workspace.staging.mark_detached() {
             warn!("the lock of the staging area does not say that the mount is detached: {err}");
         }
+    }
+
+    /// Nothing new begins: the daemon is ending.
+    pub fn end(&self) {
+        self.commands.shut(ENDING);
     }
 
     /// Whether [`Self::detach`] was called.

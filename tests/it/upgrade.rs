@@ -248,3 +248,21 @@ fn a_program_that_cannot_go_on_changes_nothing() {
     drop(open);
     assert_eq!(user.home.run(&["umount", "mnt"]).code, 0);
 }
+
+#[test]
+fn nothing_else_begins_while_a_program_is_asked_whether_it_can_go_on() {
+    let user = User::new();
+    user.must(&["mount", "mnt", "--remote", &user.home.remote()]);
+    let go_on = user.home.path("go-on");
+    assert!(Command::new("mkfifo").arg(&go_on).status().unwrap().success());
+    user.install(b"#!/bin/sh\n: > \"$HOME/asked\"\ncat \"$HOME/go-on\"\necho 'not today' >&2\nexit 2\n");
+    let mut upgrade = user.home.command(&["upgrade", "mnt"]);
+    let upgrade = upgrade.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the program is asked", || user.home.path("asked").exists());
+    for other in [&["upgrade", "mnt"][..], &["umount", "mnt"], &["umount", "--lazy", "mnt"], &["list"]] {
+        user.home.run(other).failed(1, &["the daemon is being upgraded", "nothing was done"]);
+    }
+    fs::write(&go_on, "").unwrap();
+    Said::of(upgrade.wait_with_output().unwrap()).failed(1, &["not today", "nothing has changed"]);
+    assert_eq!(user.home.run(&["umount", "mnt"]).code, 0);
+}
