@@ -191,7 +191,7 @@ fn named(daemon: Option<&Peer>) -> String {
     daemon.map_or_else(|| "its daemon".to_owned(), |daemon| format!("process {}", daemon.pid()))
 }
 
-/// Whether the daemon goes on for files that are open. One that is ending does not say.
+/// Whether the daemon goes on for files that are open. One that is ending says no, or nothing any more.
 fn is_detached(socket: &Path) -> bool {
     let Ok(client) = Client::connect(socket) else { return false };
     let status = client.call(&Request::Status { files_of: None }, &mut |_| {});

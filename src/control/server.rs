@@ -83,6 +83,7 @@ impl Server {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
@@ -395,6 +396,31 @@ mod tests {
         assert!(length > LINE_BYTES_MAX, "{length}");
         let reply = Client::connect(&server.socket()).unwrap().call(&Request::List, &mut |_| {}).unwrap();
         assert!(reply == Reply::Datasets(long_list()));
+    }
+
+    #[test]
+    fn a_server_that_is_told_to_stop_hears_nobody_any_more() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("s");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut client = runtime.block_on(async {
+                let server = Server::bind(&path).unwrap();
+                let mut client = StdUnixStream::connect(&path).unwrap();
+                let request = Frame { version: PROTOCOL_VERSION, request: discard() };
+                let request = serde_json::to_string(&request).unwrap() + "\n";
+                client.write_all(request.as_bytes()).unwrap();
+                // By then the server can know that somebody is there.
+                tokio::task::yield_now().await;
+                let stop = CancellationToken::new();
+                stop.cancel();
+                server.serve(Arc::new(Double::default()), stop).await;
+                client
+            });
+            let mut heard = String::new();
+            let _ = client.read_to_string(&mut heard);
+            assert_eq!(heard, "");
+        }
     }
 
     #[test]

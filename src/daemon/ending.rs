@@ -170,7 +170,7 @@ async fn unmount_on_request(running: &mut Running, request: UnmountRequest) -> b
         running.service.detach();
     }
     if unmounted && !in_use {
-        // Before that is told, so that nothing begins in between.
+        // Before that is told: whoever hears it looks whether files are still served.
         running.service.end();
     }
     let _ = done.send(result); // the command may have given up

@@ -175,12 +175,13 @@ impl Service {
         }
     }
 
-    /// Nothing new begins: the daemon is ending.
+    /// Nothing is served any more, and nothing new begins: the daemon is ending.
     pub fn end(&self) {
         self.commands.shut(ENDING);
+        self.detached.store(false, Ordering::Relaxed);
     }
 
-    /// Whether [`Self::detach`] was called.
+    /// Whether files that are open in a mount that is out of sight are still served.
     #[must_use]
     pub fn is_detached(&self) -> bool {
         self.detached.load(Ordering::Relaxed)
