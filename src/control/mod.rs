@@ -20,9 +20,10 @@
 //!
 //! # Bounds
 //!
-//! A line has at most [`LINE_BYTES_MAX`], an outcome [`ANSWER_BYTES_MAX`]; a daemon serves [`server::CONNECTIONS_MAX`] connections; while
-//! it works it says so at least every [`KEEPALIVE`], and a client that hears nothing for
-//! [`client::SILENCE_MAX`] (or [`client::LOOK_PATIENCE`]) gives up. A client that goes away cancels what it asked for.
+//! A line has at most [`LINE_BYTES_MAX`], an outcome [`ANSWER_BYTES_MAX`]; a daemon serves
+//! [`server::CONNECTIONS_MAX`] connections, and tells further ones that it is busy; while it works it says
+//! so at least every [`KEEPALIVE`], and a client that hears nothing for [`client::SILENCE_MAX`] (or
+//! [`client::LOOK_PATIENCE`]) gives up. A client that goes away cancels what it asked for.
 //!
 //! # What this module does not know
 //!

@@ -17,6 +17,7 @@ use tokio::io::BufReader;
 use tokio::net::UnixListener;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time;
@@ -38,8 +39,10 @@ use crate::control::message::Progress;
 use crate::control::message::Reply;
 use crate::control::message::Request;
 
-/// Connections served at a time; further ones wait in the kernel's queue.
-pub const CONNECTIONS_MAX: usize = 16;
+/// Connections served at a time. Most of them wait: what is done at a time the handler bounds.
+pub const CONNECTIONS_MAX: usize = 256;
+/// Further connections that are told at a time that there are too many; the rest waits in the kernel's queue.
+const TURNED_AWAY_MAX: usize = 16;
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often progress is passed on.
@@ -81,18 +84,22 @@ impl Server {
     /// Serves until `stop`; then answers under way have a moment to be written.
     pub async fn serve(self, handler: Arc<dyn Handler>, stop: CancellationToken) {
         let mut connections = JoinSet::new();
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
+            let has_room = connections.len() < CONNECTIONS_MAX + TURNED_AWAY_MAX;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                accepted = self.listener.accept(), if has_room => match accepted {
                     Ok((stream, _)) => {
-                        let handler = Arc::clone(&handler);
+                        let place = Arc::clone(&places).try_acquire_owned().ok();
+                        let handler = place.is_some().then(|| Arc::clone(&handler));
                         connections.spawn(async move {
                             if let Err(err) = converse(stream, handler).await {
                                 debug!("control connection: {err}");
                             }
+                            drop(place);
                         });
                     }
                     Err(err) => {
@@ -117,8 +124,8 @@ impl Drop for Server {
     }
 }
 
-/// One connection: read a request, work on it, tell how it goes.
-async fn converse(stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<()> {
+/// One connection: read a request, work on it, tell how it goes. Without a handler there is no place for it.
+async fn converse(stream: UnixStream, handler: Option<Arc<dyn Handler>>) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
@@ -131,6 +138,12 @@ async fn converse(stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<(
         Ok(Ok(request)) => request,
         Ok(Err(failure)) => return say(&mut writer, &Answer::Failed(failure)).await,
         Err(_) => return Ok(()),
+    };
+    let Some(handler) = handler else {
+        // Said to who has been heard out: one that has nobody to write to takes the daemon for dead.
+        let message = format!("the daemon is busy: {CONNECTIONS_MAX} commands are waiting for it");
+        let busy = Failure::new(FailureKind::Failed, message).hint("try again when some of them have ended");
+        return say(&mut writer, &Answer::Failed(busy)).await;
     };
     let (progress, mut seen) = watch::channel(Progress::default());
     // A task of its own, so that what it does without a pause does not keep us from saying that it goes on.
@@ -396,6 +409,32 @@ mod tests {
         assert!(length > LINE_BYTES_MAX, "{length}");
         let reply = Client::connect(&server.socket()).unwrap().call(&Request::List, &mut |_| {}).unwrap();
         assert!(reply == Reply::Datasets(long_list()));
+    }
+
+    #[test]
+    fn whoever_comes_when_all_places_are_taken_is_told() {
+        let server = Running::start();
+        let status =
+            format!("{{\"version\":{PROTOCOL_VERSION},\"request\":{{\"status\":{{\"files_of\":null}}}}}}\n");
+        let connect = |_| {
+            let mut stream = StdUnixStream::connect(server.socket()).unwrap();
+            stream.write_all(status.as_bytes()).unwrap();
+            stream
+        };
+        let mut waiting: Vec<StdUnixStream> = (0..CONNECTIONS_MAX).map(connect).collect();
+        for stream in &mut waiting {
+            let n = stream.read(&mut [0; 256]).unwrap();
+            assert!(n > 0, "each of them is served");
+        }
+        let ask =
+            || Client::connect_for(&server.socket(), KEEPALIVE * 3).unwrap().ask(&discard(), &mut |_| {});
+        let busy = ask().unwrap_err();
+        assert!(matches!(&busy, CallError::Refused(failure) if failure.message.contains("busy")), "{busy:?}");
+        drop(waiting);
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while ask().is_err() {
+            assert!(std::time::Instant::now() < deadline, "their places stay taken");
+        }
     }
 
     #[test]

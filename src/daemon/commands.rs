@@ -2,15 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use tokio::sync::Semaphore;
+use tokio::sync::SemaphorePermit;
 use tokio::sync::watch;
 
 use crate::control::message::Failure;
 use crate::control::message::FailureKind;
 
+/// Commands at work at a time; further ones have begun, and wait. Each commit may take memory for bodies.
+pub const AT_WORK_MAX: usize = 16;
+
 /// The commands under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Commands {
     state: watch::Sender<State>,
+    at_work: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +57,12 @@ pub struct Closed<'c> {
     commands: &'c Commands,
 }
 
+impl Default for Commands {
+    fn default() -> Self {
+        Self { state: watch::Sender::default(), at_work: Semaphore::new(AT_WORK_MAX) }
+    }
+}
+
 impl Commands {
     /// Begins `what`, as in "a commit of run".
     ///
@@ -80,6 +92,11 @@ impl Commands {
             }
         });
         entered.map(|number| UnderWay { commands: self, number }).map_err(refused)
+    }
+
+    /// Waits until a command that has begun may work.
+    pub async fn turn(&self) -> SemaphorePermit<'_> {
+        self.at_work.acquire().await.expect("the semaphore is never closed")
     }
 
     /// Lets none begin, if none is under way. `why` is what whoever tries is told; `or_else` is the hint about a
@@ -201,6 +218,19 @@ mod tests {
         drop(commit);
         end.await;
         drop(unmount);
+    }
+
+    #[tokio::test]
+    async fn only_so_many_are_at_work() {
+        let commands = Commands::default();
+        let mut at_work = Vec::new();
+        for _ in 0..AT_WORK_MAX {
+            at_work.push(commands.turn().await);
+        }
+        let mut next = std::pin::pin!(commands.turn());
+        assert!(futures_util::poll!(&mut next).is_pending());
+        at_work.pop();
+        drop(next.await);
     }
 
     #[tokio::test]

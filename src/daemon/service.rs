@@ -78,7 +78,11 @@ pub struct Service {
 #[async_trait]
 impl Handler for Service {
     async fn handle(&self, request: Request, progress: watch::Sender<Progress>) -> Result<Reply, Failure> {
-        let _under_way = what_is_asked(&request).map(|what| self.commands.begin(what)).transpose()?;
+        let under_way = what_is_asked(&request).map(|what| self.commands.begin(what)).transpose()?;
+        let _turn = match &under_way {
+            Some(_) => Some(self.commands.turn().await),
+            None => None,
+        };
         match request {
             Request::Status { files_of } => {
                 self.status(files_of.as_ref()).map(|status| Reply::Status(Box::new(status)))
