@@ -366,10 +366,9 @@ mod tests {
             let RemoteSettings::S3(s3) = chosen(choice, Layer::default(), &env).unwrap().remote else {
                 panic!("is a bucket")
             };
-            let id = match s3.credentials.value {
-                Credentials::Keys { access_key_id, .. } => Some(access_key_id),
-                _ => None,
-            };
+            let keys = s3.credentials.value;
+            let id =
+                if let Credentials::Keys { access_key_id, .. } = keys { Some(access_key_id) } else { None };
             (id, s3.client.retries.value)
         };
         let usual = choice(None, None);
