@@ -225,14 +225,7 @@ async fn what_was_finished_before_the_machine_was_started_anew_is_fetched_anew()
 async fn a_piece_counts_as_soon_as_it_is_there() {
     let setup = Setup::new();
     let large = body(4 * PART, 2);
-    setup.put("x/large", &large);
-    let client = setup.client().workers(1);
-    // The first request is for two pieces, and breaks off in the second one.
-    setup.faulty.script(Operation::Get, Fault::Truncate(PART as u64 + 1000));
-    for _ in 0..3 {
-        setup.faulty.script(Operation::Get, unavailable());
-    }
-    client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+    let client = broken_off(&setup, &large).await;
     let map = setup.files("down").into_keys().find(|name| name.ends_with(".map")).unwrap();
     let map = fs::read_to_string(setup.path("down").join(map)).unwrap();
     let pieces: Vec<&str> = map.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
@@ -242,6 +235,19 @@ async fn a_piece_counts_as_soon_as_it_is_there() {
     client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap();
     assert_eq!(gets(&setup) - before, 3, "the second piece, and two requests for the last two");
     assert_eq!(fs::read(setup.path("down/large")).unwrap(), large);
+}
+
+/// A download of `x/large` that has its first piece.
+async fn broken_off(setup: &Setup, large: &[u8]) -> Client {
+    setup.put("x/large", large);
+    let client = setup.client().workers(1);
+    // The first request is for two pieces, and breaks off in the second one.
+    setup.faulty.script(Operation::Get, Fault::Truncate(PART as u64 + 1000));
+    for _ in 0..3 {
+        setup.faulty.script(Operation::Get, unavailable());
+    }
+    client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+    client
 }
 
 fn gets(setup: &Setup) -> usize {

@@ -139,14 +139,7 @@ async fn a_file_that_is_made_in_the_way_of_one_does_not_end_the_others() {
 async fn keys_that_expire_before_a_download_goes_on_cost_it_no_pieces() {
     let setup = Setup::new();
     let large = body(4 * PART, 20);
-    setup.put("x/large", &large);
-    let client = setup.client().workers(1);
-    // The first request is for two pieces, and breaks off in the second one.
-    setup.faulty.script(Operation::Get, Fault::Truncate(PART as u64 + 1000));
-    for _ in 0..3 {
-        setup.faulty.script(Operation::Get, unavailable());
-    }
-    client.download_directory("x", &setup.path("down"), Overwrite::No).await.unwrap_err();
+    let client = broken_off(&setup, &large).await;
     let bare = StoreError::Rejected { key: "x/large".into(), reason: "HTTP 400".into() };
     let denied = StoreError::Denied { key: "bucket".into(), reason: "ExpiredToken".into() };
     setup.faulty.script(Operation::Head, Fault::Before(bare.clone()));
