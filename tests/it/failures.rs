@@ -145,6 +145,16 @@ fn unmount_disk(path: &Path) {
     wait_until("the disk to be let go", || Command::new("umount").arg(path).status().unwrap().success());
 }
 
+/// Writes where a file was removed that had filled the disk. The kernel tells a FUSE file system of a handle's
+/// end after `close` has returned, and until then the removed file has its blocks.
+fn write_once_there_is_room(path: &Path) {
+    wait_until("the removed file's blocks", || match fs::write(path, "fits again") {
+        Err(err) if err.raw_os_error() == Some(libc::ENOSPC) => false,
+        written => written.map(|()| true).unwrap(),
+    });
+    assert_eq!(fs::read(path).unwrap(), b"fits again");
+}
+
 #[test]
 fn a_full_staging_disk_is_told_to_the_writer() {
     let disk = tempfile::tempdir().unwrap();
@@ -162,7 +172,7 @@ fn a_full_staging_disk_is_told_to_the_writer() {
         let len = fs::metadata(mount.path("run/big")).unwrap().len();
         assert!(len > 1_000_000, "what was written before is kept: {len}");
         fs::remove_file(mount.path("run/big")).unwrap();
-        fs::write(mount.path("run/small"), "fits again").unwrap();
+        write_once_there_is_room(&mount.path("run/small"));
         fs::remove_file(mount.path("run/small")).unwrap();
     }
     unmount_disk(disk.path());
@@ -191,7 +201,7 @@ fn a_daemon_whose_log_finds_no_room_goes_on() {
     assert_eq!(refused.iter().find(|errno| **errno != Some(libc::ENOSPC)), None, "for another reason");
     fs::remove_file(mnt.join("run/big")).unwrap();
     fs::remove_file(mnt.join("run/0")).unwrap();
-    fs::write(mnt.join("run/small"), "fits again").unwrap();
+    write_once_there_is_room(&mnt.join("run/small"));
     assert_eq!(home.run(&["umount", "mnt"]).code, 0);
     unmount_disk(&disk);
 }
