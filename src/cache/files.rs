@@ -27,6 +27,7 @@ use crate::cache::mapping;
 use crate::cache::mapping::Mapping;
 use crate::cache::mapping::Mappings;
 use crate::cache::queue::Pages;
+use crate::page_cache;
 
 /// Linux's RWF_DONTCACHE (6.14; ext4, XFS and btrfs know it): the written pages are let go as soon as they are
 /// on the disk, which is begun at once.
@@ -341,7 +342,7 @@ impl Files {
                 rustix::io::pwritev2(&*self.data, &[IoSlice::new(content)], at, DONTCACHE).unwrap_or(0)
             }
         };
-        self.data.write_all_at(&content[written..], at + written as u64)
+        page_cache::write_all_at(&self.data, &content[written..], at + written as u64)
     }
 
     /// Writes whole blocks from `first` on: the bytes, then the entries. Returns the bytes that
