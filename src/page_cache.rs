@@ -1,18 +1,18 @@
 //! Writes through the page cache, in pieces for which memory is cheap.
 //!
 //! Since large folios, Linux allocates the pages for a write in blocks of nearly the write's size (ext4, XFS and
-//! btrfs; up to 2 MiB). Large blocks are cut out of the largest that are free, and those are what a virtual
-//! machine has given back to its hypervisor (free page reporting, `Documentation/mm/free_page_reporting.rst`:
-//! blocks of 2 MiB): they have to be mapped again page by page. A new file of 1 GiB cost 2.1 s of CPU in writes of
-//! 1 MiB, 1.1 s in writes of 512 KiB, 0.26 s in writes of 256 or 128 KiB and 0.3 s in writes of 64 KiB. Where the
-//! memory is the machine's own, 0.25 s in all of them.
+//! btrfs; up to 2 MiB). Blocks of up to 32 KiB come from each core's list of what was freed last
+//! (`PAGE_ALLOC_COSTLY_ORDER`), then from what is left between pages in use. Larger ones are cut out of large free
+//! blocks, and those are what a virtual machine has given back to its hypervisor (free page reporting,
+//! `Documentation/mm/free_page_reporting.rst`), which has to map them again page by page: 2 s of CPU a GiB where
+//! memory at hand costs 0.3. docs/PERFORMANCE.md has the measurements for pieces of other sizes.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 /// Most bytes of one write; writes end at multiples of it.
-const PIECE_BYTES: usize = 128 * 1024;
+const PIECE_BYTES: usize = 32 * 1024;
 
 /// As [`FileExt::write_all_at`].
 ///
