@@ -10,7 +10,6 @@ pub mod block;
 pub mod clock;
 pub mod failpoint;
 pub mod durable;
-mod page_cache;
 pub mod local;
 pub mod config;
 pub mod observe;

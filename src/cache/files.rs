@@ -26,8 +26,8 @@ use crate::cache::format::VersionId;
 use crate::cache::mapping;
 use crate::cache::mapping::Mapping;
 use crate::cache::mapping::Mappings;
+use crate::cache::page_cache;
 use crate::cache::queue::Pages;
-use crate::page_cache;
 
 /// Linux's RWF_DONTCACHE (6.14; ext4, XFS and btrfs know it): the written pages are let go as soon as they are
 /// on the disk, which is begun at once.

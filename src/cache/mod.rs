@@ -37,6 +37,7 @@ mod last_use;
 mod maintenance;
 mod mapping;
 mod one;
+mod page_cache;
 mod paths;
 mod queue;
 #[cfg(test)]

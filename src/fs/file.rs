@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,7 +25,6 @@ use crate::fs::open::IoMode;
 use crate::fs::open::Opened;
 use crate::name::DatasetName;
 use crate::name::RelPath;
-use crate::page_cache;
 use crate::read::ObjectVersion;
 use crate::read::OpenObject;
 use crate::read::ReadHandle;
@@ -320,7 +320,7 @@ impl DatasetFs {
     /// The staging disk's own: a full disk is ENOSPC to whoever wrote.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<(), FsError> {
         match &*self.open.get(fh)? {
-            Handle::Staged(_, file) => Ok(page_cache::write_all_at(file, data, offset)?),
+            Handle::Staged(_, file) => Ok(file.write_all_at(data, offset)?),
             Handle::Published(..) | Handle::Directory(_) => Err(FsError::BadHandle(fh)),
         }
     }
@@ -424,7 +424,7 @@ impl DatasetFs {
             let mut offset = 0;
             while offset < file.size_bytes {
                 let bytes = read.read(offset, COPY_UP_BYTES).await?;
-                page_cache::write_all_at(import.file(), &bytes, offset)?;
+                import.file().write_all_at(&bytes, offset)?;
                 offset += bytes.len() as u64;
             }
         }

@@ -3,6 +3,7 @@
 //! Only those whose content is recorded. The copy is held against that, and what does not fit is fetched,
 //! and leaves the cache.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use sha2::Digest;
@@ -13,7 +14,6 @@ use crate::cache::BlockCache;
 use crate::cache::Entry;
 use crate::cache::Lookup;
 use crate::cache::VersionId;
-use crate::page_cache;
 use crate::record::ContentId;
 use crate::transfer::TransferError;
 use crate::transfer::download::DownloadFile;
@@ -85,7 +85,7 @@ impl Copy {
         while self.at < end {
             let range = self.at..(self.at + COPY_BYTES).min(end);
             let Lookup::Hit(bytes) = self.entry.read(&range, true) else { return Ok(Copied::NotThere) };
-            let written = page_cache::write_all_at(&partial.file, &bytes, self.at);
+            let written = partial.file.write_all_at(&bytes, self.at);
             written.map_err(|source| TransferError::io(partial.path(), source))?;
             self.hasher.update(&bytes);
             self.at = range.end;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use sha2::Sha256;
 
 use crate::name::ETag;
 use crate::name::ObjectKey;
-use crate::page_cache;
 use crate::record::ContentId;
 use crate::store::ByteStream;
 use crate::store::ObjectStore;
@@ -148,7 +148,7 @@ impl Fetch<'_> {
         // downloads has threads to spare.
         let mut at = at;
         for piece in batch {
-            page_cache::write_all_at(self.file, piece, at).map_err(failed)?;
+            self.file.write_all_at(piece, at).map_err(failed)?;
             written.take(piece)?;
             at += piece.len() as u64;
         }
