@@ -15,6 +15,7 @@
 mod backing;
 mod gate;
 mod interrupt;
+mod linger;
 mod reply;
 mod session;
 mod takeover;
@@ -76,6 +77,7 @@ use crate::fs::open::Opened;
 use crate::fuse::backing::Backings;
 use crate::fuse::gate::Gate;
 use crate::fuse::interrupt::interruptible;
+use crate::fuse::linger::Linger;
 use crate::fuse::reply::absent;
 use crate::fuse::reply::file_attr;
 use crate::fuse::reply::file_type;
@@ -115,11 +117,12 @@ pub struct FuseAdapter {
     runtime: tokio::runtime::Handle,
     backings: Arc<Backings>,
     gate: Arc<Gate>,
+    linger: Arc<Linger>,
 }
 
 impl FuseAdapter {
     fn new(fs: Arc<DatasetFs>, runtime: tokio::runtime::Handle) -> Self {
-        Self { fs, runtime, backings: Arc::default(), gate: Arc::default() }
+        Self { fs, runtime, backings: Arc::default(), gate: Arc::default(), linger: Arc::default() }
     }
 
     /// Runs `work`, here and now if it need not wait; then replies.
@@ -133,7 +136,10 @@ impl FuseAdapter {
         let mut work = Box::pin(work);
         let _in_runtime = self.runtime.enter();
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(result) => reply(result.map_err(|err| log_errno(operation, &err))),
+            Poll::Ready(result) => {
+                reply(result.map_err(|err| log_errno(operation, &err)));
+                self.linger.for_a_moment();
+            }
             Poll::Pending => {
                 let (tid, under_way) = (request.pid(), self.gate.begin());
                 self.runtime.spawn(async move {
@@ -234,6 +240,7 @@ impl Filesystem for FuseAdapter {
             Ok((attr, ttl)) => reply.attr(&ttl, &self.file_attr(&attr)),
             Err(err) => reply.error(log_errno("getattr", &err)),
         }
+        self.linger.for_a_moment();
     }
 
     fn setattr(
@@ -399,7 +406,10 @@ impl Filesystem for FuseAdapter {
         reply: ReplyData,
     ) {
         match self.fs.try_read(fh.0, offset, size) {
-            Ok(Some(bytes)) => reply.data(&bytes),
+            Ok(Some(bytes)) => {
+                reply.data(&bytes);
+                self.linger.for_a_moment();
+            }
             Err(err) => reply.error(log_errno("read", &err)),
             Ok(None) => {
                 let fs = Arc::clone(&self.fs);
@@ -428,6 +438,7 @@ impl Filesystem for FuseAdapter {
             Ok(()) => reply.written(data.len() as u32), // at most `REQUEST_BYTES_MAX`
             Err(err) => reply.error(log_errno("write", &err)),
         }
+        self.linger.for_a_moment();
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -447,6 +458,7 @@ impl Filesystem for FuseAdapter {
         self.fs.release(fh.0);
         self.backings.release(&self.fs, ino.0);
         reply.ok();
+        self.linger.for_a_moment();
     }
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {

@@ -109,8 +109,10 @@ impl MountedFs {
         let config = config(options);
         let adapter = FuseAdapter::new(Arc::clone(&fs), runtime);
         let standing = (Arc::clone(&adapter.gate), Arc::clone(&adapter.backings));
+        let linger = Arc::clone(&adapter.linger);
         let session = Session::new(adapter, mountpoint, &config)?;
         let device = Arc::new(session.as_fd().try_clone_to_owned()?);
+        linger.attach(&device);
         Self::run(&fs, session, mountpoint, Standstill::new(device, standing, mountpoint, &config))
     }
 
@@ -128,9 +130,11 @@ impl MountedFs {
         let config = config(options);
         let adapter = FuseAdapter::new(Arc::clone(&fs), runtime);
         let standing = (Arc::clone(&adapter.gate), Arc::clone(&adapter.backings));
+        let linger = Arc::clone(&adapter.linger);
         let device = Arc::new(inherited.device);
         adapter.backings.adopt(&inherited.backings, &device);
         let session = takeover::session(adapter, &device, &config)?;
+        linger.attach(&device);
         Self::run(&fs, session, mountpoint, Standstill::new(device, standing, mountpoint, &config))
     }
 
