@@ -22,9 +22,10 @@ use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use rustix::event::Timespec;
 
-/// How long a thread stays awake: a program on another core that has to be woken for its answer, and reads
-/// a file of some KiB, asks again within it.
-const MOMENT: Duration = Duration::from_micros(100);
+/// How long a thread stays awake: the time for which Linux's own idle loop polls in a virtual machine where it is
+/// let (`guest_halt_poll_ns`). A program that has to be woken for its answer, and reads a file of some KiB, asks
+/// again within it.
+const MOMENT: Duration = Duration::from_micros(200);
 /// Answers without a look after one in vain; twice as many after each further one …
 const SKIPPED_FIRST: u32 = 16;
 /// … up to so many.
