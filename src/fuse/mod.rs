@@ -408,6 +408,7 @@ impl Filesystem for FuseAdapter {
         match self.fs.try_read(fh.0, offset, size) {
             Ok(Some(bytes)) => {
                 reply.data(&bytes);
+                drop(bytes); // memory that others may wait for
                 self.linger.for_a_moment();
             }
             Err(err) => reply.error(log_errno("read", &err)),
